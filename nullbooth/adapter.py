@@ -1,0 +1,317 @@
+"""Weight changes that live in the null space of protected features.
+
+    scope      weight at timestep index s        promises
+    timestep   W + scale * B (A P[s])            outputs at protected features, step by step
+    pooled     W + scale * B (A P)               the same at all steps at once, with less free space
+    shared     W + scale * B A                   nothing: each update is projected by its own step's P[s] only
+
+with A: [rank, in] and B: [out, rank], or D: [out, in] in place of B A for `rank: full`. The projection is part of
+the parametrisation: adaptive optimisers rescale entry by entry, so a projected gradient is not a projected update.
+Biases stay frozen, for a bias has no null space.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nullbooth.projector import Projector
+
+FORMAT = "nullbooth-adapter-1"
+SCOPES = ("timestep", "pooled", "shared")
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What a saved adapter says of itself."""
+
+    scope: str
+    rank: int | str
+    timesteps: tuple[float, ...]  # cached timesteps; the first axis of `down` where that is not 1
+    denoiser: str  # class name
+    model: str  # identity of the model it was trained on
+    prompt: str  # what calls the subject
+    rule: str
+
+
+class SiteProjectors(nn.Module):
+    """P[s] of one site for S timesteps, each as keep[s] * I + V[s] diag(gain[s]) V[s]^T.
+
+    Buffers: vectors `[S, in, k]`, gain `[S, k]` (negative where V spans what is protected), keep `[S]`.
+    """
+
+    def __init__(self, projectors: list[Projector]):
+        super().__init__()
+        k = max(len(p.gain) for p in projectors)
+        pad = [k - len(p.gain) for p in projectors]
+        vectors = [np.pad(p.basis, ((0, 0), (0, n))) for p, n in zip(projectors, pad, strict=True)]
+        gain = [np.pad(-p.gain if p.complement else p.gain, (0, n)) for p, n in zip(projectors, pad, strict=True)]
+        self.register_buffer("vectors", torch.from_numpy(np.stack(vectors)), persistent=False)
+        self.register_buffer("gain", torch.from_numpy(np.stack(gain)), persistent=False)
+        self.register_buffer("keep", torch.tensor([float(p.complement) for p in projectors]), persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+    def project(self, a: Tensor, steps: Tensor) -> Tensor:
+        """`a P[s]` in float32 for `a: [..., in]` and one `s` per leading row of the result `[len(steps), ..., in]`."""
+        with torch.autocast(a.device.type, enabled=False):
+            v, gain, keep = self.vectors[steps], self.gain[steps, None], self.keep[steps, None, None]
+            return keep * a + ((a @ v) * gain) @ v.mT
+
+
+class SiteAdapter(nn.Module):
+    """The trained part of one site. `steps`, set before each forward pass, selects P[s] for every sample."""
+
+    def __init__(self, linear: nn.Linear, projectors: SiteProjectors, scope: str, rank: int | str, alpha: float):
+        super().__init__()
+        out_features, in_features = linear.weight.shape
+        self.projectors, self.scope, self.full = projectors, scope, rank == "full"
+        self.scale = 1.0 if self.full else alpha / rank
+        if self.full:
+            self.delta = nn.Parameter(torch.zeros(out_features, in_features))
+        else:
+            self.down, self.up = nn.Parameter(torch.zeros(rank, in_features)), nn.Parameter(torch.zeros(out_features, rank))
+            # One factor starts at zero. It is `down` for `shared`, whose updates and not weights are projected.
+            start = self.up if scope == "shared" else self.down
+            nn.init.normal_(start, std=1 / math.sqrt(start.shape[1]))
+
+    @property
+    def projected(self) -> nn.Parameter:
+        """The factor on the input side."""
+        return self.delta if self.full else self.down
+
+    def weights(self, steps: Tensor) -> Tensor:
+        """The input-side factor as it acts at `steps`: `[len(steps), r, in]`, or `[1, r, in]` if all steps share it."""
+        if self.scope == "shared":
+            return self.projected[None]
+        if len(self.projectors) == 1:
+            steps = steps.new_zeros(1)
+        return self.projectors.project(self.projected, steps)
+
+    def forward(self, x: Tensor, steps: Tensor) -> Tensor:
+        """Change of the site's output for input `x: [b, tokens, in]`; `steps: [b]`, or `[1]` for the whole batch."""
+        distinct, inverse = steps.unique(return_inverse=True)
+        weights = self.weights(distinct)
+        y = x @ weights[0].mT if len(weights) == 1 else torch.bmm(x, weights[inverse].mT.to(x.dtype))
+        return self.scale * (y if self.full else y @ self.up.mT)
+
+
+class Adapter(nn.Module):
+    """All site adapters of a denoiser, trainable, with the cached timesteps that their projectors belong to."""
+
+    def __init__(
+        self,
+        sites: dict[str, nn.Linear],
+        projectors: dict[str, list[Projector]],
+        timesteps: list[float],
+        scope: str = "timestep",
+        rank: int | str = 16,
+        alpha: float | None = None,
+    ):
+        """`projectors[site]` has one entry per timestep, or a single one that serves all of them."""
+        super().__init__()
+        if scope not in SCOPES:
+            raise ValueError(f"scope {scope!r}: use one of {', '.join(SCOPES)}")
+        shared: dict[int, SiteProjectors] = {}  # sites of one feature come with the same list: keep it once
+        self.names = list(sites)
+        self.site_adapters = nn.ModuleList()
+        for name, linear in sites.items():
+            given = projectors[name]
+            if len(given) not in (1, len(timesteps)):
+                raise ValueError(f"{name}: {len(given)} projectors for {len(timesteps)} timesteps")
+            stack = shared.setdefault(id(given), SiteProjectors(given))
+            alpha_ = float(rank) if alpha is None and rank != "full" else (alpha or 1.0)
+            self.site_adapters.append(SiteAdapter(linear, stack, scope, rank, alpha_))
+        self.scope, self.rank = scope, rank
+        self.register_buffer("timesteps", torch.tensor(timesteps, dtype=torch.float64), persistent=False)
+        self._steps: Tensor | None = None
+
+    def nearest(self, timestep: Tensor) -> Tensor:
+        """Index of the nearest cached timestep for each entry of `timestep: []` or `[b]`."""
+        return nearest_index(self.timesteps, timestep)
+
+    @contextmanager
+    def attached(self, denoiser: nn.Module) -> Iterator["Adapter"]:
+        """Let the denoiser run with this adapter; its own weights stay as they are."""
+        modules = dict(denoiser.named_modules())
+
+        def remember(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            self._steps = self.nearest(timestep_argument(args, kwargs))
+
+        def change(site: SiteAdapter) -> Callable:
+            def hook(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+                return output + site(args[0], self._steps).to(output.dtype)
+
+            return hook
+
+        handles = [denoiser.register_forward_pre_hook(remember, with_kwargs=True)]
+        for name, site in zip(self.names, self.site_adapters, strict=True):
+            handles.append(modules[name].register_forward_hook(change(site)))
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def project_updates(self, before: list[Tensor], step: Tensor) -> None:
+        """Scope `shared`: replace the change since `before` of every input-side factor by (change) P[step]."""
+        for old, site in zip(before, self.site_adapters, strict=True):
+            index = step if len(site.projectors) > 1 else torch.zeros_like(step)
+            site.projected.copy_(old + site.projectors.project(site.projected - old, index.reshape(1))[0])
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of the input-side factors, for `project_updates`."""
+        return [site.projected.detach().clone() for site in self.site_adapters]
+
+    @torch.no_grad()
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved: `down: [S, r, in]` (projected), `up: [out, r]` (scaled); for full rank `delta: [out, in]`
+        and the site's projectors."""
+        saved: dict[str, Tensor] = {}
+        steps = torch.arange(len(self.timesteps), device=self.timesteps.device)
+        for name, site in zip(self.names, self.site_adapters, strict=True):
+            if not site.full:
+                saved[f"{name}.down"] = site.weights(steps)
+                saved[f"{name}.up"] = site.up * site.scale
+            elif site.scope == "shared" or len(site.projectors) == 1:
+                saved[f"{name}.delta"] = site.weights(steps)[0]
+            else:
+                saved[f"{name}.delta"] = site.delta
+                saved |= {f"{name}.{key}": value for key, value in site.projectors.named_buffers()}
+        return {key: value.detach().float().cpu().contiguous().clone() for key, value in saved.items()}
+
+    def save(self, path: Path | str, info: AdapterInfo) -> None:
+        """Write a safetensors file with all that `load_adapter` needs."""
+        save_file(self.tensors(), path, {"format": FORMAT, "info": json.dumps(asdict(info))})
+
+
+def nearest_index(timesteps: Tensor, timestep: Tensor) -> Tensor:
+    """Index `[b]` of the entry of `timesteps: [T]` nearest to each entry of `timestep: []` or `[b]`."""
+    distance = (timesteps[None] - timestep.reshape(-1, 1).to(timesteps)).abs()
+    return distance.argmin(1)
+
+
+def timestep_argument(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """The timestep of a denoiser call: its second argument."""
+    value = kwargs["timestep"] if "timestep" in kwargs else args[1]
+    return torch.as_tensor(value)
+
+
+def read_adapter(path: Path | str) -> tuple[dict[str, Tensor], AdapterInfo]:
+    """Tensors and description of a saved adapter. Raises ValueError if the file is something else."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path}: not a NullBooth adapter (format {metadata.get('format')!r}, expected {FORMAT!r})")
+        info = json.loads(metadata["info"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    return tensors, AdapterInfo(**{**info, "timesteps": tuple(info["timesteps"])})
+
+
+class LoadedAdapter:
+    """An adapter at work in a denoiser: weights are set once per timestep, so that a pass costs what it did before."""
+
+    def __init__(self, denoiser: nn.Module, tensors: dict[str, Tensor], info: AdapterInfo, scale: float):
+        modules = dict(denoiser.named_modules())
+        self.info, self.scale, self._at = info, scale, None
+        self._timesteps = torch.tensor(info.timesteps, dtype=torch.float64)
+        self._sites = {key.rsplit(".", 1)[0] for key in tensors}
+        for name in self._sites:
+            expected = self._shape(tensors, name)
+            if name not in modules or getattr(modules[name], "weight", torch.empty(0)).shape != expected:
+                raise ValueError(
+                    f"this adapter changes {name} of shape {tuple(expected)}, which this {type(denoiser).__name__} does "
+                    f"not have: it was made for {info.denoiser} {info.model}"
+                )
+        self._modules = {name: modules[name] for name in sorted(self._sites)}
+        device = next(denoiser.parameters()).device
+        self._tensors = {key: value.to(device) for key, value in tensors.items()}
+        self._original = {name: module.weight.detach().clone() for name, module in self._modules.items()}
+        self._handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    @staticmethod
+    def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size:
+        if f"{name}.delta" in tensors:
+            return tensors[f"{name}.delta"].shape
+        return torch.Size((tensors[f"{name}.up"].shape[0], tensors[f"{name}.down"].shape[-1]))
+
+    def change(self, name: str, step: int) -> Tensor:
+        """Change of the site's weight `[out, in]` at a cached timestep, without `scale`."""
+        t = self._tensors
+        if f"{name}.up" in t:
+            down = t[f"{name}.down"]
+            return t[f"{name}.up"] @ down[step if len(down) > 1 else 0]
+        delta = t[f"{name}.delta"]
+        if f"{name}.keep" not in t:
+            return delta
+        v, gain, keep = (t[f"{name}.{key}"][step] for key in ("vectors", "gain", "keep"))
+        return keep * delta + ((delta @ v) * gain) @ v.T
+
+    def varies(self, name: str) -> bool:
+        """Whether the site's change depends on the timestep."""
+        return f"{name}.keep" in self._tensors or len(self._tensors.get(f"{name}.down", ())) > 1
+
+    @torch.no_grad()
+    def _before(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        steps = nearest_index(self._timesteps, timestep_argument(args, kwargs).cpu()).unique()
+        if len(steps) > 1:
+            raise ValueError("a loaded adapter takes one timestep per call; train-time batches use Adapter.attached")
+        step = int(steps[0])
+        if step == self._at:
+            return
+        for name, module in self._modules.items():
+            if self._at is None or self.varies(name):
+                change = self.scale * self.change(name, step)
+                module.weight.copy_(self._original[name].float() + change)
+        self._at = step
+
+    @torch.no_grad()
+    def unload(self) -> None:
+        """Give the denoiser its own weights back, bit by bit."""
+        self._handle.remove()
+        for name, module in self._modules.items():
+            module.weight.copy_(self._original[name])
+
+
+def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0) -> LoadedAdapter:
+    """Make a diffusers pipeline use a saved adapter, with any number of steps (nearest cached timestep).
+
+    `scale` multiplies the change of the weights. Undo with `.unload()`.
+    """
+    from nullbooth.models import denoiser_of
+
+    tensors, info = read_adapter(path)
+    return LoadedAdapter(denoiser_of(pipeline), tensors, info, scale)
+
+
+def export_lora(path: Path | str, out: Path | str, prefix: str = "unet") -> None:
+    """Write an adapter as a LoRA file for `pipe.load_lora_weights`; alpha is folded in (equal to the rank).
+
+    Raises ValueError where no single LoRA equals the adapter: `timestep` scope, and full rank.
+    """
+    tensors, info = read_adapter(path)
+    lora = {}
+    for key, value in tensors.items():
+        name, part = key.rsplit(".", 1)
+        if part not in ("down", "up"):
+            raise ValueError(f"{path}: a full-rank adapter is no LoRA; train with an integer method rank")
+        if part == "down" and len(value) > 1:
+            raise ValueError(
+                f"{path}: scope {info.scope} has other weights at each timestep, which no LoRA file can say; "
+                "train with scope pooled, or load it with nullbooth.load_adapter"
+            )
+        lora[f"{prefix}.{name}.lora_{'A' if part == 'down' else 'B'}.weight"] = (
+            value[0] if part == "down" else value
+        ).contiguous()
+    save_file(lora, out, {"format": "pt"})

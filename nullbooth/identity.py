@@ -1,0 +1,78 @@
+"""What a model and a set of prompts are: content hashes that caching relies on."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+_WEIGHTS = (".safetensors", ".json", ".txt", ".model")
+_REMEMBERED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nullbooth" / "fingerprints.json"
+
+
+def digest(value: object) -> str:
+    """Short SHA-256 of any JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_identity(model: str, revision: str | None = None) -> str:
+    """Hash of a local model's files, or `id@revision` of a Hub model.
+
+    A file's hash is remembered by path, size, modification time and change time, so that large models are
+    read once. Raises FileNotFoundError if a local folder has no diffusers pipeline in it.
+    """
+    folder = Path(model)
+    if not folder.exists():
+        if model.startswith((".", "/", "~")) or model.count("/") != 1:
+            raise FileNotFoundError(f"model: {model!r} is neither a folder nor a Hub id (owner/name)")
+        return f"{model}@{revision or 'main'}"
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"model: {folder} has no model_index.json; give the folder of a diffusers pipeline")
+    remembered = json.loads(_REMEMBERED.read_text()) if _REMEMBERED.is_file() else {}
+    files, known = {}, dict(remembered)
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in _WEIGHTS):
+        stat = path.stat()
+        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+        if key not in known:
+            known[key] = file_digest(path)
+        files[path.relative_to(folder).as_posix()] = known[key]
+    if known != remembered:
+        _REMEMBERED.parent.mkdir(parents=True, exist_ok=True)
+        partial = _REMEMBERED.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(known))
+        partial.replace(_REMEMBERED)
+    return digest(files)
+
+
+def read_prompts(path: Path | str) -> list[str]:
+    """Prompts of a text file, one a line, without blank lines, comments (#) and repetitions, sorted.
+
+    Sorted, because the moments do not depend on the order: neither should the cache.
+    """
+    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+    prompts = sorted({line for line in lines if line and not line.startswith("#")})
+    if not prompts:
+        raise ValueError(f"{path}: no prompts in it; write one a line")
+    return prompts
+
+
+def prompt_seed(prompt: str, seed: int) -> int:
+    """A seed that belongs to the prompt itself, so that adding a prompt changes no other trajectory."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{prompt}".encode()).digest()[:4], "big")
+
+
+def seeded_noise(seed: int, shape: tuple[int, ...]):
+    """Standard normal float32 noise `[*shape]`, drawn on the CPU so that a seed means the same on every device."""
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+
+
+def as_float(values) -> list[float]:
+    return [float(v) for v in np.asarray(values)]

@@ -1,0 +1,99 @@
+"""Projectors onto the null space of protected features. NumPy only: its jobs are many and must start fast.
+
+C = U diag(w) U^T with eigenvalues ascending; a rank rule keeps the smallest as free directions;
+P = U_free U_free^T (AlphaEdit, arXiv 2410.02355, section 3.2).
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RULES = ("energy", "absolute", "relative", "fraction", "soft")
+
+
+class ProjectorError(ValueError):
+    """The moments of a site do not give a usable projector."""
+
+
+def decompose(c: NDArray, site: str = "?") -> tuple[NDArray, NDArray]:
+    """Eigenvalues `[n]` float64, ascending and not negative, and eigenvectors `[n, n]` float32 in columns.
+
+    Raises ProjectorError on NaN, on asymmetry, and on negative eigenvalues beyond rounding.
+    """
+    c = np.asarray(c, dtype=np.float64)
+    if not np.isfinite(c).all():
+        raise ProjectorError(f"{site}: its second moment has NaN or infinite entries")
+    scale = np.abs(c).max(initial=0.0)
+    if not np.allclose(c, c.T, rtol=0, atol=1e-6 * scale):
+        raise ProjectorError(f"{site}: its second moment is not symmetric")
+    w, u = np.linalg.eigh((c + c.T) / 2)
+    if w[0] < -1e-5 * max(w[-1], 0.0) - np.finfo(np.float64).tiny:
+        raise ProjectorError(f"{site}: its second moment has a negative eigenvalue, {w[0]:.3g} (largest {w[-1]:.3g})")
+    return w.clip(min=0.0), u.astype(np.float32)
+
+
+def free_directions(w: NDArray, rule: str, value: float) -> int:
+    """How many of the ascending eigenvalues `w: [n]` a hard rank rule calls free."""
+    match rule:
+        case "energy":
+            return int(np.searchsorted(np.cumsum(w), value * w.sum(), side="right"))
+        case "absolute":
+            return int((w < value).sum())
+        case "relative":
+            return int((w < value * w[-1]).sum())
+        case "fraction":
+            return int(value * len(w))
+    raise ValueError(f"unknown rank rule {rule!r}; use one of {', '.join(RULES)}")
+
+
+@dataclass(frozen=True)
+class Projector:
+    """`P = V diag(g) V^T` or, as the thinner of the two, `I - V diag(g) V^T` (`complement`).
+
+    `basis: [n, k]` float32 holds V; `gain: [k]` float32 holds g, all ones except for the soft rule.
+    """
+
+    basis: NDArray
+    gain: NDArray
+    complement: bool
+    free: float  # trace of P: free directions, or their sum of weights under the soft rule
+
+    def apply(self, a: NDArray) -> NDArray:
+        """`a P` for `a: [..., n]`."""
+        inner = (a @ self.basis * self.gain) @ self.basis.T
+        return a - inner if self.complement else inner
+
+    def dense(self) -> NDArray:
+        """`P: [n, n]`."""
+        return self.apply(np.eye(len(self.basis), dtype=self.basis.dtype))
+
+
+def projector(w: NDArray, u: NDArray, rule: str, value: float, site: str = "?") -> Projector:
+    """The projector of a decomposition under a rank rule.
+
+    Raises ProjectorError if nothing is free; warns if everything is.
+    """
+    n = len(w)
+    if rule == "soft":
+        gain = value / (w + value)
+        if gain.sum() < 1e-3:
+            raise ProjectorError(_nothing_free(site, rule, value, w))
+        return Projector(u, gain.astype(np.float32), False, float(gain.sum()))
+    k = free_directions(w, rule, value)
+    if k == 0:
+        raise ProjectorError(_nothing_free(site, rule, value, w))
+    if k == n:
+        warnings.warn(f"{site}: rule {rule}: {value} leaves all {n} directions free: nothing is protected", stacklevel=2)
+    if k <= n - k:
+        return Projector(u[:, :k], np.ones(k, np.float32), False, float(k))
+    return Projector(u[:, k:], np.ones(n - k, np.float32), True, float(k))
+
+
+def _nothing_free(site: str, rule: str, value: float, w: NDArray) -> str:
+    quantiles = ", ".join(f"{q:.3g}" for q in np.quantile(w, (0, 0.25, 0.5, 0.75, 1)))
+    return (
+        f"{site}: no free direction under protect.rule {rule}: {value}; its {len(w)} eigenvalues have quartiles "
+        f"{quantiles}. Raise the value, protect fewer prompts, or leave the site out (protect.sites)"
+    )

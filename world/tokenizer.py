@@ -1,0 +1,54 @@
+"""The CLIP tokenizer of the world: every word of a caption is one token, anything else falls to pieces."""
+
+import json
+import string
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+from world.scenes import COLORS, PATTERNS, POSITIONS, SHAPES, SIZES
+
+IDENTIFIERS = ("sks", "zwx", "ohwx")  # tokens that no caption uses: free names for new subjects
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+MAX_LENGTH = 24
+
+
+def words() -> list[str]:
+    phrases = ("a photo of on background", *SHAPES, *COLORS, *PATTERNS, *SIZES, *POSITIONS, *IDENTIFIERS)
+    return sorted({word for phrase in phrases for word in phrase.split()})
+
+
+def build() -> CLIPTokenizer:
+    """Byte-level BPE trained until each word of the world is whole."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=5000,
+        min_frequency=1,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    letters = list(string.ascii_lowercase + string.digits + string.punctuation)  # their end-of-word forms
+    bpe.train_from_iterator(words() * 2 + letters, trainer)
+    state = json.loads(bpe.to_str())["model"]
+    vocab = dict(sorted(state["vocab"].items(), key=lambda item: item[1]))
+    for token in (BOS, EOS):
+        vocab[token] = len(vocab)
+    merges = [tuple(m) for m in state["merges"]]
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
+    broken = [word for word in words() if len(tokenizer(word).input_ids) != 3]
+    if broken:
+        raise ValueError(f"words in more than one token: {broken}")
+    return tokenizer
+
+
+def save(out: Path) -> CLIPTokenizer:
+    tokenizer = build()
+    tokenizer.save_pretrained(out)
+    return CLIPTokenizer.from_pretrained(out)
