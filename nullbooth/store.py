@@ -17,8 +17,17 @@ class StoreError(ValueError):
     """A store is missing, broken, or was made from something else."""
 
 
-def write(path: Path | str, arrays: dict[str, NDArray], identity: dict[str, Any], **attributes: Any) -> None:
-    """Write arrays (chunked along the first axis, compressed) and attributes as a Zarr 3 group.
+def write(
+    path: Path | str,
+    arrays: dict[str, NDArray],
+    identity: dict[str, Any],
+    *,
+    chunk_rows: dict[str, int] | None = None,
+    **attributes: Any,
+) -> None:
+    """Write arrays (compressed, chunked along the first axis) and attributes as a Zarr 3 group.
+
+    `chunk_rows` sets the rows of a chunk for an array that is read in slices of that size.
 
     The store is written beside its final name and moved there when whole.
     """
@@ -28,7 +37,7 @@ def write(path: Path | str, arrays: dict[str, NDArray], identity: dict[str, Any]
     group = zarr.open_group(partial, mode="w", zarr_format=3)
     for name, array in arrays.items():
         array = np.asarray(array)
-        rows = max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
+        rows = (chunk_rows or {}).get(name) or max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
         chunks = (min(rows, max(1, len(array))), *(max(1, n) for n in array.shape[1:]))
         group.create_array(name, data=array, chunks=chunks)
     versions = {name: version(name) for name in LIBRARIES}

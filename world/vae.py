@@ -21,7 +21,7 @@ CONFIG = dict(
     down_block_types=("DownEncoderBlock2D",) * 3,
     up_block_types=("UpDecoderBlock2D",) * 3,
     layers_per_block=1,
-    latent_channels=4,
+    latent_channels=8,
     norm_num_groups=16,
     sample_size=64,
     mid_block_add_attention=False,
@@ -127,6 +127,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=1800)
     args = parser.parse_args()
     train(args.out, args.checkpoint, args.steps)

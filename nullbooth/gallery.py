@@ -1,0 +1,123 @@
+"""The page that shows base and tuned model side by side, and a contact sheet per concept."""
+
+import csv
+import json
+import shutil
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image, ImageDraw, ImageFont
+
+GROUPS = {
+    "subject": "The subject, in new places",
+    "class": "The same prompts without its name",
+    "unrelated": "Everything else, none of it protected word for word",
+}
+SHEET = {"subject": 6, "class": 2, "unrelated": 6}  # prompts of each group on the contact sheet
+TILE = 128
+
+
+def collect_images(folder: Path, page: Path, name: str) -> dict[tuple[str, str, int], str]:
+    """Copy a folder of pictures beside the page; their addresses by group, prompt and seed."""
+    target = page / name
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(".snakemake*", "*.json"))
+    listed = json.loads((folder / "images.json").read_text())["images"]
+    return {(e["group"], e["prompt"], e["seed"]): f"{name}/{e['file']}" for e in listed}
+
+
+def figure(metrics: list[dict], model: str, group: str, metric: str) -> dict | None:
+    """One measured value with its interval, or None where it was not measured."""
+    matches = [m for m in metrics if (m["model"], m["group"], m["metric"]) == (model, group, metric)]
+    return matches[0] if matches else None
+
+
+def loss_curve(path: Path, width: int = 320, height: int = 72, window: int = 20) -> str:
+    """Points of an SVG polyline: the running mean of the training loss."""
+    with open(path, newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    means = [sum(losses[max(0, i - window) : i + 1]) / len(losses[max(0, i - window) : i + 1]) for i in range(len(losses))]
+    low, high = min(means), max(means)
+    span = (high - low) or 1.0
+    step = width / max(1, len(means) - 1)
+    return " ".join(f"{i * step:.1f},{height - (m - low) / span * height:.1f}" for i, m in enumerate(means))
+
+
+def contact_sheet(path: Path, page: Path, rows: list[tuple[str, list[str]]], captions: list[str]) -> None:
+    """Pictures of one concept: a row per model, a column per prompt."""
+    font = ImageFont.load_default(11)
+    margin, head = 104, 78
+    sheet = Image.new("RGB", (margin + (TILE + 6) * len(captions), head + (TILE + 6) * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, caption in enumerate(captions):
+        draw.multiline_text((margin + i * (TILE + 6), 4), textwrap.fill(caption, 21), "black", font, spacing=2)
+    for j, (label, files) in enumerate(rows):
+        y = head + j * (TILE + 6)
+        draw.multiline_text((6, y + TILE // 2 - 12), textwrap.fill(label, 16), "black", font)
+        for i, name in enumerate(files):
+            with Image.open(page / name) as picture:
+                method = Image.Resampling.NEAREST if picture.width < TILE else Image.Resampling.LANCZOS
+                sheet.paste(picture.convert("RGB").resize((TILE, TILE), method), (margin + i * (TILE + 6), y))
+    sheet.save(path)
+
+
+def write_gallery(
+    page: Path,
+    template: Path,
+    results: Path,
+    runs: list[str],
+    concepts: list[dict[str, Any]],
+    about: dict[str, Any],
+) -> None:
+    """Write `page/index.html`, the pictures that it shows and `page/<concept>.png`; everything by relative address."""
+    page.mkdir(parents=True, exist_ok=True)
+    unrelated = collect_images(results / "images/base/unrelated", page, "base/unrelated")
+    sections = []
+    for concept in concepts:
+        name = concept["name"]
+        base = collect_images(results / "images/base" / name, page, f"base/{name}") | unrelated
+        photographs = [p for p in sorted(Path(concept["images"]).iterdir()) if p.suffix.lower() != ".txt"]
+        (page / "photographs" / name).mkdir(parents=True)
+        tuned = []
+        for run in (r for r in runs if r.split("/")[0] == name):
+            folder = results / "runs" / run
+            tuned.append(
+                {
+                    "label": " ".join(run.split("/")[1:]) if about["seeds"] > 1 else run.split("/")[1],
+                    "images": collect_images(results / "images" / run, page, run),
+                    "metrics": json.loads((folder / "metrics.json").read_text())["metrics"],
+                    "loss": loss_curve(folder / "loss.csv"),
+                }
+            )
+        keys = list(tuned[0]["images"])
+        sections.append(
+            {
+                "concept": concept,
+                "photographs": [
+                    shutil.copy(p, page / "photographs" / name / p.name).relative_to(page).as_posix() for p in photographs
+                ],
+                "tuned": tuned,
+                "groups": [
+                    {
+                        "name": group,
+                        "title": title,
+                        "rows": [
+                            {"prompt": k[1], "base": base[k], "tuned": [t["images"][k] for t in tuned]}
+                            for k in keys
+                            if k[0] == group
+                        ],
+                    }
+                    for group, title in GROUPS.items()
+                ],
+            }
+        )
+        shown = [k for group, n in SHEET.items() for k in [q for q in keys if q[0] == group][:n]]
+        rows = [("base model", [base[k] for k in shown])]
+        rows += [(t["label"], [t["images"][k] for k in shown]) for t in tuned]
+        contact_sheet(page / f"{name}.png", page, rows, [k[1] for k in shown])
+    environment = Environment(
+        loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    html = environment.get_template(template.name).render(sections=sections, about=about, figure=figure)
+    (page / "index.html").write_text(html, encoding="utf-8")

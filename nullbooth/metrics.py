@@ -1,0 +1,124 @@
+"""How well a subject was learned and how far everything else moved.
+
+Encoders are any CLIP-shaped and any DINO-shaped model of transformers, by folder or Hub id.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An image encoder and how it wants its images; `tokenizer` and `heads` where it has them."""
+
+    model: nn.Module
+    size: int
+    mean: Tensor
+    std: Tensor
+    tokenizer: object | None = None
+    heads: nn.Linear | None = None
+    attributes: dict[str, list[str]] | None = None
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Images `[n, 3, h, w]` in [-1, 1], resized (bicubic, antialiased) and normalised."""
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
+        return (x.clamp(-1, 1) / 2 + 0.5 - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def load_encoder(path: str, revision: str | None = None) -> Encoder:
+    """A CLIP- or DINO-shaped encoder. Attribute heads are read from `heads.safetensors` and `heads.json` beside it."""
+    from safetensors.torch import load_file
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import cached_file
+
+    model = AutoModel.from_pretrained(path, revision=revision, use_safetensors=True, dtype=torch.float32).eval()
+    config = json.loads(Path(cached_file(path, "preprocessor_config.json", revision=revision)).read_text())
+    size = config.get("crop_size") if config.get("do_center_crop", True) else config["size"]
+    size = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision) if hasattr(model, "get_text_features") else None
+    heads = attributes = None
+    if (Path(path) / "heads.json").is_file():
+        attributes = json.loads((Path(path) / "heads.json").read_text())
+        weights = load_file(Path(path) / "heads.safetensors")
+        heads = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
+        heads.load_state_dict(weights)
+    mean, std = torch.tensor(config["image_mean"]), torch.tensor(config["image_std"])
+    return Encoder(model, size, mean, std, tokenizer, heads, attributes)
+
+
+def _tensor(output: object) -> Tensor:
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+@torch.no_grad()
+def embed_images(encoder: Encoder, x: Tensor, batch: int = 64) -> Tensor:
+    """Unit embeddings `[n, d]` of images `[n, 3, h, w]` in [-1, 1]."""
+    features = []
+    for part in x.split(batch):
+        pixels = encoder.prepare(part)
+        if encoder.tokenizer is not None:
+            features.append(_tensor(encoder.model.get_image_features(pixel_values=pixels)))
+        else:
+            features.append(encoder.model(pixel_values=pixels).pooler_output)
+    return F.normalize(torch.cat(features), dim=-1)
+
+
+@torch.no_grad()
+def embed_texts(encoder: Encoder, texts: list[str]) -> Tensor:
+    """Unit embeddings `[n, d]` of texts by a CLIP-shaped encoder."""
+    tokens = encoder.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    features = encoder.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+    return F.normalize(_tensor(features), dim=-1)
+
+
+def subject_fidelity(images: Tensor, references: Tensor) -> Tensor:
+    """Mean cosine `[n]` of each image embedding `[n, d]` to the references `[m, d]` (DreamBooth, arXiv 2208.12242)."""
+    return (images @ references.T).mean(1)
+
+
+def paired_drift(tuned: Tensor, base: Tensor) -> Tensor:
+    """(1 - cos)/2 `[n]` of unit embeddings of images drawn from the same noise by tuned and base model."""
+    return (1 - (tuned * base).sum(1)) / 2
+
+
+@torch.no_grad()
+def attribute_accuracy(encoder: Encoder, x: Tensor, prompts: list[str]) -> dict[str, list[float]]:
+    """For every attribute that a prompt names, whether the picture shows it (1 or 0), by attribute.
+
+    A value is named if its words stand in the prompt; `background` is the colour before that word, `color` another.
+    """
+    features = torch.cat([encoder.model(pixel_values=encoder.prepare(part)).pooler_output for part in x.split(64)])
+    logits = encoder.heads(features).split([len(v) for v in encoder.attributes.values()], -1)
+    hits: dict[str, list[float]] = {}
+    for name, part in zip(encoder.attributes, logits, strict=True):
+        for prompt, value in zip(prompts, part.argmax(-1).tolist(), strict=True):
+            truth = named_attribute(name, encoder.attributes[name], prompt)
+            if truth is not None:
+                hits.setdefault(name, []).append(float(encoder.attributes[name][value] == truth))
+    return hits
+
+
+def named_attribute(name: str, values: list[str], prompt: str) -> str | None:
+    """The value of an attribute that a prompt of the embedded world names, or None if it leaves it open."""
+    before, _, ground = prompt.partition(" on a ")
+    ground = ground.removesuffix(" background").split()
+    if name in ("background", "pattern"):
+        named = next((v for v in values if v in ground), None)
+        return named or ("plain" if name == "pattern" and ground else None)
+    words = before.split()
+    return next((v for v in values if v and (v in words or f" {v} " in f" {before} ")), None)
+
+
+def bootstrap_mean(values: list[float] | Tensor, n: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Mean of `values: [k]` with a 95% percentile-bootstrap interval."""
+    values = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(seed).choice(values, (n, len(values))).mean(1)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return {"value": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}

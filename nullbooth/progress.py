@@ -1,0 +1,30 @@
+"""Progress of long work as lines in a log, with the time left."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+
+def reporter(what: str, log: Callable[[str], None] = print, every: float = 5.0) -> Callable[[int, int], None]:
+    """A function of (done, total) that logs at most every `every` seconds, and at the end."""
+    began = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every or done == total:
+            last = now
+            left = (now - began) / done * (total - done)
+            log(f"{what}: {done}/{total}  {now - began:.0f} s, {left:.0f} s left")
+
+    return report
+
+
+def log_to(path: str) -> None:
+    """Send everything this process prints, tracebacks and warnings included, to a log file."""
+    file = open(path, "w", buffering=1)  # noqa: SIM115 (open for as long as the process lives)
+    sys.stdout.flush()
+    os.dup2(file.fileno(), sys.stdout.fileno())
+    os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.stdout.reconfigure(line_buffering=True)

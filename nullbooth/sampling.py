@@ -1,0 +1,40 @@
+"""Pictures from a pipeline, with noise that belongs to the seed: the same for every method and batch size."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nullbooth.models import autocast, denoiser_of
+from nullbooth.trajectories import initial_latents
+
+
+@torch.no_grad()
+def sample(
+    pipeline: Any,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    steps: int,
+    guidance: float,
+    batch: int = 8,
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """One picture per prompt and seed, float32 `[n, 3, h, w]` in [-1, 1], on the CPU."""
+    pictures = []
+    for i in range(0, len(prompts), batch):
+        texts = prompts[i : i + batch]
+        latents = initial_latents(pipeline, seeds[i : i + batch])
+        with autocast(pipeline.device, precision):
+            images = pipeline(
+                texts,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                latents=latents.to(pipeline.device, denoiser_of(pipeline).dtype),
+                output_type="pt",
+            ).images
+        pictures.append(images.float().cpu() * 2 - 1)
+        progress(i + len(texts), len(prompts))
+    return torch.cat(pictures)

@@ -1,0 +1,62 @@
+"""Checks a config against its schema, with errors that name the key, the value and the mend."""
+
+import copy
+import difflib
+from typing import Any
+
+import jsonschema
+
+
+class SettingsError(ValueError):
+    """The config does not fit its schema."""
+
+
+def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `config` with the schema's defaults filled in, at every depth. Raises SettingsError."""
+    config = copy.deepcopy(config)
+    _fill(config, schema, schema)
+    errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
+    if errors:
+        raise SettingsError("\n".join(_explain(error) for error in errors))
+    for kind in ("concepts", "methods"):
+        names = [entry["name"] for entry in config.get(kind, [])]
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise SettingsError(f"{kind}: the name {doubled.pop()!r} is used twice; names must differ")
+    return config
+
+
+def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in schema:
+        return root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    return schema
+
+
+def _fill(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> None:
+    schema = _resolve(schema, root)
+    if isinstance(value, dict):
+        for key, sub in schema.get("properties", {}).items():
+            if "default" in sub and key not in value:
+                value[key] = copy.deepcopy(sub["default"])
+            if key in value:
+                _fill(value[key], sub, root)
+    elif isinstance(value, list):
+        for item in value:
+            _fill(item, schema.get("items", {}), root)
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    where = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        unknown = [key for key in error.instance if key not in known]
+        lines = []
+        for key in unknown:
+            near = difflib.get_close_matches(str(key), known, 1, 0.5)
+            mend = f"did you mean {near[0]!r}?" if near else f"keys here are {', '.join(known)}"
+            lines.append(f"{f'{where}.' if where else ''}{key}: unknown key; {mend}")
+        return "\n".join(lines)
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f"{where or 'config'}: missing {', '.join(missing)}"
+    hint = error.schema.get("description", "")
+    return f"{where}: {error.instance!r}: {error.message}" + (f" ({hint})" if hint else "")

@@ -1,0 +1,33 @@
+"""The page that a person opens."""
+
+
+rule gallery:
+    input:
+        tuned=collect("<results>/images/{run}", run=RUNS),
+        base=collect("<results>/images/base/{part}", part=[*CONCEPTS, "unrelated"]),
+        metrics=collect("<results>/runs/{run}/metrics.json", run=RUNS),
+        losses=collect("<results>/runs/{run}/loss.csv", run=RUNS),
+    output:
+        report(
+            directory("<results>/samples"),
+            htmlindex="index.html",
+            caption="../workflow/report/gallery.rst",
+            category="Gallery",
+        ),
+    params:
+        runs=RUNS,
+        concepts=list(CONCEPTS.values()),
+        methods=list(METHODS.values()),
+        model=str(config["model"]),
+        sampler=config["sampler"],
+    log:
+        "<results>/logs/gallery.log",
+    benchmark:
+        "<results>/benchmarks/gallery.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Writing the gallery"
+    script:
+        "../workflow/scripts/gallery.py"

@@ -1,0 +1,74 @@
+"""Pictures of base and tuned models from the same noise, and how they differ."""
+
+
+rule base_images:
+    output:
+        directory("<results>/images/base/{part}"),
+    params:
+        prompts=base_prompts,
+        sampler=config["sampler"],
+        sample=SAMPLING,
+        loading=LOADING,
+        identity={"model": MODEL},
+    log:
+        "<results>/logs/images/base/{part}.log",
+    benchmark:
+        "<results>/benchmarks/images/base/{part}.tsv"
+    threads: workflow.cores or 1
+    resources:
+        gpu=1,
+        mem_mb=grown(6000),
+        runtime=60,
+    message:
+        "Drawing with the base model: {wildcards.part}"
+    script:
+        "../workflow/scripts/sample.py"
+
+
+rule tuned_images:
+    input:
+        adapter=rules.adapter.output.adapter,
+    output:
+        directory("<results>/images/{concept}/{method}/{seed}"),
+    params:
+        prompts=run_prompts,
+        sampler=config["sampler"],
+        sample=SAMPLING,
+        loading=LOADING,
+        identity={"model": MODEL},
+    log:
+        "<results>/logs/images/{concept}/{method}/{seed}.log",
+    benchmark:
+        "<results>/benchmarks/images/{concept}/{method}/{seed}.tsv"
+    threads: workflow.cores or 1
+    resources:
+        gpu=1,
+        mem_mb=grown(6000),
+        runtime=60,
+    message:
+        "Drawing {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
+    script:
+        "../workflow/scripts/sample.py"
+
+
+rule evaluate:
+    input:
+        tuned=rules.tuned_images.output[0],
+        base=["<results>/images/base/{concept}", "<results>/images/base/unrelated"],
+    output:
+        "<results>/runs/{concept}/{method}/{seed}/metrics.json",
+    params:
+        encoders=config["evaluate"],
+        concept=concept_settings,
+    log:
+        "<results>/logs/metrics/{concept}/{method}/{seed}.log",
+    benchmark:
+        "<results>/benchmarks/metrics/{concept}/{method}/{seed}.tsv"
+    threads: 1
+    resources:
+        mem_mb=grown(4000),
+        runtime=30,
+    message:
+        "Measuring {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
+    script:
+        "../workflow/scripts/evaluate.py"

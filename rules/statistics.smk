@@ -1,0 +1,94 @@
+"""Statistics of the protected prompts: once per model and prompt set, one job per timestep."""
+
+
+rule trajectory:
+    output:
+        directory("<results>/trajectories/{shard}.zarr"),
+    params:
+        prompts=protected_shard,
+        sampler=config["sampler"],
+        seed=config["protect"]["seed"],
+        batch=config["protect"]["batch"],
+        loading=LOADING,
+        identity=IDENTITY,
+    log:
+        "<results>/logs/trajectories/{shard}.log",
+    benchmark:
+        "<results>/benchmarks/trajectories/{shard}.tsv"
+    threads: workflow.cores or 1
+    resources:
+        gpu=1,
+        mem_mb=grown(4000),
+        runtime=240,
+    message:
+        "Sampling the protected prompts, shard {wildcards.shard}"
+    script:
+        "../workflow/scripts/trajectory.py"
+
+
+rule covariance:
+    input:
+        trajectories=collect(rules.trajectory.output[0], shard=SHARDS),
+    output:
+        directory("<results>/covariances/{step}.zarr"),
+    params:
+        projections=config["protect"]["projections"],
+        batch=config["protect"]["batch"],
+        loading=LOADING,
+        identity=IDENTITY,
+    log:
+        "<results>/logs/covariances/{step}.log",
+    benchmark:
+        "<results>/benchmarks/covariances/{step}.tsv"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=grown(3000),
+        runtime=60,
+    message:
+        "Second moments at timestep {wildcards.step}"
+    script:
+        "../workflow/scripts/covariance.py"
+
+
+rule pool:
+    input:
+        covariances=collect(rules.covariance.output[0], step=STEPS),
+    output:
+        directory("<results>/covariances/pooled.zarr"),
+    params:
+        identity=IDENTITY,
+    log:
+        "<results>/logs/covariances/pooled.log",
+    benchmark:
+        "<results>/benchmarks/covariances/pooled.tsv"
+    resources:
+        mem_mb=grown(2000),
+        runtime=30,
+    message:
+        "Pooling the moments of all timesteps"
+    script:
+        "../workflow/scripts/pool.py"
+
+
+rule projector:
+    input:
+        covariance="<results>/covariances/{step}.zarr",
+    output:
+        directory("<results>/projectors/{step}.zarr"),
+    wildcard_constraints:
+        step=r"\d+|pooled",
+    params:
+        identity=IDENTITY,
+    log:
+        "<results>/logs/projectors/{step}.log",
+    benchmark:
+        "<results>/benchmarks/projectors/{step}.tsv"
+    threads: 1
+    resources:
+        mem_mb=grown(2000),
+        runtime=30,
+    message:
+        "Eigenvectors at timestep {wildcards.step}"
+    script:
+        "../workflow/scripts/projector.py"

@@ -1,0 +1,21 @@
+"""Rule pool: the mean of all timesteps' second moments, for projectors that hold at every timestep at once."""
+
+from nullbooth import store
+from nullbooth.progress import log_to
+
+
+def main(out: str, covariances: list[str], identity: dict) -> None:
+    groups = [store.read(path, identity) for path in covariances]
+    features = groups[0].attrs["features"]
+    arrays = {}
+    for feature in features:
+        name = feature["name"]
+        steps = groups[:1] if feature["static"] else groups
+        arrays[name] = sum(group[name][:] / group.attrs["rows"][name] for group in steps) / len(steps)
+    kept = {key: groups[0].attrs[key] for key in ("timesteps", "denoiser")}
+    store.write(out, arrays, identity, rows=dict.fromkeys(arrays, 1), features=features, timestep=None, **kept)
+
+
+if __name__ == "__main__":
+    log_to(snakemake.log[0])
+    main(snakemake.output[0], snakemake.input.covariances, **snakemake.params)

@@ -1,0 +1,29 @@
+"""Rule trajectory: sample the protected prompts of one shard and keep what the denoiser was given."""
+
+from nullbooth import models, store
+from nullbooth.progress import log_to, reporter
+from nullbooth.trajectories import record
+
+
+def main(out: str, prompts: list[str], sampler: dict, seed: int, batch: int, loading: dict, identity: dict) -> None:
+    device = models.pick_device(loading["device"])
+    pipeline = models.load_pipeline(loading["model"], device, loading["revision"])
+    models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
+    with models.autocast(device, loading["precision"]):
+        trajectory = record(
+            pipeline,
+            prompts,
+            steps=sampler["steps"],
+            guidance=sampler["guidance"],
+            seed=seed,
+            batch=batch,
+            progress=reporter("protected prompts"),
+        )
+    arrays = {"latents": trajectory.latents.numpy(), "timesteps": trajectory.timesteps}
+    arrays |= {f"condition:{name}": value.numpy() for name, value in trajectory.conditions.items()}
+    store.write(out, arrays, identity, chunk_rows={"latents": 1}, prompts=prompts, seed=seed)
+
+
+if __name__ == "__main__":
+    log_to(snakemake.log[0])
+    main(snakemake.output[0], **snakemake.params)
