@@ -12,15 +12,15 @@ min_version("9.14")
 configfile: "config/config.yaml"
 
 
+pathvars:
+    results=config.get("results", "results"),
+
+
 include: "rules/common.smk"
 include: "rules/statistics.smk"
 include: "rules/train.smk"
 include: "rules/sample.smk"
 include: "rules/gallery.smk"
-
-
-pathvars:
-    results=config["results"],
 
 
 rule samples:

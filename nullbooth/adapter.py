@@ -80,7 +80,10 @@ class SiteAdapter(nn.Module):
         if self.full:
             self.delta = nn.Parameter(torch.zeros(out_features, in_features))
         else:
-            self.down, self.up = nn.Parameter(torch.zeros(rank, in_features)), nn.Parameter(torch.zeros(out_features, rank))
+            self.down, self.up = (
+                nn.Parameter(torch.zeros(rank, in_features)),
+                nn.Parameter(torch.zeros(out_features, rank)),
+            )
             # One factor starts at zero. It is `down` for `shared`, whose updates and not weights are projected.
             start = self.up if scope == "shared" else self.down
             nn.init.normal_(start, std=1 / math.sqrt(start.shape[1]))
@@ -213,7 +216,9 @@ def read_adapter(path: Path | str) -> tuple[dict[str, Tensor], AdapterInfo]:
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path}: not a NullBooth adapter (format {metadata.get('format')!r}, expected {FORMAT!r})")
+            raise ValueError(
+                f"{path}: not a NullBooth adapter (format {metadata.get('format')!r}, expected {FORMAT!r})"
+            )
         info = json.loads(metadata["info"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     return tensors, AdapterInfo(**{**info, "timesteps": tuple(info["timesteps"])})

@@ -37,7 +37,9 @@ def loss_curve(path: Path, width: int = 320, height: int = 72, window: int = 20)
     """Points of an SVG polyline: the running mean of the training loss."""
     with open(path, newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
-    means = [sum(losses[max(0, i - window) : i + 1]) / len(losses[max(0, i - window) : i + 1]) for i in range(len(losses))]
+    means = [
+        sum(losses[max(0, i - window) : i + 1]) / len(losses[max(0, i - window) : i + 1]) for i in range(len(losses))
+    ]
     low, high = min(means), max(means)
     span = (high - low) or 1.0
     step = width / max(1, len(means) - 1)
@@ -95,7 +97,8 @@ def write_gallery(
             {
                 "concept": concept,
                 "photographs": [
-                    shutil.copy(p, page / "photographs" / name / p.name).relative_to(page).as_posix() for p in photographs
+                    shutil.copy(p, page / "photographs" / name / p.name).relative_to(page).as_posix()
+                    for p in photographs
                 ],
                 "tuned": tuned,
                 "groups": [

@@ -50,7 +50,7 @@ def captions(paths: list[Path], default: str) -> list[str]:
                 entry = json.loads(line)
                 listed[entry["file_name"]] = entry["text"]
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{metadata}:{number}: expected {{\"file_name\": ..., \"text\": ...}}") from error
+                raise ValueError(f'{metadata}:{number}: expected {{"file_name": ..., "text": ...}}') from error
     result = []
     for path in paths:
         beside = path.with_suffix(".txt")

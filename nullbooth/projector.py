@@ -85,7 +85,9 @@ def projector(w: NDArray, u: NDArray, rule: str, value: float, site: str = "?") 
     if k == 0:
         raise ProjectorError(_nothing_free(site, rule, value, w))
     if k == n:
-        warnings.warn(f"{site}: rule {rule}: {value} leaves all {n} directions free: nothing is protected", stacklevel=2)
+        warnings.warn(
+            f"{site}: rule {rule}: {value} leaves all {n} directions free: nothing is protected", stacklevel=2
+        )
     if k <= n - k:
         return Projector(u[:, :k], np.ones(k, np.float32), False, float(k))
     return Projector(u[:, k:], np.ones(n - k, np.float32), True, float(k))

@@ -34,5 +34,7 @@ def free_share(projectors: dict[str, list[Projector]]) -> dict[str, float]:
 def in_order(sites: dict[str, nn.Linear], projectors: dict[str, list[Projector]]) -> dict[str, nn.Linear]:
     """The sites that have projectors. Raises KeyError if a projector has no site in the denoiser."""
     if unknown := set(projectors) - set(sites):
-        raise KeyError(f"the statistics know {sorted(unknown)[0]}, the denoiser does not: were they made for this model?")
+        raise KeyError(
+            f"the statistics know {sorted(unknown)[0]}, the denoiser does not: were they made for this model?"
+        )
     return {name: module for name, module in sites.items() if name in projectors}

@@ -134,7 +134,9 @@ def train(
             total = 0.0
             for micro in range(s.accumulation):
                 index = (s.seed * 1_000_003 + step) * s.accumulation + micro
-                batch = _draw(data, scheduler, adapter, s, index * accelerator.num_processes + accelerator.process_index)
+                batch = _draw(
+                    data, scheduler, adapter, s, index * accelerator.num_processes + accelerator.process_index
+                )
                 with accelerator.autocast():
                     loss = _loss(denoiser, scheduler, batch, s) / s.accumulation
                 accelerator.backward(loss)
@@ -158,7 +160,9 @@ def train(
             if done % 20 == 0 or done == s.steps:
                 pace = (time.monotonic() - began) / (done - start)
                 recent = sum(losses[-20:]) / len(losses[-20:])
-                log(f"step {done}/{s.steps}  loss {recent:.4f}  {pace:.2f} s/step  {pace * (s.steps - done):.0f} s left")
+                log(
+                    f"step {done}/{s.steps}  loss {recent:.4f}  {pace:.2f} s/step  {pace * (s.steps - done):.0f} s left"
+                )
             if done % s.checkpoint_every == 0 and done < s.steps:
                 file.flush()
                 _save_checkpoint(folder, run, done, adapter, optimizer)

@@ -107,9 +107,7 @@ def record(
         latents = initial_latents(pipeline, [prompt_seed(text, seed) for text in texts])
         latents = latents.to(pipeline.device, denoiser_of(pipeline).dtype)
         with _recording(denoiser_of(pipeline)) as seen:
-            pipeline(
-                texts, num_inference_steps=steps, guidance_scale=guidance, latents=latents, output_type="latent"
-            )
+            pipeline(texts, num_inference_steps=steps, guidance_scale=guidance, latents=latents, output_type="latent")
         parts.append(_split_branches(seen, len(texts)))
         progress(i + len(texts), len(prompts))
     return Trajectory(

@@ -15,6 +15,10 @@ rule gallery:
             category="Gallery",
         ),
     params:
+        results=config["results"],
+        template=str(Path(workflow.basedir) / "workflow" / "report" / "gallery.html.j2"),
+        seeds=config["seeds"],
+        small=(config["resolution"] or 64) < 256,
         runs=RUNS,
         concepts=list(CONCEPTS.values()),
         methods=list(METHODS.values()),

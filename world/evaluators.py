@@ -88,7 +88,10 @@ def accuracy(model: Dinov2Model, heads: nn.Linear, n: int = 2000, seed: int = 10
     logits = torch.cat([heads(dino_features(model, part)) for part in x.split(200)])
     parts = logits.split([len(v) for v in ATTRIBUTES.values()], -1)
     y = labels(scenes, torch.zeros(n, dtype=torch.bool))
-    return {name: (part.argmax(-1) == y[:, i]).float().mean().item() for i, (name, part) in enumerate(zip(ATTRIBUTES, parts, strict=True))}
+    return {
+        name: (part.argmax(-1) == y[:, i]).float().mean().item()
+        for i, (name, part) in enumerate(zip(ATTRIBUTES, parts, strict=True))
+    }
 
 
 def train(out: Path, checkpoint: Path, steps: int, batch: int) -> None:
@@ -134,11 +137,7 @@ def train(out: Path, checkpoint: Path, steps: int, batch: int) -> None:
         similarity = both.logits_per_image.float()
         diagonal = torch.arange(len(similarity))
         contrast = F.cross_entropy(similarity, diagonal) + F.cross_entropy(similarity.T, diagonal)
-        return (
-            head_losses(logits, y).mean()
-            + 0.5 * contrast
-            + head_losses(clip_logits, y[batch // 5 :]).mean()
-        )
+        return head_losses(logits, y).mean() + 0.5 * contrast + head_losses(clip_logits, y[batch // 5 :]).mean()
 
     def save(average: dict[str, dict[str, Tensor]]) -> None:
         final_dino = load_average(Dinov2Model(dino_config), average["dino"])

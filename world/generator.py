@@ -86,9 +86,7 @@ def train(vae_dir: Path, out: Path, checkpoint: Path, steps: int, scenes: int, b
     latents, world = encode_scenes(vae, scenes, checkpoint.with_suffix(".latents"))
     tokenizer = tokens.save(checkpoint.parent / "tokenizer")
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    text_config = CLIPTextConfig(
-        **TEXT, **special, pad_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer)
-    )
+    text_config = CLIPTextConfig(**TEXT, **special, pad_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer))
     unet, text_encoder = UNet2DConditionModel(**UNET), CLIPTextModel(text_config)
     unet.to(memory_format=torch.channels_last)
     print(f"{unet.num_parameters() / 1e6:.2f} M + {text_encoder.num_parameters() / 1e6:.2f} M parameters")

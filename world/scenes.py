@@ -187,9 +187,7 @@ def _backgrounds(scenes: list[Scene], rng: random.Random, n: int) -> Tensor:
     return torch.lerp(base.view(b, 1, 1, 3), shade, mask[..., None])
 
 
-def render(
-    scenes: list[Scene], rng: random.Random, n: int = RESOLUTION, subject: str | None = None
-) -> Tensor:
+def render(scenes: list[Scene], rng: random.Random, n: int = RESOLUTION, subject: str | None = None) -> Tensor:
     """Draw scenes as float32 images `[b, 3, n, n]` in [0, 1]; with `subject`, fill the shape as that subject."""
     b = len(scenes)
     image = _backgrounds(scenes, rng, n)
