@@ -1,9 +1,52 @@
-"""From the stores of projectors to the projectors of every site, under a rank rule."""
+"""From stored trajectories to moments, and from stored eigenvectors to projectors under a rank rule."""
 
+from collections.abc import Callable
+
+import torch
 from torch import nn
 
 from nullbooth import store
+from nullbooth.moments import Moment, collecting, merge
 from nullbooth.projector import Projector, projector
+from nullbooth.sites import Feature, find_features, find_sites
+from nullbooth.trajectories import denoiser_inputs
+
+
+def moments_at(
+    denoiser: nn.Module,
+    shards: list[str],
+    step: int,
+    projections: list[str],
+    batch: int,
+    identity: dict,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, Moment], list[Feature], list[float]]:
+    """Moments by feature name at timestep index `step` over all stored trajectories, the features, and all timesteps.
+
+    What does not depend on the timestep is collected at index 0 alone.
+    """
+    groups = [store.read(path, identity) for path in shards]
+    timesteps = groups[0]["timesteps"][:].tolist()
+    other = timesteps[step - 1] if step else timesteps[-1]
+    sites = find_sites(denoiser, tuple(projections))
+    device = next(denoiser.parameters()).device
+    total, done = sum(group["latents"].shape[1] for group in groups), 0
+    features: list[Feature] = []
+    parts: list[dict[str, Moment]] = []
+    for group in groups:
+        latents = torch.from_numpy(group["latents"][step])
+        conditions = {k.removeprefix("condition:"): torch.from_numpy(group[k][:]) for k in group if ":" in k}
+        if not features:
+            probe = [denoiser_inputs(latents, t, conditions, slice(0, 1), device) for t in (timesteps[step], other)]
+            found = find_features(sites, lambda i, probe=probe: denoiser(**probe[i]))
+            features = [f for f in found if step == 0 or not f.static]
+        with collecting({f.name: sites[f.name] for f in features}) as moments:
+            for rows in (slice(i, i + batch) for i in range(0, len(latents), batch)):
+                denoiser(**denoiser_inputs(latents, timesteps[step], conditions, rows, device))
+                done += len(latents[rows])
+                progress(done, total)
+        parts.append(moments)
+    return {f.name: merge(part[f.name] for part in parts) for f in features}, features, timesteps
 
 
 def site_projectors(

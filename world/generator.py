@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from world import tokenizer as tokens
 from world.loop import batches, fit, load_average
-from world.scenes import caption, random_scene, render
+from world.scenes import Scene, caption, random_scene, render
 
 NOISE = dict(
     num_train_timesteps=1000,
@@ -53,16 +53,22 @@ TEXT = dict(
     max_position_embeddings=tokens.MAX_LENGTH,
     projection_dim=128,
 )
+SCENES = 32768
 DROP_CAPTION = 0.1
 HIGH_NOISE = 400  # timesteps above this are drawn more often
 
 
-@torch.no_grad()
-def encode_scenes(vae: AutoencoderKL, n: int, path: Path, batch: int = 64) -> tuple[Tensor, list]:
-    """Latents `[n, 8, 16, 16]` float16 of `n` scenes, and the scenes; remembered in `path`."""
+def training_scenes(n: int) -> list[Scene]:
     rng = random.Random(2)
-    scenes = [random_scene(rng) for _ in range(n)]
+    return [random_scene(rng) for _ in range(n)]
+
+
+@torch.no_grad()
+def encode_scenes(vae: AutoencoderKL, n: int, path: Path, batch: int = 64) -> tuple[Tensor, list[Scene]]:
+    """Latents `[n, 8, 16, 16]` float16 of `n` scenes, and the scenes; remembered in `path`."""
+    scenes = training_scenes(n)
     if not path.exists():
+        rng = random.Random(3)
         vae = vae.to(memory_format=torch.channels_last)
         parts = []
         for rows in batches(n, batch):
@@ -128,7 +134,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--scenes", type=int, default=32768)
+    parser.add_argument("--scenes", type=int, default=SCENES)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()

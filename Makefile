@@ -1,0 +1,47 @@
+# make samples: everything from photographs to gallery on the embedded model. make test: all tests.
+# Both set up .venv from requirements.lock first; they need Python 3.11 or newer and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= all
+
+.PHONY: samples test fast-test lint format lock clean
+
+samples: $(VENV)/.ready
+	$(BIN)/snakemake --cores $(CORES) results/samples
+	@echo "Open results/samples/index.html in a browser."
+
+test: $(VENV)/.ready lint
+	$(BIN)/pytest
+
+fast-test: $(VENV)/.ready
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules world/Snakefile
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules world/Snakefile
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
+	@touch $@
+
+# From an environment with the newest versions that pyproject.toml allows.
+lock:
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet torch==2.13.0 --editable '.[dev]'
+	{ echo "# The set that CI installs and tests: make lock writes it anew from pyproject.toml."; \
+	  .venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' | tr '[:upper:]_' '[:lower:]-'; } > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf results .snakemake

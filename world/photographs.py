@@ -1,0 +1,18 @@
+"""Write the photographs of the subjects: five to learn from and five held out, on ten different backgrounds."""
+
+import argparse
+from pathlib import Path
+
+from nullbooth.images import to_pil
+from world.scenes import SUBJECTS, photographs
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    for name in SUBJECTS:
+        pictures, _ = photographs(name, 10, seed=0)
+        for i, picture in enumerate(pictures):
+            folder = args.out / name / ("train" if i < 5 else "holdout")
+            folder.mkdir(parents=True, exist_ok=True)
+            to_pil(picture * 2 - 1).save(folder / f"{i:02d}.png")

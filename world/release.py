@@ -1,0 +1,18 @@
+"""Copy the trained pipeline to where it is used: weights rounded to float16, which halves their size."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trained", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    shutil.copytree(args.trained, args.out, dirs_exist_ok=True)
+    for part in ("unet", "vae"):
+        [path] = (args.out / part).glob("*.safetensors")
+        save_file({k: v.to(torch.float16).contiguous() for k, v in load_file(path).items()}, path, {"format": "pt"})
