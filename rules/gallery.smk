@@ -14,6 +14,13 @@ rule gallery:
             caption="../workflow/report/gallery.rst",
             category="Gallery",
         ),
+    log:
+        "<results>/logs/gallery.log",
+    benchmark:
+        "<results>/benchmarks/gallery.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=10,
     params:
         results=config["results"],
         template=str(Path(workflow.basedir) / "workflow" / "report" / "gallery.html.j2"),
@@ -24,13 +31,6 @@ rule gallery:
         methods=list(METHODS.values()),
         model=str(config["model"]),
         sampler=config["sampler"],
-    log:
-        "<results>/logs/gallery.log",
-    benchmark:
-        "<results>/benchmarks/gallery.tsv"
-    resources:
-        mem_mb=1000,
-        runtime=10,
     message:
         "Writing the gallery"
     script:

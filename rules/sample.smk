@@ -4,12 +4,6 @@
 rule base_images:
     output:
         directory("<results>/images/base/{part}"),
-    params:
-        prompts=base_prompts,
-        sampler=config["sampler"],
-        sample=SAMPLING,
-        loading=LOADING,
-        identity={"model": MODEL},
     log:
         "<results>/logs/images/base/{part}.log",
     benchmark:
@@ -19,6 +13,12 @@ rule base_images:
         gpu=1,
         mem_mb=grown(6000),
         runtime=60,
+    params:
+        prompts=base_prompts,
+        sampler=config["sampler"],
+        sample=SAMPLING,
+        loading=LOADING,
+        identity={"model": MODEL},
     message:
         "Drawing with the base model: {wildcards.part}"
     script:
@@ -30,12 +30,6 @@ rule tuned_images:
         adapter=rules.adapter.output.adapter,
     output:
         directory("<results>/images/{concept}/{method}/{seed}"),
-    params:
-        prompts=run_prompts,
-        sampler=config["sampler"],
-        sample=SAMPLING,
-        loading=LOADING,
-        identity={"model": MODEL},
     log:
         "<results>/logs/images/{concept}/{method}/{seed}.log",
     benchmark:
@@ -45,6 +39,12 @@ rule tuned_images:
         gpu=1,
         mem_mb=grown(6000),
         runtime=60,
+    params:
+        prompts=run_prompts,
+        sampler=config["sampler"],
+        sample=SAMPLING,
+        loading=LOADING,
+        identity={"model": MODEL},
     message:
         "Drawing {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:
@@ -57,9 +57,6 @@ rule evaluate:
         base=["<results>/images/base/{concept}", "<results>/images/base/unrelated"],
     output:
         "<results>/runs/{concept}/{method}/{seed}/metrics.json",
-    params:
-        encoders=config["evaluate"],
-        concept=concept_settings,
     log:
         "<results>/logs/metrics/{concept}/{method}/{seed}.log",
     benchmark:
@@ -68,6 +65,9 @@ rule evaluate:
     resources:
         mem_mb=grown(4000),
         runtime=30,
+    params:
+        encoders=config["evaluate"],
+        concept=concept_settings,
     message:
         "Measuring {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:

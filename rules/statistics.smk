@@ -4,13 +4,6 @@
 rule trajectory:
     output:
         directory("<results>/trajectories/{shard}.zarr"),
-    params:
-        prompts=protected_shard,
-        sampler=config["sampler"],
-        seed=config["protect"]["seed"],
-        batch=config["protect"]["batch"],
-        loading=LOADING,
-        identity=IDENTITY,
     log:
         "<results>/logs/trajectories/{shard}.log",
     benchmark:
@@ -20,6 +13,13 @@ rule trajectory:
         gpu=1,
         mem_mb=grown(4000),
         runtime=240,
+    params:
+        prompts=protected_shard,
+        sampler=config["sampler"],
+        seed=config["protect"]["seed"],
+        batch=config["protect"]["batch"],
+        loading=LOADING,
+        identity=IDENTITY,
     message:
         "Sampling the protected prompts, shard {wildcards.shard}"
     script:
@@ -31,11 +31,6 @@ rule covariance:
         trajectories=collect(rules.trajectory.output[0], shard=SHARDS),
     output:
         directory("<results>/covariances/{step}.zarr"),
-    params:
-        projections=config["protect"]["projections"],
-        batch=config["protect"]["batch"],
-        loading=LOADING,
-        identity=IDENTITY,
     log:
         "<results>/logs/covariances/{step}.log",
     benchmark:
@@ -45,6 +40,11 @@ rule covariance:
         gpu=1,
         mem_mb=grown(3000),
         runtime=60,
+    params:
+        projections=config["protect"]["projections"],
+        batch=config["protect"]["batch"],
+        loading=LOADING,
+        identity=IDENTITY,
     message:
         "Second moments at timestep {wildcards.step}"
     script:
@@ -56,8 +56,6 @@ rule pool:
         covariances=collect(rules.covariance.output[0], step=STEPS),
     output:
         directory("<results>/covariances/pooled.zarr"),
-    params:
-        identity=IDENTITY,
     log:
         "<results>/logs/covariances/pooled.log",
     benchmark:
@@ -65,6 +63,8 @@ rule pool:
     resources:
         mem_mb=grown(2000),
         runtime=30,
+    params:
+        identity=IDENTITY,
     message:
         "Pooling the moments of all timesteps"
     script:
@@ -76,18 +76,18 @@ rule projector:
         covariance="<results>/covariances/{step}.zarr",
     output:
         directory("<results>/projectors/{step}.zarr"),
-    wildcard_constraints:
-        step=r"\d+|pooled",
-    params:
-        identity=IDENTITY,
     log:
         "<results>/logs/projectors/{step}.log",
     benchmark:
         "<results>/benchmarks/projectors/{step}.tsv"
+    wildcard_constraints:
+        step=r"\d+|pooled",
     threads: 1
     resources:
         mem_mb=grown(2000),
         runtime=30,
+    params:
+        identity=IDENTITY,
     message:
         "Eigenvectors at timestep {wildcards.step}"
     script:

@@ -8,14 +8,6 @@ rule adapter:
         adapter="<results>/runs/{concept}/{method}/{seed}/adapter.safetensors",
         loss="<results>/runs/{concept}/{method}/{seed}/loss.csv",
         config="<results>/runs/{concept}/{method}/{seed}/config.yaml",
-    params:
-        concept=concept_settings,
-        method=method_settings,
-        sampler=config["sampler"],
-        resolution=config["resolution"],
-        validate=config["validate"],
-        loading=LOADING,
-        identity=IDENTITY,
     log:
         "<results>/logs/adapters/{concept}/{method}/{seed}.log",
     benchmark:
@@ -25,6 +17,14 @@ rule adapter:
         gpu=1,
         mem_mb=grown(8000),
         runtime=480,
+    params:
+        concept=concept_settings,
+        method=method_settings,
+        sampler=config["sampler"],
+        resolution=config["resolution"],
+        validate=config["validate"],
+        loading=LOADING,
+        identity=IDENTITY,
     message:
         "Learning {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:
