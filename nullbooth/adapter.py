@@ -236,8 +236,8 @@ class LoadedAdapter:
             expected = self._shape(tensors, name)
             if name not in modules or getattr(modules[name], "weight", torch.empty(0)).shape != expected:
                 raise ValueError(
-                    f"this adapter changes {name} of shape {tuple(expected)}, which this {type(denoiser).__name__} does "
-                    f"not have: it was made for {info.denoiser} {info.model}"
+                    f"this adapter changes {name} of shape {tuple(expected)}, which this "
+                    f"{type(denoiser).__name__} does not have: it was made for {info.denoiser} {info.model}"
                 )
         self._modules = {name: modules[name] for name in sorted(self._sites)}
         device = next(denoiser.parameters()).device

@@ -41,7 +41,7 @@ def to_pil(x: Tensor) -> Image.Image:
 
 
 def captions(paths: list[Path], default: str) -> list[str]:
-    """Caption of each image: `metadata.jsonl` in its folder (file_name, text), else a .txt beside it, else `default`."""
+    """Caption of each image: from `metadata.jsonl` (file_name, text), else from a .txt beside it, else `default`."""
     listed: dict[str, str] = {}
     metadata = paths[0].parent / "metadata.jsonl"
     if metadata.is_file():

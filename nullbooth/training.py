@@ -212,7 +212,7 @@ def _schedule(optimizer: torch.optim.Optimizer, s: TrainSettings) -> torch.optim
 
 def _loss_table(path: Path, start: int) -> list[float]:
     """Losses of the steps before `start`; rows after the last checkpoint are dropped from the file."""
-    rows = list(csv.reader(open(path, newline="")))[1 : start + 1] if start else []
+    rows = list(csv.reader(path.read_text().splitlines()))[1 : start + 1] if start else []
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([("step", "loss"), *rows])
     return [float(row[1]) for row in rows]

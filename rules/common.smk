@@ -39,8 +39,7 @@ IDENTITY = {
     "sampler": digest([config["sampler"], config["protect"]["seed"]]),
     "projections": digest(config["protect"]["projections"]),
 }
-SAMPLING = {key: config["sample"][key] for key in ("batch", "per_prompt", "seed")}
-LOADING = {key: config[key] for key in ("model", "revision", "device", "precision")}
+SAMPLING = {"precision": config["precision"], **{key: config["sample"][key] for key in ("per_prompt", "seed")}}
 
 
 wildcard_constraints:
@@ -60,7 +59,12 @@ def method_settings(wildcards):
     """Settings of one method: the common training settings, overridden by its own."""
     method = METHODS[wildcards.method]
     return {
-        "train": {**config["train"], **method["train"], "seed": int(wildcards.seed)},
+        "train": {
+            **config["train"],
+            **method["train"],
+            "seed": int(wildcards.seed),
+            "precision": config["precision"],
+        },
         **{key: method[key] for key in ("scope", "rank", "alpha")},
         "rule": method["rule"] or config["protect"]["rule"],
     }

@@ -16,8 +16,7 @@ rule base_images:
     params:
         prompts=base_prompts,
         sampler=config["sampler"],
-        sample=SAMPLING,
-        loading=LOADING,
+        sampling=SAMPLING,
         identity={"model": MODEL},
     message:
         "Drawing with the base model: {wildcards.part}"
@@ -42,8 +41,7 @@ rule tuned_images:
     params:
         prompts=run_prompts,
         sampler=config["sampler"],
-        sample=SAMPLING,
-        loading=LOADING,
+        sampling=SAMPLING,
         identity={"model": MODEL},
     message:
         "Drawing {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"

@@ -17,8 +17,6 @@ rule trajectory:
         prompts=protected_shard,
         sampler=config["sampler"],
         seed=config["protect"]["seed"],
-        batch=config["protect"]["batch"],
-        loading=LOADING,
         identity=IDENTITY,
     message:
         "Sampling the protected prompts, shard {wildcards.shard}"
@@ -42,8 +40,6 @@ rule covariance:
         runtime=60,
     params:
         projections=config["protect"]["projections"],
-        batch=config["protect"]["batch"],
-        loading=LOADING,
         identity=IDENTITY,
     message:
         "Second moments at timestep {wildcards.step}"

@@ -23,7 +23,6 @@ rule adapter:
         sampler=config["sampler"],
         resolution=config["resolution"],
         validate=config["validate"],
-        loading=LOADING,
         identity=IDENTITY,
     message:
         "Learning {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"

@@ -94,7 +94,6 @@ def train(vae_dir: Path, out: Path, checkpoint: Path, steps: int, scenes: int, b
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     text_config = CLIPTextConfig(**TEXT, **special, pad_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer))
     unet, text_encoder = UNet2DConditionModel(**UNET), CLIPTextModel(text_config)
-    unet.to(memory_format=torch.channels_last)
     print(f"{unet.num_parameters() / 1e6:.2f} M + {text_encoder.num_parameters() / 1e6:.2f} M parameters")
     noise = DDPMScheduler(**NOISE)
 
@@ -103,7 +102,7 @@ def train(vae_dir: Path, out: Path, checkpoint: Path, steps: int, scenes: int, b
         rows = torch.randint(len(latents), (batch,))
         texts = [caption(world[i], rng) if rng.random() > DROP_CAPTION else "" for i in rows.tolist()]
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        z = latents[rows].float().contiguous(memory_format=torch.channels_last)
+        z = latents[rows].float()
         eps, t = torch.randn_like(z), draw_timesteps(batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             prompt = text_encoder(ids).last_hidden_state

@@ -52,17 +52,17 @@ def main(
     sampler: dict,
     resolution: int | None,
     validate: dict,
-    loading: dict,
     identity: dict,
+    config: dict,
 ) -> None:
-    device = models.pick_device(loading["device"])
+    device = models.pick_device(config["device"])
     options = dict(method["train"])
     flip = options.pop("flip")
-    settings = TrainSettings(**options, precision=loading["precision"])
+    settings = TrainSettings(**options)
     [(rule, value)] = method["rule"].items()
     stacks, timesteps = site_projectors(projectors, identity, rule, value)
 
-    pipeline = models.load_pipeline(loading["model"], device, loading["revision"])
+    pipeline = models.load_pipeline(config["model"], device, config["revision"])
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     denoiser = models.denoiser_of(pipeline).requires_grad_(False)
     sites = in_order(find_sites(denoiser), stacks)
@@ -85,7 +85,7 @@ def main(
         return drawn / 2 + 0.5
 
     path = Path(out["adapter"])
-    recipe = {"concept": concept, "method": method, "identity": identity, "precision": loading["precision"]}
+    recipe = {"concept": concept, "method": method, "identity": identity}
     train(
         denoiser,
         adapter,
@@ -112,4 +112,4 @@ def main(
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(dict(snakemake.output.items()), snakemake.input.projectors, **snakemake.params)
+    main(dict(snakemake.output.items()), snakemake.input.projectors, **snakemake.params, config=snakemake.config)

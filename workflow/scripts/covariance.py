@@ -9,14 +9,18 @@ from nullbooth.progress import log_to, reporter
 from nullbooth.statistics import moments_at
 
 
-def main(
-    out: str, trajectories: list[str], step: int, projections: list[str], batch: int, loading: dict, identity: dict
-) -> None:
-    device = models.pick_device(loading["device"])
-    denoiser = models.load_denoiser(loading["model"], device, loading["revision"])
-    with torch.no_grad(), models.autocast(device, loading["precision"]):
+def main(out: str, trajectories: list[str], step: int, projections: list[str], identity: dict, config: dict) -> None:
+    device = models.pick_device(config["device"])
+    denoiser = models.load_denoiser(config["model"], device, config["revision"])
+    with torch.no_grad(), models.autocast(device, config["precision"]):
         moments, features, timesteps = moments_at(
-            denoiser, trajectories, step, projections, batch, identity, reporter(f"timestep {step}, prompts")
+            denoiser,
+            trajectories,
+            step,
+            projections,
+            config["protect"]["batch"],
+            identity,
+            reporter(f"timestep {step}, prompts"),
         )
     store.write(
         out,
@@ -32,4 +36,5 @@ def main(
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.trajectories, int(snakemake.wildcards.step), **snakemake.params)
+    step = int(snakemake.wildcards.step)
+    main(snakemake.output[0], snakemake.input.trajectories, step, **snakemake.params, config=snakemake.config)

@@ -11,18 +11,18 @@ from nullbooth.sampling import sample
 
 
 def main(
-    out: str, adapter: str | None, prompts: dict, sampler: dict, sample_: dict, loading: dict, identity: dict
+    out: str, adapter: str | None, prompts: dict, sampler: dict, sampling: dict, identity: dict, config: dict
 ) -> None:
-    device = models.pick_device(loading["device"])
-    pipeline = models.load_pipeline(loading["model"], device, loading["revision"])
+    device = models.pick_device(config["device"])
+    pipeline = models.load_pipeline(config["model"], device, config["revision"])
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     if adapter is not None:
         load_adapter(pipeline, adapter)
     wanted = [
-        {"group": group, "prompt": prompt, "seed": prompt_seed(prompt, sample_["seed"] + k)}
+        {"group": group, "prompt": prompt, "seed": prompt_seed(prompt, sampling["seed"] + k)}
         for group, texts in prompts.items()
         for prompt in texts
-        for k in range(sample_["per_prompt"])
+        for k in range(sampling["per_prompt"])
     ]
     pictures = sample(
         pipeline,
@@ -30,8 +30,8 @@ def main(
         [w["seed"] for w in wanted],
         steps=sampler["steps"],
         guidance=sampler["guidance"],
-        batch=sample_["batch"],
-        precision=loading["precision"],
+        batch=config["sample"]["batch"],
+        precision=sampling["precision"],
         progress=reporter("pictures"),
     )
     folder = Path(out)
@@ -44,5 +44,4 @@ def main(
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    settings = dict(snakemake.params.items())
-    main(snakemake.output[0], snakemake.input.get("adapter"), sample_=settings.pop("sample"), **settings)
+    main(snakemake.output[0], snakemake.input.get("adapter"), **snakemake.params, config=snakemake.config)

@@ -5,18 +5,18 @@ from nullbooth.progress import log_to, reporter
 from nullbooth.trajectories import record
 
 
-def main(out: str, prompts: list[str], sampler: dict, seed: int, batch: int, loading: dict, identity: dict) -> None:
-    device = models.pick_device(loading["device"])
-    pipeline = models.load_pipeline(loading["model"], device, loading["revision"])
+def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict, config: dict) -> None:
+    device = models.pick_device(config["device"])
+    pipeline = models.load_pipeline(config["model"], device, config["revision"])
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
-    with models.autocast(device, loading["precision"]):
+    with models.autocast(device, config["precision"]):
         trajectory = record(
             pipeline,
             prompts,
             steps=sampler["steps"],
             guidance=sampler["guidance"],
             seed=seed,
-            batch=batch,
+            batch=config["protect"]["batch"],
             progress=reporter("protected prompts"),
         )
     arrays = {"latents": trajectory.latents.numpy(), "timesteps": trajectory.timesteps}
@@ -26,4 +26,4 @@ def main(out: str, prompts: list[str], sampler: dict, seed: int, batch: int, loa
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], **snakemake.params)
+    main(snakemake.output[0], **snakemake.params, config=snakemake.config)

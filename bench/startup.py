@@ -1,0 +1,35 @@
+"""Time from starting Python to being ready, for what the many small jobs of the workflow do.
+
+Every variant is a fresh process, started in turn with the others; the first round, which fills the file cache, is not
+counted. The model is the embedded one in resources/tinyworld.
+"""
+
+import subprocess
+import sys
+
+from common import ROOT, TINYWORLD, parser, report, side_by_side
+
+MODEL = TINYWORLD.relative_to(ROOT).as_posix()
+CPU = "import torch; from nullbooth import models; cpu = torch.device('cpu')"
+VARIANTS = {
+    "import numpy": "import numpy",
+    "projector and pool jobs": "from nullbooth import store, projector",
+    "import torch": "import torch",
+    "denoiser loaded": f"{CPU}; models.load_denoiser('{MODEL}', cpu)",
+    "pipeline loaded": f"{CPU}; models.load_pipeline('{MODEL}', cpu)",
+}
+
+
+def start(code: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{code}\n{done.stderr}")
+
+
+def main(args) -> None:
+    times = side_by_side({name: lambda code=code: start(code) for name, code in VARIANTS.items()}, args.repeats)
+    report("startup", [{"variant": name, **row} for name, row in times.items()], args)
+
+
+if __name__ == "__main__":
+    main(parser(__doc__, sizes=()).parse_args())

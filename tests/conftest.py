@@ -1,0 +1,60 @@
+"""Fixtures that several files share: a tiny denoiser and a tiny pipeline, both with random weights."""
+
+# ruff: noqa: E402 (the path comes first)
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the library of this checkout, and `world`, which is not installed
+
+import pytest
+import tiny
+import torch
+import yaml
+from hypothesis import settings
+
+settings.register_profile("fast", max_examples=20, deadline=None, derandomize=True)
+settings.load_profile("fast")
+torch.set_num_threads(1)  # the models are so small that threads cost more than they bring
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture
+def unet():
+    return tiny.unet()
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny.save_pipeline(folder)
+    return folder
+
+
+@pytest.fixture
+def pipeline(pipeline_folder):
+    from nullbooth.models import load_pipeline
+
+    return load_pipeline(str(pipeline_folder), torch.device("cpu"))
+
+
+@pytest.fixture
+def protected():
+    return tiny.protected_inputs()
+
+
+@pytest.fixture
+def schema(root):
+    return yaml.safe_load((root / "config" / "schema.yaml").read_text())
+
+
+@pytest.fixture
+def config(root):
+    return yaml.safe_load((root / "config" / "config.yaml").read_text())

@@ -1,0 +1,116 @@
+"""Which linears are protected, and which read the same tensor."""
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig
+
+from nullbooth.sites import find_features, find_sites
+
+BLOCKS = [
+    "down_blocks.1.attentions.0.transformer_blocks.0",
+    "up_blocks.0.attentions.0.transformer_blocks.0",
+    "up_blocks.0.attentions.1.transformer_blocks.0",
+    "mid_block.attentions.0.transformer_blocks.0",
+]
+
+
+def features_of(unet, projections=("to_q", "to_k", "to_v", "to_out.0"), timesteps=(900.0, 100.0)):
+    given = tiny.protected_inputs()
+    sites = find_sites(unet, projections)
+    return find_features(sites, lambda i: tiny.predict(unet, given.latents[0], timesteps[i], given.prompts))
+
+
+def test_all_four_projections_of_cross_attention_and_nothing_else(unet):
+    expected = {f"{block}.attn2.{name}" for block in BLOCKS for name in ("to_q", "to_k", "to_v", "to_out.0")}
+    sites = find_sites(unet)
+    assert set(sites) == expected
+    assert all(module is unet.get_submodule(name) for name, module in sites.items())
+
+
+def test_only_the_trained_linears_read_the_block():
+    """The seed asks for everything that enters a cross-attention block: no other linear lives there."""
+    unet = tiny.unet()
+    linears = {n for n, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and ".attn2." in n}
+    assert set(find_sites(unet)) == linears
+
+
+def test_order_is_that_of_the_modules(unet):
+    names = [name for name, _ in unet.named_modules()]
+    found = list(find_sites(unet))
+    assert found == sorted(found, key=names.index)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        (("to_k",), {"to_k"}),
+        (("to_k", "to_v"), {"to_k", "to_v"}),
+        (("to_out.*",), {"to_out.0"}),  # to_out.1 is a Dropout: not a linear, not a site
+        (("to_[qk]",), {"to_q", "to_k"}),
+    ],
+)
+def test_patterns(unet, patterns, found):
+    assert {name.partition(".attn2.")[2] for name in find_sites(unet, patterns)} == found
+
+
+def test_no_site(unet):
+    with pytest.raises(ValueError, match="UNet2DConditionModel has no cross-attention linear named to_x or to_y"):
+        find_sites(unet, ("to_x", "to_y"))
+
+
+def test_fused_projections_are_refused(unet):
+    unet.fuse_qkv_projections()
+    with pytest.raises(ValueError, match=r"attn2.*fused.*unfuse_qkv_projections"):
+        find_sites(unet)
+
+
+def test_unfusing_mends_what_fusing_broke(unet):
+    before = find_sites(unet)
+    unet.fuse_qkv_projections()
+    unet.unfuse_qkv_projections()
+    assert find_sites(unet) == before
+
+
+def test_wrapped_by_peft_is_refused(unet):
+    unet.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k"]))
+    with pytest.raises(ValueError, match=r"attn2\.to_k is a Linear.*unload"):
+        find_sites(unet)
+
+
+def test_prompt_is_one_static_feature_and_the_rest_are_their_own(unet):
+    features = features_of(unet)
+    text = [f for f in features if len(f.sites) > 1]
+    assert len(text) == 1
+    assert set(text[0].sites) == {f"{block}.attn2.{name}" for block in BLOCKS for name in ("to_k", "to_v")}
+    assert text[0].static
+    assert text[0].width == tiny.WIDTH
+    own = [f for f in features if len(f.sites) == 1]
+    assert {f.sites[0] for f in own} == {f"{block}.attn2.{name}" for block in BLOCKS for name in ("to_q", "to_out.0")}
+    assert not any(f.static for f in own)
+    assert all(f.name == f.sites[0] for f in features)
+
+
+def test_static_is_seen_in_the_tensors_not_in_the_names(unet):
+    """At one and the same timestep nothing differs."""
+    assert all(f.static for f in features_of(unet, timesteps=(500.0, 500.0)))
+
+
+def test_width_is_that_of_the_input():
+    unet, given = tiny.unet(cross_attention_dim=24), tiny.protected_inputs()
+    prompts = given.prompts[..., :24]
+    features = find_features(find_sites(unet), lambda i: tiny.predict(unet, given.latents[0], 9.0 - i, prompts))
+    assert {f.width for f in features if f.static} == {24}
+    assert {f.width for f in features if not f.static} == {32}
+
+
+def test_a_site_that_is_not_called_is_an_error(unet):
+    sites = find_sites(unet) | {"spare.to_k": torch.nn.Linear(4, 4)}
+    given = tiny.protected_inputs()
+    with pytest.raises(ValueError, match=r"without calling spare\.to_k \(1 such"):
+        find_features(sites, lambda i: tiny.predict(unet, given.latents[0], 9.0 + i, given.prompts))
+
+
+def test_hooks_are_gone(unet):
+    features_of(unet)
+    assert not any(module._forward_pre_hooks for module in unet.modules())

@@ -1,0 +1,175 @@
+"""Models small enough for tests, and protected inputs so few that their features do not fill the space."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from nullbooth.adapter import Adapter
+from nullbooth.moments import Moment, collecting
+from nullbooth.projector import Projector, decompose, projector
+from nullbooth.sites import find_features, find_sites
+from world import tokenizer as tokens
+
+WIDTH = 32  # in_features of every protected linear
+TOKENS = 8  # of a prompt, padding included
+ENERGY = 1e-7  # what exactly low-rank features leave in their null space is rounding: less than this
+
+
+def unet(seed: int = 0, **changes) -> UNet2DConditionModel:
+    """4 cross-attention blocks, all at 2x2: 4 rows for one latent at one timestep."""
+    torch.manual_seed(seed)
+    settings = dict(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, WIDTH),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    return UNet2DConditionModel(**(settings | changes)).eval().requires_grad_(False)
+
+
+def save_pipeline(folder: Path) -> None:
+    """A whole Stable Diffusion pipeline for 16x16 pictures."""
+    tokenizer = tokens.build()
+    tokenizer.model_max_length = TOKENS
+    torch.manual_seed(1)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet(),
+        scheduler=DDIMScheduler(clip_sample=False, beta_schedule="scaled_linear", timestep_spacing="trailing"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+@dataclass
+class Protected:
+    """latents: `[T, n, 4, 4, 4]`; timesteps: T values; prompts: `[n, tokens, width]`, one row per latent."""
+
+    latents: Tensor
+    timesteps: list[float]
+    prompts: Tensor
+
+
+def protected_inputs(seed: int = 5, n: int = 2, tokens_: int = 4) -> Protected:
+    """8 rows of every image feature per timestep, 24 in all, and 8 rows of text: all less than 32."""
+    generator = torch.Generator().manual_seed(seed)
+    timesteps = [901.0, 501.0, 101.0]
+    latents = torch.randn(len(timesteps), n, 4, 4, 4, generator=generator)
+    return Protected(latents, timesteps, torch.randn(n, tokens_, WIDTH, generator=generator))
+
+
+@torch.no_grad()
+def predict(denoiser: nn.Module, latents: Tensor, timestep: float | Tensor, prompts: Tensor) -> Tensor:
+    return denoiser(latents, torch.as_tensor(timestep), encoder_hidden_states=prompts).sample
+
+
+def predictions(denoiser: nn.Module, given: Protected) -> Tensor:
+    """The denoiser's outputs `[T, n, ...]` at every cached timestep."""
+    calls = zip(given.latents, given.timesteps, strict=True)
+    return torch.stack([predict(denoiser, x, t, given.prompts) for x, t in calls])
+
+
+@torch.no_grad()
+def moments(denoiser: nn.Module, given: Protected, pooled: bool = False) -> dict[str, list[Moment]]:
+    """Moments by site: one per timestep, or one for all; one in any case where the timestep makes no difference."""
+    sites = find_sites(denoiser)
+    t = given.timesteps
+    features = find_features(sites, lambda i: predict(denoiser, given.latents[0], t[i], given.prompts))
+    found: dict[str, list[Moment]] = {feature.name: [] for feature in features}
+    first = {feature.name: sites[feature.name] for feature in features}
+    steps = [range(len(t))] if pooled else [[s] for s in range(len(t))]
+    for step in steps:
+        with collecting(first) as part:
+            for s in step:
+                predict(denoiser, given.latents[s], t[s], given.prompts)
+        for feature in features:
+            if not (feature.static and found[feature.name]):
+                found[feature.name].append(part[feature.name])
+    return {site: found[feature.name] for feature in features for site in feature.sites}
+
+
+def projectors(
+    denoiser: nn.Module, given: Protected, pooled: bool = False, rule: str = "energy", value: float = ENERGY
+) -> dict[str, list[Projector]]:
+    """Projectors by site, as the workflow would make them. Sites of one feature share one list."""
+    by_feature: dict[int, list[Projector]] = {}
+    result = {}
+    for site, ms in moments(denoiser, given, pooled).items():
+        if id(ms) not in by_feature:
+            by_feature[id(ms)] = [projector(*decompose(m.mean().numpy(), site), rule, value, site) for m in ms]
+        result[site] = by_feature[id(ms)]
+    return result
+
+
+def adapter(denoiser: nn.Module, given: Protected, scope: str, rank: int | str = 4, **options) -> Adapter:
+    torch.manual_seed(3)
+    stacks = projectors(denoiser, given, pooled=scope == "pooled")
+    return Adapter(find_sites(denoiser), stacks, given.timesteps, scope, rank, **options)
+
+
+def randomise(adapter: Adapter, std: float = 0.3) -> Adapter:
+    """Every factor at random, as if trained."""
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.copy_(torch.randn_like(p) * std)
+    return adapter
+
+
+def fit(denoiser: nn.Module, adapter: Adapter, steps: int = 12, lr: float = 0.05, optimizer=torch.optim.Adam) -> None:
+    """Real training steps on random data, at the cached timesteps, mixed within a batch but for scope `shared`."""
+    generator = torch.Generator().manual_seed(7)
+    parameters = [p for p in adapter.parameters() if p.requires_grad]
+    optimizer = optimizer(parameters, lr)
+    with adapter.attached(denoiser):
+        for _ in range(steps):
+            before = adapter.snapshot()
+            rows = torch.randint(len(adapter.timesteps), (6,), generator=generator)
+            if adapter.scope == "shared":
+                rows[:] = rows[0]
+            x, target = torch.randn(2, 6, 4, 4, 4, generator=generator)
+            prompts = torch.randn(6, 4, WIDTH, generator=generator)
+            prediction = denoiser(x, adapter.timesteps[rows], encoder_hidden_states=prompts).sample
+            optimizer.zero_grad()
+            ((prediction - target) ** 2).mean().backward()
+            optimizer.step()
+            if adapter.scope == "shared":
+                adapter.project_updates(before, rows[0])
+
+
+def change(a: Tensor, b: Tensor) -> float:
+    """Relative distance of two tensors."""
+    return ((a - b).norm() / b.norm()).item()
