@@ -15,6 +15,10 @@ itself it would hook all sites. Under autocast its products are bfloat16, ours s
 Bar: nullbooth at most 1.05 times the denoiser alone, with memory that does not grow with the number of prompts.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from common import MIB, build_unet, denoiser_arguments, denoiser_inputs, parser, peak_memory, report, side_by_side
 from peft import LoraConfig
@@ -94,21 +98,20 @@ def time_rows(unet: nn.Module, sites: dict, distinct: dict, calls: Calls, repeat
     ]
 
 
-def memory_rows(unet: nn.Module, sites: dict, distinct: dict, calls: Calls, device: str) -> list[dict]:
-    """Peak memory of 1, 2, 4 prompts, and what is held at the end of them."""
-    run(unet, calls[:1])
-    rows = [{"variant": "no hooks", "prompts": 1, "peak MiB": peak_memory(lambda: run(unet, calls[:1]), device)}]
-    rows[0]["held MiB"] = 0.0
-    for n in PROMPTS:
-        row = {"variant": "nullbooth", "prompts": n}
-        row["peak MiB"] = peak_memory(lambda n=n: hooked(unet, distinct, calls[:n]), device)
-        row["held MiB"] = sum(m.total.nbytes for m in hooked(unet, distinct, calls[:0]).values()) / MIB
-        rows.append(row)
-    for n in PROMPTS:
-        row = {"variant": "stored features", "prompts": n}
-        row["peak MiB"] = peak_memory(lambda n=n: stored(unet, sites, calls[:n]), device)
-        row["held MiB"] = sum(x.nbytes for xs in keep_features(unet, sites, calls[:n]).values() for x in xs) / MIB
-        rows.append(row)
+def held(collected: dict[str, Moment] | dict[str, list[Tensor]] | None) -> float:
+    """MiB of the moments or features that a variant holds at the end."""
+    parts = (collected or {}).values()
+    return sum(part.total.nbytes if isinstance(part, Moment) else sum(x.nbytes for x in part) for part in parts) / MIB
+
+
+def memory_rows(variants: dict[str, Callable[[Calls], Any]], calls: Calls, device: str) -> list[dict]:
+    """Peak memory of 1, 2, 4 prompts, and what is held at the end of them. The first rows are activations alone."""
+    rows = []
+    for name, collect in variants.items():
+        for n in PROMPTS:
+            kept = []
+            peak = peak_memory(partial(lambda collect, n, to: to.append(collect(calls[:n])), collect, n, kept), device)
+            rows.append({"variant": name, "prompts": n, "peak MiB": peak, "held MiB": held(kept[0])})
     return rows
 
 
@@ -123,7 +126,12 @@ def main(args) -> None:
         distinct = {f.name: sites[f.name] for f in features}
         print(f"{len(sites)} sites read {len(features)} distinct features")
         report("collect", time_rows(unet, sites, distinct, calls[: args.prompts], args.repeats), args)
-        report("collect: memory", memory_rows(unet, sites, distinct, calls, args.device), args)
+        variants = {
+            "no hooks": lambda calls: run(unet, calls),
+            "nullbooth": lambda calls: hooked(unet, distinct, calls),
+            "stored features": lambda calls: keep_features(unet, sites, calls),
+        }
+        report("collect: memory", memory_rows(variants, calls, args.device), args)
 
 
 if __name__ == "__main__":

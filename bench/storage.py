@@ -18,7 +18,7 @@ from nullbooth.moments import Moment
 from nullbooth.projector import decompose, projector
 from nullbooth.sites import Feature, find_sites
 
-BATCHES = 4  # the sum of one batch alone has zeros in its last bits, and would compress too well
+BATCHES = 16  # a sum of few float32 products has zeros in its last bits, and would compress too well
 
 
 def random_moment(width: int) -> Moment:
@@ -26,7 +26,7 @@ def random_moment(width: int) -> Moment:
     mixing = torch.randn(width, width) * torch.logspace(0, -3, width)
     moment = Moment.zero(width)
     for _ in range(BATCHES):
-        moment.add(torch.randn(width, width) @ mixing)
+        moment.add(torch.randn(width // 4, width) @ mixing)
     return moment
 
 

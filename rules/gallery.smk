@@ -31,6 +31,8 @@ rule gallery:
         methods=list(METHODS.values()),
         model=str(config["model"]),
         sampler=config["sampler"],
+    conda:
+        "../envs/nullbooth.yaml"
     message:
         "Writing the gallery"
     script:

@@ -18,6 +18,8 @@ rule base_images:
         sampler=config["sampler"],
         sampling=SAMPLING,
         identity={"model": MODEL},
+    conda:
+        "../envs/nullbooth.yaml"
     message:
         "Drawing with the base model: {wildcards.part}"
     script:
@@ -43,6 +45,8 @@ rule tuned_images:
         sampler=config["sampler"],
         sampling=SAMPLING,
         identity={"model": MODEL},
+    conda:
+        "../envs/nullbooth.yaml"
     message:
         "Drawing {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:
@@ -66,6 +70,8 @@ rule evaluate:
     params:
         encoders=config["evaluate"],
         concept=concept_settings,
+    conda:
+        "../envs/nullbooth.yaml"
     message:
         "Measuring {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:

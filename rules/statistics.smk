@@ -18,6 +18,8 @@ rule trajectory:
         sampler=config["sampler"],
         seed=config["protect"]["seed"],
         identity=IDENTITY,
+    conda:
+        "../envs/nullbooth.yaml"
     message:
         "Sampling the protected prompts, shard {wildcards.shard}"
     script:
@@ -41,6 +43,8 @@ rule covariance:
     params:
         projections=config["protect"]["projections"],
         identity=IDENTITY,
+    conda:
+        "../envs/nullbooth.yaml"
     message:
         "Second moments at timestep {wildcards.step}"
     script:
@@ -61,6 +65,8 @@ rule pool:
         runtime=30,
     params:
         identity=IDENTITY,
+    conda:
+        "../envs/nullbooth.yaml"
     message:
         "Pooling the moments of all timesteps"
     script:
@@ -84,6 +90,8 @@ rule projector:
         runtime=30,
     params:
         identity=IDENTITY,
+    conda:
+        "../envs/nullbooth.yaml"
     message:
         "Eigenvectors at timestep {wildcards.step}"
     script:

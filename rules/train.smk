@@ -24,6 +24,8 @@ rule adapter:
         resolution=config["resolution"],
         validate=config["validate"],
         identity=IDENTITY,
+    conda:
+        "../envs/nullbooth.yaml"
     message:
         "Learning {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:

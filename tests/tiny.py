@@ -17,6 +17,7 @@ from world import tokenizer as tokens
 WIDTH = 32  # in_features of every protected linear
 TOKENS = 8  # of a prompt, padding included
 ENERGY = 1e-7  # what exactly low-rank features leave in their null space is rounding: less than this
+NOISE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")
 
 
 def unet(seed: int = 0, **changes) -> UNet2DConditionModel:
@@ -67,7 +68,7 @@ def save_pipeline(folder: Path) -> None:
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         unet=unet(),
-        scheduler=DDIMScheduler(clip_sample=False, beta_schedule="scaled_linear", timestep_spacing="trailing"),
+        scheduler=DDIMScheduler(**NOISE, timestep_spacing="trailing", clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

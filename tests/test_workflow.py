@@ -1,0 +1,200 @@
+"""Real runs of the workflow on the embedded model: every stage, and what runs again after which change."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+STATISTICS = {"trajectory", "covariance", "pool", "projector"}
+LATER = {"tuned_images", "evaluate", "gallery", "samples"}
+
+
+def snakemake(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--cores", "2", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+
+
+def planned(*arguments: str) -> dict[str, int]:
+    """Jobs by rule that Snakemake would run."""
+    done = snakemake("--dry-run", *arguments)
+    assert done.returncode == 0, done.stderr + done.stdout
+    text = done.stdout + done.stderr
+    if "Nothing to be done" in text:
+        return {}
+    table = text.split("Job stats:")[1].split("total")[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+class Run:
+    """A config of its own on top of config/minimal.yaml, with results and prompts in a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.prompts = folder / "protected.txt"
+        self.prompts.write_text((ROOT / "config/prompts/minimal.txt").read_text())
+        self.settings = {
+            "results": str(folder / "results"),
+            "precision": "fp32",
+            "protect": {"prompts": str(self.prompts)},
+        }
+
+    def arguments(self, **changes) -> list[str]:
+        path = self.folder / "settings.yaml"
+        path.write_text(yaml.safe_dump({**self.settings, **changes}))
+        return ["--configfile", "config/minimal.yaml", str(path)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Run:
+    run = Run(tmp_path_factory.mktemp("workflow"))
+    done = snakemake(*run.arguments(), str(run.folder / "results/samples"))
+    assert done.returncode == 0, done.stderr[-6000:]
+    return run
+
+
+@pytest.mark.parametrize("config", ["config/config.yaml", "config/minimal.yaml"])
+def test_dry_run(config, tmp_path):
+    jobs = planned("--configfile", config, "--config", f"results={tmp_path}")
+    settings = yaml.safe_load((ROOT / config).read_text())
+    steps = settings["sampler"]["steps"]
+    runs = len(settings["concepts"]) * len(settings["methods"])
+    assert jobs["covariance"] == steps
+    assert jobs["adapter"] == jobs["evaluate"] == runs
+
+
+@pytest.mark.parametrize("target", ["trajectories", "covariances", "projectors", "adapters", "samples"])
+def test_stage_names_are_targets(target, tmp_path):
+    jobs = planned("--configfile", "config/minimal.yaml", "--config", f"results={tmp_path}", "--", target)
+    assert ("adapter" in jobs) == (target in ("adapters", "samples"))
+    assert ("projector" in jobs) == (target not in ("trajectories", "covariances"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trian": {}}, "trian: unknown key; did you mean 'train'?"),
+        ({"sampler": {"stepps": 3}}, "sampler.stepps: unknown key; did you mean 'steps'?"),
+        ({"seeds": []}, "seeds"),
+        ({"model": "no/such/folder"}, "model: 'no/such/folder'"),
+        ({"concepts": [{"name": "../x", "images": "a", "class": "b"}]}, "concepts.0.name: '../x'"),
+        ({"protect": {"prompts": "nowhere.txt"}}, "nowhere.txt"),
+    ],
+)
+def test_config_errors_name_the_key(tmp_path, change, message):
+    run = Run(tmp_path)
+    done = snakemake("--dry-run", *run.arguments(**change))
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_minimal_run_makes_the_gallery(finished):
+    samples = finished.folder / "results/samples"
+    page = (samples / "index.html").read_text()
+    addresses = re.findall(r'src="([^"]+)"', page)
+    assert len(addresses) > 10
+    assert all((samples / address).is_file() for address in addresses)
+    assert not re.search(r"(src|href)=\"(https?:)?//", page)
+    assert (samples / "starling.png").is_file()
+    metrics = json.loads((finished.folder / "results/runs/starling/pooled/0/metrics.json").read_text())["metrics"]
+    drift = [m for m in metrics if m["metric"] == "dino_drift" and m["group"] == "unrelated"]
+    assert len(drift) == 1
+    assert 0 <= drift[0]["low"] <= drift[0]["value"] <= drift[0]["high"] < 1
+
+
+@pytest.mark.slow
+def test_every_job_has_a_log_and_a_benchmark(finished):
+    results = finished.folder / "results"
+    logs = {p.relative_to(results / "logs").with_suffix("") for p in (results / "logs").rglob("*.log")}
+    benchmarks = {
+        p.relative_to(results / "benchmarks").with_suffix("") for p in (results / "benchmarks").rglob("*.tsv")
+    }
+    assert logs == benchmarks
+    assert len(logs) == 18
+    assert "s left" in (results / "logs/trajectories/00.log").read_text()
+
+
+@pytest.mark.slow
+def test_nothing_runs_twice(finished):
+    assert planned(*finished.arguments()) == {}
+
+
+@pytest.mark.slow
+def test_touching_files_runs_nothing(finished):
+    for folder in ("config", "resources/subjects/starling", "resources/tinyworld", "workflow/scripts", "nullbooth"):
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.is_file():
+                os.utime(path)
+    os.utime(finished.prompts)
+    assert planned(*finished.arguments()) == {}
+
+
+@pytest.mark.slow
+def test_comments_blank_lines_and_order_of_prompts_run_nothing(finished):
+    before = finished.prompts.read_text()
+    finished.prompts.write_text("# a comment\n\n" + "\n".join(reversed(before.splitlines())) + "\n")
+    try:
+        assert planned(*finished.arguments()) == {}
+    finally:
+        finished.prompts.write_text(before)
+
+
+@pytest.mark.slow
+def test_another_protected_prompt_runs_the_statistics(finished):
+    before = finished.prompts.read_text()
+    finished.prompts.write_text(before + "a cyan ring\n")
+    try:
+        jobs = planned(*finished.arguments())
+    finally:
+        finished.prompts.write_text(before)
+    assert set(jobs) >= STATISTICS | {"adapter"} | LATER
+    assert "base_images" not in jobs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "runs"),
+    [
+        ({"train": {"steps": 5, "batch": 2}}, {"adapter"} | LATER),
+        ({"seeds": [0, 1]}, {"adapter"} | LATER),
+        ({"device": "cpu"}, set()),
+        ({"protect": {"rule": {"energy": 0.01}}}, {"adapter"} | LATER),
+        ({"sample": {"seed": 1}}, {"base_images"} | LATER),
+        ({"sampler": {"guidance": 2.0}}, STATISTICS | {"adapter", "base_images"} | LATER),
+    ],
+)
+def test_what_runs_again(finished, change, runs):
+    changes = {
+        key: {**finished.settings.get(key, {}), **value} if isinstance(value, dict) else value
+        for key, value in change.items()
+    }
+    assert set(planned(*finished.arguments(**changes))) == runs
+
+
+@pytest.mark.slow
+def test_a_store_of_another_model_is_refused(finished):
+    from nullbooth import store
+
+    path = finished.folder / "results/projectors/pooled.zarr"
+    identity = store.read(path).attrs["identity"]
+    with pytest.raises(store.StoreError, match="made for model"):
+        store.read(path, {**identity, "model": "another"})
+
+
+@pytest.mark.slow
+def test_statics_are_stored_once(finished):
+    from nullbooth import store
+
+    covariances = finished.folder / "results/covariances"
+    counts = [len(store.read(covariances / f"{step:02d}.zarr").attrs["features"]) for step in range(3)]
+    static = [f for f in store.read(covariances / "00.zarr").attrs["features"] if f["static"]]
+    assert len(static) == 1
+    assert all(".to_k" in site or ".to_v" in site for site in static[0]["sites"])
+    assert counts == [counts[1] + 1, counts[1], counts[1]]
