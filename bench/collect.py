@@ -109,9 +109,9 @@ def memory_rows(variants: dict[str, Callable[[Calls], Any]], calls: Calls, devic
     rows = []
     for name, collect in variants.items():
         for n in PROMPTS:
-            kept = []
-            peak = peak_memory(partial(lambda collect, n, to: to.append(collect(calls[:n])), collect, n, kept), device)
-            rows.append({"variant": name, "prompts": n, "peak MiB": peak, "held MiB": held(kept[0])})
+            peak, kept = peak_memory(partial(collect, calls[:n]), device)
+            rows.append({"variant": name, "prompts": n, "peak MiB": peak, "held MiB": held(kept)})
+            del kept
     return rows
 
 

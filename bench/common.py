@@ -119,17 +119,17 @@ def side_by_side(functions: dict[str, Callable[[], object]], repeats: int) -> di
     }
 
 
-def peak_memory(run: Callable[[], object], device: str = "cpu") -> float:
-    """MiB by which a call raises the memory of this process (CPU; Linux only) or of the tensors on the GPU."""
+def peak_memory(run: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
+    """MiB by which a call raises the memory of this process (Linux only) or of the tensors on the GPU, and its result."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / MIB
+        result = run()
+        return (torch.cuda.max_memory_allocated() - before) / MIB, result
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
+    result = run()
+    return _status("VmHWM") - before, result
 
 
 def _status(key: str) -> float:
@@ -152,12 +152,6 @@ def report(name: str, rows: list[dict[str, Any]], args: argparse.Namespace) -> N
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and abs(value) < 1000
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "" if value is None else str(value)

@@ -111,6 +111,8 @@ def train(
     from its last checkpoint ends in the weights of an uninterrupted one.
     """
     s = settings
+    if adapter.scope == "shared" and s.accumulation > 1:
+        raise ValueError("train.accumulation: scope shared projects each update for one timestep, so it must be 1")
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(s.precision, s.precision),
         cpu=adapter.timesteps.device.type == "cpu",
@@ -121,14 +123,17 @@ def train(
     if s.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     parameters = [p for p in adapter.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, s.learning_rate, weight_decay=s.weight_decay)
+    optimizer = accelerator.prepare_optimizer(
+        torch.optim.AdamW(parameters, s.learning_rate, weight_decay=s.weight_decay)
+    )
     lr = _schedule(optimizer, s)
-    start = _resume(folder, run, adapter, optimizer, lr)
-    if start:
+    losses = _resume(folder, run, adapter, optimizer, lr)
+    if start := len(losses):
         log(f"resumed at step {start} of {s.steps}")
-    losses = _loss_table(folder / "loss.csv", start)
     began = time.monotonic()
-    with adapter.attached(denoiser), open(folder / "loss.csv", "a", newline="") as file:
+    with adapter.attached(denoiser), open(folder / "loss.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerows([("step", "loss"), *enumerate(losses, 1)])
         for step in range(start, s.steps):
             before = adapter.snapshot() if adapter.scope == "shared" else None
             total = 0.0
@@ -144,8 +149,7 @@ def train(
             if accelerator.num_processes > 1:  # the adapter acts through hooks, where DDP does not see it
                 for p in parameters:
                     p.grad = accelerator.reduce(p.grad, "mean")
-            accelerator.unscale_gradients(optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, s.max_grad_norm)
+            accelerator.clip_grad_norm_(parameters, s.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             lr.step()
@@ -154,7 +158,7 @@ def train(
             if not torch.isfinite(torch.tensor(total)):
                 raise FloatingPointError(f"the loss is {total} at step {step + 1}: lower train.learning_rate")
             losses.append(total)
-            csv.writer(file).writerow((step + 1, total))
+            table.writerow((step + 1, total))
             accelerator.log({"loss": total, "learning rate": lr.get_last_lr()[0]}, step=step + 1)
             done = step + 1
             if done % 20 == 0 or done == s.steps:
@@ -165,7 +169,7 @@ def train(
                 )
             if done % s.checkpoint_every == 0 and done < s.steps:
                 file.flush()
-                _save_checkpoint(folder, run, done, adapter, optimizer)
+                _save_checkpoint(folder, run, losses, adapter, optimizer)
             if validate is not None and validate_every and done % validate_every == 0:
                 pictures = validate(done)
                 accelerator.get_tracker("tensorboard").writer.add_images("validation", pictures, done)
@@ -210,38 +214,32 @@ def _schedule(optimizer: torch.optim.Optimizer, s: TrainSettings) -> torch.optim
     return get_scheduler(s.schedule, optimizer, num_warmup_steps=s.warmup, num_training_steps=s.steps)
 
 
-def _loss_table(path: Path, start: int) -> list[float]:
-    """Losses of the steps before `start`; rows after the last checkpoint are dropped from the file."""
-    rows = list(csv.reader(path.read_text().splitlines()))[1 : start + 1] if start else []
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([("step", "loss"), *rows])
-    return [float(row[1]) for row in rows]
-
-
-def _save_checkpoint(folder: Path, run: str, step: int, adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:
-    """The adapter's parameters and the optimiser's state as one safetensors file; the one before it is removed."""
-    tensors = {f"adapter.{k}": v.contiguous() for k, v in adapter.state_dict().items()}
+def _save_checkpoint(
+    folder: Path, run: str, losses: list[float], adapter: Adapter, optimizer: torch.optim.Optimizer
+) -> None:
+    """Parameters, the optimiser's state and the losses so far as one safetensors file; the one before it is removed."""
+    tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
+    tensors |= {f"adapter.{k}": v.contiguous() for k, v in adapter.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    path = checkpoints / f"{step:06d}.safetensors"
+    path = checkpoints / f"{len(losses):06d}.safetensors"
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"step": str(step), "run": run})
+    save_file(tensors, partial, {"run": run})
     partial.replace(path)
     for old in sorted(checkpoints.glob("*.safetensors"))[:-1]:
         old.unlink()
 
 
-def _resume(folder: Path, run: str, adapter: Adapter, optimizer: torch.optim.Optimizer, lr: Any) -> int:
-    """Load the last checkpoint of this run, if there is one, and return its step."""
+def _resume(folder: Path, run: str, adapter: Adapter, optimizer: torch.optim.Optimizer, lr: Any) -> list[float]:
+    """Load the last checkpoint of this run, if there is one, and return the losses up to it."""
     found = sorted((folder / "checkpoints").glob("*.safetensors"))
     if not found:
-        return 0
+        return []
     with safe_open(found[-1], "pt") as file:
         if file.metadata()["run"] != run:
-            return 0
-        step = int(file.metadata()["step"])
+            return []
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     adapter.load_state_dict({k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")})
     states: dict[int, dict[str, Tensor]] = {}
@@ -250,6 +248,7 @@ def _resume(folder: Path, run: str, adapter: Adapter, optimizer: torch.optim.Opt
             _, i, name = key.split(".", 2)
             states.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    for _ in range(step):
+    losses = tensors["losses"].tolist()
+    for _ in losses:
         lr.step()
-    return step
+    return losses

@@ -41,6 +41,11 @@ IDENTITY = {
 }
 SAMPLING = {"precision": config["precision"], **{key: config["sample"][key] for key in ("per_prompt", "seed")}}
 
+# Snakemake counts GPUs only if told: without a limit, all GPU jobs of one machine would start at once.
+GPUS = len(list(Path("/dev").glob("nvidia[0-9]*")))
+if GPUS and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", GPUS)
+
 
 wildcard_constraints:
     shard=r"\d+",
