@@ -120,7 +120,7 @@ def side_by_side(functions: dict[str, Callable[[], object]], repeats: int) -> di
 
 
 def peak_memory(run: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
-    """MiB by which a call raises the memory of this process (Linux only) or of the tensors on the GPU, and its result."""
+    """MiB that a call adds at its peak to this process (Linux only) or to the tensors on the GPU, and its result."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

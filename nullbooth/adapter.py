@@ -53,9 +53,11 @@ class SiteProjectors(nn.Module):
         super().__init__()
         k = max(len(p.gain) for p in projectors)
         pad = [k - len(p.gain) for p in projectors]
-        vectors = [np.pad(p.basis, ((0, 0), (0, n))) for p, n in zip(projectors, pad, strict=True)]
+        vectors = torch.zeros(len(projectors), len(projectors[0].basis), k)
+        for i, p in enumerate(projectors):
+            vectors[i, :, : len(p.gain)] = torch.from_numpy(p.basis)
         gain = [np.pad(-p.gain if p.complement else p.gain, (0, n)) for p, n in zip(projectors, pad, strict=True)]
-        self.register_buffer("vectors", torch.from_numpy(np.stack(vectors)), persistent=False)
+        self.register_buffer("vectors", vectors, persistent=False)
         self.register_buffer("gain", torch.from_numpy(np.stack(gain)), persistent=False)
         self.register_buffer("keep", torch.tensor([float(p.complement) for p in projectors]), persistent=False)
 
@@ -72,11 +74,11 @@ class SiteProjectors(nn.Module):
 class SiteAdapter(nn.Module):
     """The trained part of one site. `steps`, set before each forward pass, selects P[s] for every sample."""
 
-    def __init__(self, linear: nn.Linear, projectors: SiteProjectors, scope: str, rank: int | str, alpha: float):
+    def __init__(self, linear: nn.Linear, projectors: SiteProjectors, scope: str, rank: int | str, alpha: float | None):
         super().__init__()
         out_features, in_features = linear.weight.shape
         self.projectors, self.scope, self.full = projectors, scope, rank == "full"
-        self.scale = 1.0 if self.full else alpha / rank
+        self.scale = 1.0 if self.full or alpha is None else alpha / rank
         if self.full:
             self.delta = nn.Parameter(torch.zeros(out_features, in_features))
         else:
@@ -101,11 +103,14 @@ class SiteAdapter(nn.Module):
             steps = steps.new_zeros(1)
         return self.projectors.project(self.projected, steps)
 
-    def forward(self, x: Tensor, steps: Tensor) -> Tensor:
-        """Change of the site's output for input `x: [b, tokens, in]`; `steps: [b]`, or `[1]` for the whole batch."""
-        distinct, inverse = steps.unique(return_inverse=True)
-        weights = self.weights(distinct)
-        y = x @ weights[0].mT if len(weights) == 1 else torch.bmm(x, weights[inverse].mT.to(x.dtype))
+    def forward(self, x: Tensor, steps: Tensor, sample_steps: Tensor) -> Tensor:
+        """Change of the site's output for input `x: [b, tokens, in]`.
+
+        `steps: [u]` are the distinct timestep indices of the batch, `sample_steps: [b]` says which one each sample has
+        (or `[1]`, one for all).
+        """
+        weights = self.weights(steps)
+        y = x @ weights[0].mT if len(weights) == 1 else torch.bmm(x, weights[sample_steps].mT.to(x.dtype))
         return self.scale * (y if self.full else y @ self.up.mT)
 
 
@@ -132,12 +137,12 @@ class Adapter(nn.Module):
             given = projectors[name]
             if len(given) not in (1, len(timesteps)):
                 raise ValueError(f"{name}: {len(given)} projectors for {len(timesteps)} timesteps")
-            stack = shared.setdefault(id(given), SiteProjectors(given))
-            alpha_ = float(rank) if alpha is None and rank != "full" else (alpha or 1.0)
-            self.site_adapters.append(SiteAdapter(linear, stack, scope, rank, alpha_))
+            if id(given) not in shared:
+                shared[id(given)] = SiteProjectors(given)
+            self.site_adapters.append(SiteAdapter(linear, shared[id(given)], scope, rank, alpha))
         self.scope, self.rank = scope, rank
         self.register_buffer("timesteps", torch.tensor(timesteps, dtype=torch.float64), persistent=False)
-        self._steps: Tensor | None = None
+        self._steps: tuple[Tensor, Tensor] | None = None  # of the batch in flight
 
     def nearest(self, timestep: Tensor) -> Tensor:
         """Index of the nearest cached timestep for each entry of `timestep: []` or `[b]`."""
@@ -149,11 +154,11 @@ class Adapter(nn.Module):
         modules = dict(denoiser.named_modules())
 
         def remember(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            self._steps = self.nearest(timestep_argument(args, kwargs))
+            self._steps = self.nearest(timestep_argument(args, kwargs)).unique(return_inverse=True)
 
         def change(site: SiteAdapter) -> Callable:
             def hook(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-                return output + site(args[0], self._steps).to(output.dtype)
+                return output + site(args[0], *self._steps).to(output.dtype)
 
             return hook
 
@@ -240,8 +245,8 @@ class LoadedAdapter:
                     f"{type(denoiser).__name__} does not have: it was made for {info.denoiser} {info.model}"
                 )
         self._modules = {name: modules[name] for name in sorted(self._sites)}
-        device = next(denoiser.parameters()).device
-        self._tensors = {key: value.to(device) for key, value in tensors.items()}
+        self._device = next(denoiser.parameters()).device
+        self._tensors = {key: value.to(self._device) for key, value in tensors.items()}
         self._original = {name: module.weight.detach().clone() for name, module in self._modules.items()}
         self._handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
 
@@ -275,10 +280,12 @@ class LoadedAdapter:
         step = int(steps[0])
         if step == self._at:
             return
-        for name, module in self._modules.items():
-            if self._at is None or self.varies(name):
-                change = self.scale * self.change(name, step)
-                module.weight.copy_(self._original[name].float() + change)
+        with torch.autocast(self._device.type, enabled=False):
+            for name, module in self._modules.items():
+                if self._at is None or self.varies(name):
+                    change = self.scale * self.change(name, step)
+                    module.weight.copy_(self._original[name].float() + change)
+        torch.clear_autocast_cache()  # it would keep the low-precision copies of the step before
         self._at = step
 
     @torch.no_grad()

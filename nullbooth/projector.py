@@ -89,8 +89,8 @@ def projector(w: NDArray, u: NDArray, rule: str, value: float, site: str = "?") 
             f"{site}: rule {rule}: {value} leaves all {n} directions free: nothing is protected", stacklevel=2
         )
     if k <= n - k:
-        return Projector(u[:, :k], np.ones(k, np.float32), False, float(k))
-    return Projector(u[:, k:], np.ones(n - k, np.float32), True, float(k))
+        return Projector(u[:, :k].copy(), np.ones(k, np.float32), False, float(k))
+    return Projector(u[:, k:].copy(), np.ones(n - k, np.float32), True, float(k))
 
 
 def _nothing_free(site: str, rule: str, value: float, w: NDArray) -> str:

@@ -255,10 +255,10 @@ def test_the_first_loss_is_the_weighted_error_of_the_base_model(tmp_path):
 
 
 def test_training_lowers_the_loss(tmp_path):
-    settings = replace(SETTINGS, steps=60, learning_rate=0.01, checkpoint_every=100, batch=8)
-    learn(tmp_path / "run", settings, scope="pooled", rank="full")
+    settings = replace(SETTINGS, steps=40, learning_rate=0.03, checkpoint_every=100, batch=8)
+    learn(tmp_path / "run", settings, rank="full", noise=scheduler("sample"))
     values = [loss for _, loss in losses(tmp_path / "run")]
-    assert np.mean(values[-15:]) < 0.95 * np.mean(values[:15])
+    assert np.mean(values[-10:]) < 0.9 * np.mean(values[:10])
 
 
 @pytest.mark.parametrize("noise", [None, FlowMatchEulerDiscreteScheduler()], ids=["ddpm", "flow"])
@@ -374,7 +374,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     broken.latents[:] = torch.nan
     unet = tiny.unet()
     adapter = tiny.adapter(unet, tiny.protected_inputs(), "pooled")
-    with pytest.raises(FloatingPointError, match="at step 1: lower train.learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"at step 1: lower train\.learning_rate"):
         train(unet, adapter, broken, scheduler(), SETTINGS, tmp_path, log=lambda line: None)
 
 
