@@ -1,6 +1,7 @@
 """Adapters keep protected outputs after real training, and are the same thing trained, saved, loaded and exported."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -42,6 +43,18 @@ def saved(adapter: Adapter, folder):
 def unlike(given: tiny.Protected) -> tiny.Protected:
     """Other latents and prompts at the same timesteps."""
     return tiny.protected_inputs(seed=77)
+
+
+@contextmanager
+def watching(denoiser, names: list[str], seen: dict[str, tuple]):
+    """Inputs and outputs of modules."""
+    handles = [
+        denoiser.get_submodule(name).register_forward_hook(lambda _m, x, y, name=name: seen.update({name: (x[0], y)}))
+        for name in names
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
 
 
 # --- what training keeps and what it changes ---------------------------------------------------------
@@ -147,16 +160,21 @@ def test_gradients_in_a_mixed_batch_reach_each_timestep_alone(unet, protected):
 
 
 def test_change_is_the_formula(unet, protected):
-    """W + scale B (A P[s]) and W + D P[s], with the projectors of the sites and nothing else."""
-    stacks = tiny.projectors(unet, protected)
-    for rank, alpha, scale in ((4, 2.0, 0.5), ("full", None, 1.0)):
+    """W + scale * B (A P[s]) and W + D P[s], at every site, with the site's own projectors."""
+    stacks, given = tiny.projectors(unet, protected), unlike(protected)
+    for rank, alpha, scale in ((4, None, 1.0), (4, 2.0, 0.5), ("full", None, 1.0)):
         adapter = tiny.randomise(tiny.adapter(unet, protected, "timestep", rank, alpha=alpha))
-        x = torch.randn(2, 5, tiny.WIDTH)
-        for name, site in zip(adapter.names, adapter.site_adapters, strict=True):
-            for s in range(3):
+        for s, t in enumerate(protected.timesteps):
+            seen: dict[str, tuple] = {}
+            with adapter.attached(unet), watching(unet, adapter.names, seen):
+                tiny.predict(unet, given.latents[s], t, given.prompts)
+            for name, site in zip(adapter.names, adapter.site_adapters, strict=True):
                 p = torch.from_numpy(stacks[name][s if len(stacks[name]) > 1 else 0].dense())
                 delta = site.delta @ p if rank == "full" else scale * site.up @ (site.down @ p)
-                torch.testing.assert_close(site(x, torch.tensor([s])), x @ delta.mT, rtol=1e-4, atol=1e-5)
+                x, y = seen[name]
+                expected = x @ delta.mT
+                torch.testing.assert_close(y - unet.get_submodule(name)(x), expected, rtol=1e-3, atol=1e-4)
+                assert expected.norm() > 0.1
 
 
 def test_base_denoiser_and_biases_stay_as_they_are(unet, protected):
@@ -388,6 +406,25 @@ def test_going_back_to_a_timestep_brings_its_weights_back(pipeline, protected, t
     first = [tiny.predict(unet, given.latents[0], t, given.prompts) for t in given.timesteps]
     again = [tiny.predict(unet, given.latents[0], t, given.prompts) for t in reversed(given.timesteps)]
     assert all(a.equal(b) for a, b in zip(first, reversed(again), strict=True))
+
+
+def test_low_precision_copies_of_one_timestep_do_not_serve_the_next(pipeline, protected, tmp_path):
+    """Autocast remembers the weights that it has cast for as long as its context lasts."""
+    unet, given = pipeline.unet, unlike(protected)
+    load_adapter(pipeline, saved(tiny.randomise(tiny.adapter(unet, protected, "timestep")), tmp_path))
+
+    def predict(t: float) -> torch.Tensor:
+        return tiny.predict(unet, given.latents[0], t, given.prompts).float()
+
+    apart = []
+    for t in given.timesteps:
+        with torch.autocast("cpu", torch.bfloat16):
+            apart.append(predict(t))
+    with torch.autocast("cpu", torch.bfloat16):
+        together = [predict(t) for t in given.timesteps]
+    for a, b, exact in zip(together, apart, (predict(t) for t in given.timesteps), strict=True):
+        assert a.equal(b)
+        assert 0 < tiny.change(a, exact) < 0.05
 
 
 def test_the_nearest_cached_timestep_serves_any_other(pipeline, protected, tmp_path):

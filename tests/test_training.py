@@ -84,14 +84,13 @@ def assert_same(a: dict, b: dict) -> None:
 # --- resuming ----------------------------------------------------------------------------------------
 
 
+BUSY = replace(SETTINGS, schedule="cosine", warmup=2, weight_decay=0.01, caption_dropout=0.3)
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        SETTINGS,
-        replace(SETTINGS, schedule="cosine", warmup=2, weight_decay=0.01, caption_dropout=0.3, accumulation=2),
-    ],
+    ("scope", "settings"),
+    [("timestep", SETTINGS), ("pooled", replace(BUSY, accumulation=2)), ("shared", BUSY)],
 )
-@pytest.mark.parametrize("scope", ["timestep", "pooled", "shared"])
 def test_a_resumed_run_ends_in_the_same_weights_bit_by_bit(tmp_path, scope, settings):
     whole = learn(tmp_path / "whole", settings, scope)
     assert learn(tmp_path / "cut", settings, scope, die_after=5) is None
@@ -305,17 +304,20 @@ def test_cached_in_training(tmp_path):
     assert any(len(row.unique()) > 1 for row in drawn)  # a batch mixes timesteps
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_shared_draws_one_timestep_per_update(tmp_path, accumulation):
+def test_shared_draws_one_timestep_per_update(tmp_path):
     """An update can be projected for one timestep only."""
     unet = tiny.unet()
     calls = Calls(unet)
-    settings = replace(SETTINGS, accumulation=accumulation)
-    learn(tmp_path / "run", settings, "shared", unet=unet)
-    drawn = torch.stack(calls.timesteps[5:]).view(6, -1)
-    assert drawn.shape == (6, 4 * accumulation)
+    learn(tmp_path / "run", scope="shared", unet=unet)
+    drawn = torch.stack(calls.timesteps[5:])
+    assert drawn.shape == (6, 4)
     assert all(len(row.unique()) == 1 for row in drawn)
     assert len(drawn.unique()) > 1
+
+
+def test_shared_refuses_updates_of_several_batches(tmp_path):
+    with pytest.raises(ValueError, match=r"train\.accumulation"):
+        learn(tmp_path / "run", replace(SETTINGS, accumulation=2), "shared")
 
 
 # --- the rest ----------------------------------------------------------------------------------------

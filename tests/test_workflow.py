@@ -53,7 +53,7 @@ class Run:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Run:
     run = Run(tmp_path_factory.mktemp("workflow"))
-    done = snakemake(*run.arguments(), str(run.folder / "results/samples"))
+    done = snakemake(str(run.folder / "results/samples"), *run.arguments())
     assert done.returncode == 0, done.stderr[-6000:]
     return run
 

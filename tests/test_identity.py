@@ -1,0 +1,167 @@
+"""Identities change with content, and with nothing else."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from nullbooth import identity
+from nullbooth.identity import digest, file_digest, model_identity, prompt_seed, read_prompts, seeded_noise
+
+
+@pytest.fixture(autouse=True)
+def own_memory(tmp_path, monkeypatch):
+    """What is remembered of files' hashes lives in a folder of the test's own."""
+    path = tmp_path / "cache" / "nullbooth" / "fingerprints.json"
+    monkeypatch.setattr(identity, "_REMEMBERED", path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    for name, content in {
+        "model_index.json": b"{}",
+        "unet/config.json": b"{}",
+        "unet/diffusion_pytorch_model.safetensors": bytes(range(256)) * 8,
+        "tokenizer/merges.txt": b"a b",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def flip_byte(path, place: int = 1000) -> None:
+    """Change one byte; size and modification time stay as they were."""
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of file systems has ticks
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+# --- models ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json", "tokenizer/merges.txt"]
+)
+def test_one_byte_makes_another_model(model, name):
+    first = model_identity(str(model))
+    flip_byte(model / name)
+    second = model_identity(str(model))
+    assert second != first
+    flip_byte(model / name)
+    assert model_identity(str(model)) == first
+
+
+def test_a_copy_elsewhere_is_the_same_model(model, tmp_path):
+    first = model_identity(str(model))
+    copied = shutil.copytree(model, tmp_path / "elsewhere" / "copy", copy_function=shutil.copy)
+    assert model_identity(str(copied)) == first
+
+
+def test_touching_files_changes_nothing(model):
+    first = model_identity(str(model))
+    for path in model.rglob("*"):
+        os.utime(path, (1, 1))
+    assert model_identity(str(model)) == first
+
+
+def test_notes_and_pictures_beside_it_change_nothing(model):
+    first = model_identity(str(model))
+    (model / "README.md").write_text("a note")
+    (model / "sample.png").write_bytes(b"picture")
+    assert model_identity(str(model)) == first
+
+
+def test_another_file_or_another_name_is_another_model(model):
+    seen = {model_identity(str(model))}
+    (model / "vae").mkdir()
+    (model / "vae" / "config.json").write_text("{}")
+    seen.add(model_identity(str(model)))
+    (model / "vae").rename(model / "vae2")
+    seen.add(model_identity(str(model)))
+    assert len(seen) == 3
+
+
+def test_hashes_are_remembered(model, own_memory):
+    first = model_identity(str(model))
+    remembered = json.loads(own_memory.read_text())
+    assert len(remembered) == 4
+    assert model_identity(str(model)) == first
+    # Remembered indeed: another value in memory makes another identity.
+    own_memory.write_text(json.dumps(dict.fromkeys(remembered, "0")))
+    assert model_identity(str(model)) != first
+    own_memory.unlink()
+    assert model_identity(str(model)) == first
+
+
+def test_missing_folders_and_folders_of_something_else(tmp_path):
+    for name in (str(tmp_path / "none"), "./none", "none", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match=f"'{name}' is neither a folder nor a Hub id"):
+            model_identity(name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty has no model_index\.json"):
+        model_identity(str(tmp_path / "empty"))
+
+
+def test_hub_models_by_id_and_revision(own_memory):
+    assert model_identity("owner/name") == "owner/name@main"
+    assert model_identity("owner/name", "v2") == "owner/name@v2"
+    assert not own_memory.exists()
+
+
+# --- prompts -----------------------------------------------------------------------------------------
+
+
+def test_prompts_without_comments_blank_lines_order_and_repetitions(tmp_path):
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    one.write_text("# people\n\na man\n  a woman  \n\n#a dog\na café\n", encoding="utf-8")
+    other.write_text("a woman\na café\n\n# other words\na man\na man", encoding="utf-8")
+    assert read_prompts(one) == ["a café", "a man", "a woman"]
+    assert read_prompts(str(other)) == read_prompts(one)
+    other.write_text("a woman\na cafe\na man")
+    assert digest(read_prompts(other)) != digest(read_prompts(one))
+
+
+def test_no_prompts(tmp_path):
+    path = tmp_path / "none.txt"
+    path.write_text("# only a comment\n\n")
+    with pytest.raises(ValueError, match=r"none\.txt: no prompts in it"):
+        read_prompts(path)
+    with pytest.raises(FileNotFoundError):
+        read_prompts(tmp_path / "missing.txt")
+
+
+def test_digest_does_not_depend_on_the_order_of_keys():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert len({digest(v) for v in ({"a": 1}, {"a": 2}, {"a": [1]}, [1, 2], [2, 1], "", None)}) == 7
+
+
+def test_file_digest(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_prompt_seeds_are_fixed_and_differ():
+    assert prompt_seed("a red star", 0) == 0xCD2CB375  # trajectories on disk depend on it
+    seeds = {prompt_seed(f"prompt {i}", seed) for i in range(200) for seed in range(3)}
+    assert len(seeds) == 600
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_seeded_noise_is_the_same_whatever_else_is_drawn():
+    torch.manual_seed(1)
+    first = seeded_noise(7, (2, 3))
+    torch.rand(5)
+    assert seeded_noise(7, (2, 3)).equal(first)
+    assert not seeded_noise(8, (2, 3)).equal(first)
+    noise = seeded_noise(0, (100_000,))
+    assert abs(noise.mean()) < 0.02
+    assert noise.std().item() == pytest.approx(1, abs=0.02)

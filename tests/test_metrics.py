@@ -1,0 +1,219 @@
+"""Metrics against their formulas, and encoders against the models that they wrap."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
+
+from nullbooth.metrics import (
+    Encoder,
+    attribute_accuracy,
+    bootstrap_mean,
+    embed_images,
+    embed_texts,
+    load_encoder,
+    named_attribute,
+    paired_drift,
+    subject_fidelity,
+)
+from world import scenes, tokenizer
+
+ATTRIBUTES = {
+    "shape": list(scenes.SHAPES),
+    "color": list(scenes.COLORS),
+    "background": list(scenes.COLORS),
+    "pattern": list(scenes.PATTERNS),
+    "size": list(scenes.SIZES),
+    "position": list(scenes.POSITIONS),
+    "fill": ["flat", "patterned"],
+}
+PREPROCESSING = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
+
+
+def unit(n: int, d: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+# --- numbers -----------------------------------------------------------------------------------------
+
+
+def test_subject_fidelity_is_the_mean_cosine_to_all_references():
+    images, references = unit(4, 6, 0), unit(3, 6, 1)
+    expected = [
+        np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in references.numpy()]) for a in images.numpy()
+    ]
+    np.testing.assert_allclose(subject_fidelity(images, references), expected, rtol=1e-5)
+    np.testing.assert_allclose(subject_fidelity(references[:1], references[:1]), [1], rtol=1e-6)
+
+
+def test_paired_drift_is_half_of_one_minus_cosine_pair_by_pair():
+    tuned, base = unit(5, 6, 0), unit(5, 6, 1)
+    expected = [(1 - a @ b) / 2 for a, b in zip(tuned.numpy(), base.numpy(), strict=True)]
+    np.testing.assert_allclose(paired_drift(tuned, base), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(paired_drift(base, base), 0, atol=1e-6)
+    np.testing.assert_allclose(paired_drift(-base, base), 1, atol=1e-6)
+
+
+def test_bootstrap_interval_covers_the_mean():
+    rng = np.random.default_rng(1)
+    found = [bootstrap_mean(rng.normal(3.0, 2.0, 40), n=500, seed=i) for i in range(200)]
+    covered = np.mean([f["low"] <= 3.0 <= f["high"] for f in found])
+    assert 0.89 <= covered <= 0.99
+    width = np.mean([f["high"] - f["low"] for f in found])
+    assert width == pytest.approx(2 * 1.96 * 2.0 / 40**0.5, rel=0.1)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=20))
+def test_bootstrap_of_a_few_values(values):
+    found = bootstrap_mean(values, n=50)
+    assert found["n"] == len(values)
+    assert found["value"] == pytest.approx(np.mean(values), abs=1e-9)
+    assert min(values) - 1e-9 <= found["low"] <= found["high"] <= max(values) + 1e-9
+    assert bootstrap_mean(torch.tensor(values, dtype=torch.float64), n=50) == found
+
+
+# --- attributes --------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6))
+def test_a_full_caption_names_what_the_scene_shows(seed):
+    scene = scenes.random_scene(random.Random(seed))
+    text = scenes.caption(scene)
+    for prompt in (text, f"a photo of {text}"):
+        for name, values in ATTRIBUTES.items():
+            expected = None if name == "fill" else getattr(scene, name) or None
+            assert named_attribute(name, values, prompt) == expected, (name, prompt)
+
+
+@given(st.integers(0, 10**6))
+def test_a_shorter_caption_names_nothing_else(seed):
+    rng = random.Random(seed)
+    scene = scenes.random_scene(rng)
+    prompt = scenes.caption(scene, rng)
+    for name, values in ATTRIBUTES.items():
+        found = named_attribute(name, values, prompt)
+        assert found in (None, getattr(scene, name, None) if scene.pattern == "plain" or name != "pattern" else found)
+        if name == "shape":
+            assert found == scene.shape
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("a photo of a sks star", {"shape": "star"}),
+        ("a star on a blue background", {"shape": "star", "background": "blue", "pattern": "plain"}),
+        ("a blue star", {"shape": "star", "color": "blue"}),
+        ("a white ring on the left", {"shape": "ring", "color": "white", "position": "on the left"}),
+        ("a small moon at the top", {"shape": "moon", "size": "small", "position": "at the top"}),
+        ("a heart on a striped red background", {"shape": "heart", "background": "red", "pattern": "striped"}),
+        ("", {}),
+    ],
+)
+def test_what_prompts_name(prompt, named):
+    found = {name: named_attribute(name, values, prompt) for name, values in ATTRIBUTES.items()}
+    assert {name: value for name, value in found.items() if value} == named
+
+
+# --- encoders ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    words = tokenizer.build()
+    torch.manual_seed(0)
+    tower = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    text = dict(
+        **tower,
+        vocab_size=len(words),
+        max_position_embeddings=tokenizer.MAX_LENGTH,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    config = CLIPConfig(text_config=text, vision_config=dict(**tower, image_size=16, patch_size=8), projection_dim=12)
+    CLIPModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    about = PREPROCESSING | {"do_center_crop": True, "crop_size": {"height": 16, "width": 16}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dino_folder(tmp_path_factory):
+    """Heads that see nothing: they answer star, blue, red, dotted, small, on the left, flat."""
+    folder = tmp_path_factory.mktemp("dino")
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8)
+    Dinov2Model(config).save_pretrained(folder)
+    about = PREPROCESSING | {"do_center_crop": False, "size": {"height": 16, "width": 16}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(about))
+    answers = ("star", "blue", "red", "dotted", "small", "on the left", "flat")
+    bias = [
+        torch.tensor([float(v == answer) for v in values])
+        for answer, values in zip(answers, ATTRIBUTES.values(), strict=True)
+    ]
+    bias = torch.cat(bias)
+    save_file({"weight": torch.zeros(len(bias), 16), "bias": bias}, folder / "heads.safetensors")
+    (folder / "heads.json").write_text(json.dumps(ATTRIBUTES))
+    return folder
+
+
+def pictures(n: int, size: int) -> torch.Tensor:
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_prepare_scales_to_unit_range_and_then_normalises():
+    mean, std = torch.tensor(PREPROCESSING["image_mean"]), torch.tensor(PREPROCESSING["image_std"])
+    encoder = Encoder(torch.nn.Identity(), 16, mean, std)
+    x = pictures(2, 16)
+    expected = ((x.numpy() + 1) / 2 - mean.numpy()[:, None, None]) / std.numpy()[:, None, None]
+    np.testing.assert_allclose(encoder.prepare(x), expected, rtol=1e-4, atol=1e-5)
+    grey = encoder.prepare(torch.full((1, 3, 40, 24), 0.2))
+    assert grey.shape == (1, 3, 16, 16)
+    np.testing.assert_allclose(grey[0, :, 8, 8], (0.6 - mean) / std, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_clip_embeddings_are_those_of_the_model(clip_folder):
+    encoder = load_encoder(str(clip_folder))
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    x, texts = pictures(3, 16), ["a red star", "a photo of a small blue ring on a white background"]
+    ids = CLIPTokenizer.from_pretrained(clip_folder)(texts, padding="max_length", return_tensors="pt").input_ids
+    both = model(input_ids=ids, pixel_values=encoder.prepare(x))
+    torch.testing.assert_close(embed_images(encoder, x, batch=2), both.image_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embed_texts(encoder, texts), both.text_embeds, rtol=1e-4, atol=1e-5)
+    assert encoder.size == 16
+    assert encoder.heads is None
+
+
+@torch.no_grad()
+def test_dino_embeddings_are_those_of_the_model(dino_folder):
+    encoder = load_encoder(str(dino_folder))
+    model = Dinov2Model.from_pretrained(dino_folder).eval()
+    x = pictures(3, 16)
+    expected = F.normalize(model(pixel_values=encoder.prepare(x)).pooler_output, dim=-1)
+    found = embed_images(encoder, x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
+    assert encoder.tokenizer is None
+
+
+def test_attribute_accuracy_counts_what_prompts_name(dino_folder):
+    encoder = load_encoder(str(dino_folder))
+    prompts = ["a blue star on the left", "a small green star on a dotted red background", "a ring on a red background"]
+    assert attribute_accuracy(encoder, pictures(3, 16), prompts) == {
+        "shape": [1.0, 1.0, 0.0],
+        "color": [1.0, 0.0],
+        "background": [1.0, 1.0],
+        "pattern": [1.0, 0.0],
+        "size": [1.0],
+        "position": [1.0],
+    }

@@ -1,0 +1,245 @@
+"""The config: defaults, errors that name the mend, and files that agree with each other."""
+
+import copy
+from dataclasses import fields
+
+import pytest
+import yaml
+from snakemake.utils import update_config
+
+from nullbooth.settings import SettingsError, complete
+from nullbooth.training import TrainSettings
+
+NEEDED = {
+    "model": "m",
+    "protect": {"prompts": "p.txt"},
+    "concepts": [{"name": "dog", "images": "dog", "class": "dog"}],
+    "methods": [{"name": "ours"}],
+    "sample": {"prompts": {"subject": "s.txt", "class": "c.txt", "unrelated": "u.txt"}},
+    "evaluate": {"clip": "c", "dino": "d"},
+}
+
+
+def with_entry(path: str, value: object) -> dict:
+    """The least config with one entry set, by a dotted path."""
+    config = copy.deepcopy(NEEDED)
+    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    inner = config
+    for key in parents:
+        inner = inner[key] if isinstance(key, int) else inner.setdefault(key, {})
+    inner[last] = value
+    return config
+
+
+def overlaid(config: dict, other: dict) -> dict:
+    """What Snakemake makes of `configfile:` and `--configfile other`."""
+    config = copy.deepcopy(config)
+    update_config(config, other)
+    return config
+
+
+# --- defaults ----------------------------------------------------------------------------------------
+
+
+def test_defaults_are_filled_in_at_every_depth(schema):
+    config = complete(NEEDED, schema)
+    assert config["revision"] is None
+    assert config["results"] == "results"
+    assert config["sampler"]["steps"] == 50
+    assert config["protect"]["projections"] == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert config["protect"]["rule"] == {"energy": 0.001}
+    assert config["concepts"][0]["identifier"] == "sks"
+    assert config["concepts"][0]["holdout"] is None
+    assert config["methods"][0] == {
+        "name": "ours",
+        "scope": "pooled",
+        "rank": 16,
+        "alpha": None,
+        "rule": None,
+        "train": {},
+    }
+    assert config["train"]["learning_rate"] == 0.002
+    assert config["validate"]["every"] == 0
+    assert config["sample"]["per_prompt"] == 1
+
+
+def test_what_is_given_stays(schema):
+    config = complete(with_entry("sampler", {"steps": 7}), schema)
+    assert config["sampler"]["steps"] == 7
+    assert config["sampler"]["options"] == {}
+    assert complete(with_entry("train", {"flip": True}), schema)["train"]["flip"]
+    assert complete(with_entry("protect.rule", {"soft": 2}), schema)["protect"]["rule"] == {"soft": 2}
+
+
+def test_neither_the_config_nor_the_schema_is_changed(schema):
+    config, before = copy.deepcopy(NEEDED), copy.deepcopy(schema)
+    filled = complete(config, schema)
+    filled["protect"]["projections"].append("other")
+    filled["sampler"]["options"]["a"] = 1
+    assert config == NEEDED
+    assert schema == before
+    assert complete(NEEDED, schema)["protect"]["projections"] == ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+def test_completing_twice_changes_nothing(schema):
+    once = complete(NEEDED, schema)
+    assert complete(once, schema) == once
+
+
+# --- errors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("modle", "m", r"^modle: unknown key; did you mean 'model'\?"),
+        ("sampler.step", 5, r"^sampler\.step: unknown key; did you mean 'steps'\?"),
+        ("train.learning_rat", 1.0, r"^train\.learning_rat: unknown key; did you mean 'learning_rate'\?"),
+        ("concepts.0.identifer", "x", r"^concepts\.0\.identifer: unknown key; did you mean 'identifier'\?"),
+        ("methods.0.scop", "pooled", r"^methods\.0\.scop: unknown key; did you mean 'scope'\?"),
+        ("protect.rule", {"enrgy": 0.1}, r"^protect\.rule\.enrgy: unknown key; did you mean 'energy'\?"),
+        ("methods.0.rule", {"enrgy": 0.1}, r"^methods\.0\.rule\.enrgy: unknown key; did you mean 'energy'\?"),
+        ("methods.0.train", {"stepz": 1}, r"^methods\.0\.train\.stepz: unknown key; did you mean 'steps'\?"),
+        ("validate.zzz", 1, r"^validate\.zzz: unknown key; keys here are every, prompts"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_suggests_the_nearest(schema, path, value, message):
+    with pytest.raises(SettingsError, match=message):
+        complete(with_entry(path, value), schema)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("sampler.steps", "fifty"),
+        ("sampler.steps", 0),
+        ("precision", "fp8"),
+        ("train.learning_rate", -1),
+        ("train.batch", 1.5),
+        ("train.timesteps", "some"),
+        ("train.caption_dropout", 2),
+        ("methods.0.scope", "step"),
+        ("methods.0.rank", "half"),
+        ("methods.0.alpha", 0),
+        ("methods.0.train", {"steps": "many"}),
+        ("protect.rule", {"energy": 2}),
+        ("protect.rule", {"energy": 0.1, "soft": 1}),
+        ("protect.rule", {}),
+        ("protect.projections", []),
+        ("seeds", [0, 0]),
+        ("seeds", []),
+        ("concepts.0.name", "base"),
+        ("concepts.0.name", "unrelated"),
+        ("concepts.0.name", "a/b"),
+        ("concepts", []),
+    ],
+)
+def test_a_wrong_value_names_key_and_value(schema, path, value):
+    with pytest.raises(SettingsError) as error:
+        complete(with_entry(path, value), schema)
+    inner = value if not isinstance(value, dict) or len(value) != 1 else next(iter(value.values()))
+    assert str(error.value).startswith(path)
+    assert repr(inner) in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["model", "protect", "concepts", "methods", "sample", "evaluate"])
+def test_a_missing_key_is_named(schema, key):
+    config = {k: v for k, v in NEEDED.items() if k != key}
+    with pytest.raises(SettingsError, match=f"^config: missing {key}"):
+        complete(config, schema)
+
+
+def test_a_missing_inner_key_is_named(schema):
+    with pytest.raises(SettingsError, match=r"^concepts\.0: missing class"):
+        complete(with_entry("concepts", [{"name": "a", "images": "b"}]), schema)
+
+
+def test_all_errors_are_told_at_once(schema):
+    config = with_entry("sampler", {"steps": 0, "guidence": 1})
+    with pytest.raises(SettingsError) as error:
+        complete(config | {"device": 5}, schema)
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("kind", ["concepts", "methods"])
+def test_a_doubled_name_is_refused(schema, kind):
+    config = copy.deepcopy(NEEDED)
+    config[kind].append(config[kind][0])
+    with pytest.raises(SettingsError, match=rf"^{kind}: the name '{config[kind][0]['name']}' is used twice"):
+        complete(config, schema)
+
+
+# --- the files of the project ------------------------------------------------------------------------
+
+
+def defaults(schema: dict, root: dict, where: str = "") -> dict[str, object]:
+    """Every default of a schema by dotted path; that of an object is told by its properties."""
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]] | {k: v for k, v in schema.items() if k == "default"}
+    found = {}
+    for key, sub in schema.get("properties", {}).items():
+        path = f"{where}.{key}".lstrip(".")
+        inner = defaults(sub, root, path)
+        if "default" in sub and not inner:
+            found[path] = sub["default"]
+        found |= inner
+    return found
+
+
+def at(config: dict, path: str) -> object:
+    for key in path.split("."):
+        config = config[key]
+    return config
+
+
+def test_the_config_file_is_valid_and_says_everything(config, schema):
+    assert complete(config, schema) is not None
+    for path in defaults(schema, schema):
+        at(config, path)  # KeyError: config.yaml leaves a key out
+    for concept in config["concepts"][:1]:
+        missing = set(schema["$defs"]["concept"]["properties"]) - set(concept)
+        assert missing <= {"images_digest", "holdout_digest"}
+    assert set(config["methods"][0]) == set(schema["$defs"]["method"]["properties"])
+
+
+def test_the_config_file_states_the_defaults(config, schema):
+    """Its first lines say so: "Every key may be left out: config/schema.yaml holds the same defaults"."""
+    expected = defaults(schema, schema)
+    assert len(expected) > 25
+    assert {path: at(config, path) for path in expected} == expected
+
+
+def test_the_config_file_states_the_defaults_of_a_concept_and_a_method(config, schema):
+    for kind in ("concept", "method"):
+        stated, properties = config[f"{kind}s"][0], schema["$defs"][kind]["properties"]
+        expected = {key: sub["default"] for key, sub in properties.items() if "default" in sub and key != "holdout"}
+        assert {key: stated[key] for key in expected} == expected
+
+
+def test_the_minimal_config_is_valid_on_top_of_it(config, schema, root):
+    minimal = yaml.safe_load((root / "config" / "minimal.yaml").read_text())
+    merged = complete(overlaid(config, minimal), schema)
+    assert merged["sampler"]["steps"] == 3
+    assert merged["train"]["steps"] == 4
+    assert merged["model"] == config["model"]
+
+
+@pytest.mark.parametrize("rule", [{"absolute": 0.02}, {"soft": 1.0}, {"energy": 0.01}])
+def test_another_rule_in_a_config_on_top_replaces_the_rule(config, schema, rule):
+    """Snakemake merges dictionaries of config files key by key."""
+    assert complete(overlaid(config, {"protect": {"rule": rule}}), schema)["protect"]["rule"] == rule
+
+
+def test_files_that_the_configs_name_are_there(config, root):
+    minimal = yaml.safe_load((root / "config" / "minimal.yaml").read_text())
+    for settings in (config, overlaid(config, minimal)):
+        named = [settings["protect"]["prompts"], *settings["sample"]["prompts"].values()]
+        assert [path for path in named if not (root / path).is_file()] == []
+
+
+def test_training_defaults_are_those_of_the_schema(schema):
+    properties = schema["$defs"]["train"]["properties"]
+    expected = {key: sub["default"] for key, sub in properties.items() if key != "flip"}
+    found = {f.name: f.default for f in fields(TrainSettings)}
+    assert {key: found[key] for key in expected} == expected
+    assert set(found) - set(expected) == {"precision", "seed"}

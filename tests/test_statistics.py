@@ -1,0 +1,164 @@
+"""From stored trajectories to moments and projectors: the same as watching the pipeline at work."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from nullbooth import store
+from nullbooth.moments import collecting
+from nullbooth.projector import ProjectorError, decompose
+from nullbooth.sites import PROJECTIONS, find_sites
+from nullbooth.statistics import free_share, in_order, moments_at, site_projectors
+from nullbooth.trajectories import record
+
+PROMPTS = ["a red star", "a small blue ring", "a heart"]
+IDENTITY = {"model": "abc"}
+STEPS = 3
+
+
+def write_trajectories(pipeline, folder, prompts: list[list[str]]) -> list[str]:
+    """One store per shard, as rule trajectory writes them."""
+    paths = []
+    for i, shard in enumerate(prompts):
+        found = record(pipeline, shard, steps=STEPS, guidance=4.0, seed=0, batch=2)
+        arrays = {"latents": found.latents.numpy(), "timesteps": found.timesteps}
+        arrays |= {f"condition:{name}": value.numpy() for name, value in found.conditions.items()}
+        paths.append(str(folder / f"{i:02d}.zarr"))
+        store.write(paths[-1], arrays, IDENTITY)
+    return paths
+
+
+@torch.no_grad()
+def collect(pipeline, paths, step, batch=2, **options):
+    return moments_at(pipeline.unet, paths, step, list(PROJECTIONS), batch, IDENTITY, **options)
+
+
+def test_moments_of_stored_trajectories_are_those_of_the_sampling_itself(pipeline, tmp_path):
+    paths = write_trajectories(pipeline, tmp_path, [PROMPTS])
+    sites, call = find_sites(pipeline.unet), 0
+    watched = [dict() for _ in range(STEPS)]
+    noise = torch.from_numpy(store.read(paths[0])["latents"][0])
+    with collecting(sites) as moments:
+
+        def after(_module, _args, _output) -> None:
+            nonlocal call
+            watched[call] = {name: (m.total.clone(), m.rows) for name, m in moments.items()}
+            call += 1
+
+        handle = pipeline.unet.register_forward_hook(after)
+        pipeline(PROMPTS, latents=noise, num_inference_steps=STEPS, guidance_scale=4.0, output_type="latent")
+        handle.remove()
+    for step in range(STEPS):
+        found, features, _ = collect(pipeline, paths, step)
+        for feature in features:
+            for site in feature.sites:
+                total, rows = watched[step][site]
+                if step:
+                    total, rows = total - watched[step - 1][site][0], rows - watched[step - 1][site][1]
+                assert found[feature.name].rows == rows
+                torch.testing.assert_close(found[feature.name].total, total, rtol=1e-3, atol=1e-3)
+
+
+def test_static_features_belong_to_the_first_step(pipeline, tmp_path):
+    paths = write_trajectories(pipeline, tmp_path, [PROMPTS])
+    for step in range(STEPS):
+        moments, features, timesteps = collect(pipeline, paths, step)
+        static = [f for f in features if f.static]
+        assert len(static) == (step == 0)
+        assert len(features) == 8 + len(static)
+        assert set(moments) == {f.name for f in features}
+        assert timesteps == store.read(paths[0])["timesteps"][:].tolist()
+
+
+def test_shards_and_batches_make_no_difference(pipeline, tmp_path):
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = write_trajectories(pipeline, tmp_path / "whole", [PROMPTS])
+    cut = write_trajectories(pipeline, tmp_path / "cut", [PROMPTS[:1], PROMPTS[1:]])
+    expected, _, _ = collect(pipeline, whole, 1, batch=3)
+    for found in (collect(pipeline, cut, 1, batch=1)[0], collect(pipeline, whole, 1, batch=2)[0]):
+        for name, moment in expected.items():
+            assert found[name].rows == moment.rows == 3 * 2 * 4
+            torch.testing.assert_close(found[name].total, moment.total, rtol=1e-3, atol=1e-3)
+
+
+def test_progress_counts_prompts(pipeline, tmp_path):
+    told = []
+    paths = write_trajectories(pipeline, tmp_path, [PROMPTS[:1], PROMPTS[1:]])
+    collect(pipeline, paths, 1, batch=2, progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (3, 3)]
+
+
+def test_other_trajectories_are_refused(pipeline, tmp_path):
+    paths = write_trajectories(pipeline, tmp_path, [PROMPTS[:1]])
+    with pytest.raises(store.StoreError, match="model"):
+        moments_at(pipeline.unet, paths, 0, list(PROJECTIONS), 2, {"model": "other"})
+
+
+# --- projectors --------------------------------------------------------------------------------------
+
+READERS = ("a.to_k", "a.to_v")
+
+
+def write_projectors(folder, timesteps=(9.0, 1.0)) -> list[str]:
+    """A static feature with two readers in the first store, and one of its own per timestep for `a.to_q`."""
+    rng, paths = np.random.default_rng(0), []
+    for s, timestep in enumerate(timesteps):
+        arrays, features = {}, []
+        for sites, static in ((("a.to_q",), False), (READERS, True)):
+            if static and s:
+                continue
+            x = rng.normal(size=(5, 8))
+            w, u = decompose(x.T @ x / 5)
+            arrays |= {f"{sites[0]}:values": w, f"{sites[0]}:vectors": u}
+            features.append({"name": sites[0], "sites": list(sites), "width": 8, "static": static})
+        paths.append(str(folder / f"{s:02d}.zarr"))
+        store.write(paths[-1], arrays, IDENTITY, features=features, timestep=timestep, timesteps=list(timesteps))
+    return paths
+
+
+def test_projectors_of_every_site(tmp_path):
+    paths = write_projectors(tmp_path)
+    found, timesteps = site_projectors(paths, IDENTITY, "relative", 1e-6)
+    assert timesteps == [9.0, 1.0]
+    assert {name: len(ps) for name, ps in found.items()} == {"a.to_q": 2, "a.to_k": 1, "a.to_v": 1}
+    assert found["a.to_k"] is found["a.to_v"]  # stored once
+    for s, p in enumerate(found["a.to_q"]):
+        group = store.read(paths[s])
+        free = group["a.to_q:vectors"][:][:, :3]
+        np.testing.assert_allclose(p.dense(), free @ free.T, atol=1e-5)
+    assert free_share(found) == {"a.to_q": 3 / 8, "a.to_k": 3 / 8, "a.to_v": 3 / 8}
+
+
+def test_another_rule_reads_the_same_stores(tmp_path):
+    paths = write_projectors(tmp_path)
+    found, _ = site_projectors(paths, IDENTITY, "fraction", 0.5)
+    assert [p.free for p in found["a.to_q"]] == [4, 4]
+
+
+def test_an_empty_null_space_names_site_and_timestep(tmp_path):
+    with pytest.raises(ProjectorError, match=r"a\.to_q at timestep 9: no free direction under protect\.rule fraction"):
+        site_projectors(write_projectors(tmp_path), IDENTITY, "fraction", 0.01)
+
+
+def test_a_missing_store_is_an_error_and_not_the_absence_of_protection(tmp_path):
+    """Mistake 9: missing files silently meant no projection."""
+    paths = write_projectors(tmp_path)
+    with pytest.raises(store.StoreError, match=r"02\.zarr"):
+        site_projectors([*paths, str(tmp_path / "02.zarr")], IDENTITY, "energy", 0.01)
+
+
+def test_sites_in_the_order_of_the_denoiser(unet):
+    sites = find_sites(unet)
+    some = {name: [] for name in list(sites)[5:2:-1]}
+    assert list(in_order(sites, some)) == list(sites)[3:6]
+    with pytest.raises(KeyError, match=r"the statistics know other\.to_k, the denoiser does not"):
+        in_order(sites, {"other.to_k": []})
+
+
+def test_tiny_helpers_agree_with_the_library(unet, protected):
+    """The fixtures of other files make projectors as the workflow does."""
+    stacks = tiny.projectors(unet, protected)
+    assert {len(ps) for name, ps in stacks.items() if name.endswith(("to_k", "to_v"))} == {1}
+    assert {len(ps) for name, ps in stacks.items() if name.endswith(("to_q", "to_out.0"))} == {3}

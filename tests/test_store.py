@@ -1,0 +1,156 @@
+"""Stores are whole or absent, and refuse readers who expect something else."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from nullbooth import store
+
+IDENTITY = {"model": "abc", "prompts": "123"}
+
+
+class Unreadable:
+    """An array whose data cannot be had: writing it dies halfway."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise KeyboardInterrupt
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b.c:values", "mid_block.attn2.to_out.0:vectors"]),
+    hnp.arrays(st.sampled_from([np.float32, np.float64, np.int64]), hnp.array_shapes(max_dims=3, max_side=5),
+    elements=st.integers(-1000, 1000)), min_size=1))  # fmt: skip
+def test_round_trip(tmp_path_factory, arrays):
+    path = tmp_path_factory.mktemp("store") / "a.zarr"
+    store.write(path, arrays, IDENTITY)
+    group = store.read(path, IDENTITY)
+    assert set(group) == set(arrays)
+    for name, array in arrays.items():
+        assert group[name].dtype == array.dtype
+        np.testing.assert_array_equal(group[name][:], array)
+
+
+def test_attributes_identity_and_versions(tmp_path):
+    features = [{"name": "a", "sites": ["a", "b"], "static": True}]
+    store.write(tmp_path / "a.zarr", {"x": [1.5, 2.5]}, IDENTITY, features=features, timestep=None, rows={"x": 7})
+    attrs = store.read(str(tmp_path / "a.zarr")).attrs
+    assert attrs["identity"] == IDENTITY
+    assert attrs["features"] == features
+    assert attrs["timestep"] is None
+    assert attrs["rows"] == {"x": 7}
+    assert attrs["versions"]["zarr"] == zarr.__version__
+    assert set(attrs["versions"]) == {"numpy", "zarr", "torch", "diffusers"}
+
+
+def test_zarr_3_chunked_and_compressed(tmp_path):
+    array = np.zeros((8, 1000, 500), np.float32)  # 2 MB a row
+    store.write(tmp_path / "a.zarr", {"whole": array, "rows": array}, IDENTITY, chunk_rows={"rows": 1})
+    group = store.read(tmp_path / "a.zarr")
+    assert group.metadata.zarr_format == 3
+    assert group["rows"].chunks == (1, 1000, 500)
+    assert group["whole"].chunks == (4, 1000, 500)  # as many rows as fit in 8 MiB
+    assert group["whole"].compressors
+    size = sum(p.stat().st_size for p in (tmp_path / "a.zarr").rglob("*") if p.is_file())
+    assert size < array.nbytes / 10
+    assert len(list((tmp_path / "a.zarr" / "rows" / "c").rglob("0/0"))) <= 8
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0)])
+def test_empty_arrays(tmp_path, shape):
+    store.write(tmp_path / "a.zarr", {"x": np.zeros(shape, np.float32)}, IDENTITY)
+    assert store.read(tmp_path / "a.zarr")["x"].shape == shape
+
+
+@pytest.mark.parametrize(
+    ("expected", "key", "found"),
+    [
+        ({"model": "xyz"}, "model", "abc"),
+        ({"model": "abc", "prompts": "9"}, "prompts", "123"),
+        ({"sampler": "s"}, "sampler", None),
+    ],
+)
+def test_another_identity_is_refused_by_name(tmp_path, expected, key, found):
+    store.write(tmp_path / "a.zarr", {"x": [1.0]}, IDENTITY)
+    message = (
+        rf"a\.zarr: made for {key} {re.escape(repr(found))}, but this run has {expected[key]!r}.*run its rule again"
+    )
+    with pytest.raises(store.StoreError, match=message):
+        store.read(tmp_path / "a.zarr", expected)
+
+
+def test_a_reader_may_expect_less_than_there_is(tmp_path):
+    store.write(tmp_path / "a.zarr", {"x": [1.0]}, IDENTITY)
+    assert "x" in store.read(tmp_path / "a.zarr", {"model": "abc"})
+
+
+def test_a_missing_array_is_refused(tmp_path):
+    store.write(tmp_path / "a.zarr", {"x": [1.0], "y": [2.0]}, IDENTITY)
+    (tmp_path / "a.zarr" / "y" / "zarr.json").unlink()
+    with pytest.raises(store.StoreError, match=r"a\.zarr: incomplete, y is missing"):
+        store.read(tmp_path / "a.zarr", IDENTITY)
+
+
+def test_a_zarr_store_of_someone_else_is_refused(tmp_path):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
+    group.create_array("x", data=np.ones(3))
+    with pytest.raises(store.StoreError, match=r"a\.zarr"):
+        store.read(tmp_path / "a.zarr", IDENTITY)
+
+
+def test_no_store(tmp_path):
+    (tmp_path / "empty.zarr").mkdir()
+    for name in ("none.zarr", "empty.zarr"):
+        with pytest.raises(store.StoreError, match=f"{name}: there is no Zarr store here"):
+            store.read(tmp_path / name)
+
+
+def test_a_half_written_store_is_invisible(tmp_path):
+    path = tmp_path / "a.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        store.write(path, {"x": [1.0], "y": Unreadable()}, IDENTITY)
+    assert not path.exists()
+    with pytest.raises(store.StoreError, match="no Zarr store"):
+        store.read(path)
+    store.write(path, {"x": [2.0]}, IDENTITY)  # what was left over does no harm
+    assert list(store.read(path)) == ["x"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_a_whole_store_outlives_a_failed_rewrite(tmp_path):
+    path = tmp_path / "a.zarr"
+    store.write(path, {"x": [1.0]}, IDENTITY)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(path, {"x": Unreadable()}, IDENTITY)
+    assert store.read(path, IDENTITY)["x"][:].tolist() == [1.0]
+    store.write(path, {"z": [3.0]}, {"model": "new"})
+    assert list(store.read(path, {"model": "new"})) == ["z"]
+
+
+def test_nothing_is_pickled(tmp_path):
+    with pytest.raises((TypeError, ValueError)):
+        store.write(tmp_path / "a.zarr", {"x": np.array([{"a": 1}], object)}, IDENTITY)
+    store.write(tmp_path / "a.zarr", {"x": np.ones((4, 4))}, IDENTITY)
+    metadata = json.loads((tmp_path / "a.zarr" / "x" / "zarr.json").read_text())
+    assert metadata["data_type"] == "float64"
+
+
+@given(st.integers(1, 12), st.integers(0, 1000), st.sampled_from([np.float32, np.float64]))
+def test_packing_keeps_a_symmetric_matrix(n, seed, dtype):
+    x = np.random.default_rng(seed).normal(size=(n + 2, n)).astype(dtype)
+    c = x.T @ x
+    c = np.triu(c) + np.triu(c, 1).T
+    packed = store.pack_symmetric(c)
+    assert packed.shape == (n * (n + 1) // 2,)
+    assert packed.dtype == dtype
+    np.testing.assert_array_equal(store.unpack_symmetric(packed), c)
+
+
+def test_packed_sizes_are_recognised_up_to_large_matrices():
+    for n in (1, 2, 3, 320, 1279, 1280, 2048):
+        packed = np.zeros(n * (n + 1) // 2, np.float32)
+        assert store.unpack_symmetric(packed).shape == (n, n)
