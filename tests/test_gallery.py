@@ -39,7 +39,7 @@ def page(tmp_path):
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     Image.new("RGB", (8, 8), "blue").save(photographs / "a.png")
-    concept = {"name": "thing", "images": str(photographs), "identifier": "sks", "class": "<b>dog</b>"}
+    concept = {"name": "thing", "images": str(photographs), "holdout": None, "identifier": "sks", "class": "<b>dog</b>"}
     about = {"model": "m", "steps": 2, "guidance": 1.0, "methods": 1, "seeds": 1, "small": True}
     write_gallery(tmp_path / "page", TEMPLATE, results, ["thing/pooled/0"], [concept], about)
     return tmp_path / "page"
