@@ -2,6 +2,7 @@
 
 import csv
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,11 +223,11 @@ def _save_checkpoint(
     tensors |= {f"adapter.{k}": v.contiguous() for k, v in adapter.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(exist_ok=True)
+    checkpoints = folder / "checkpoints" / run
+    checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{len(losses):06d}.safetensors"
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"run": run})
+    save_file(tensors, partial)
     partial.replace(path)
     for old in sorted(checkpoints.glob("*.safetensors"))[:-1]:
         old.unlink()
@@ -234,12 +235,10 @@ def _save_checkpoint(
 
 def _resume(folder: Path, run: str, adapter: Adapter, optimizer: torch.optim.Optimizer, lr: Any) -> list[float]:
     """Load the last checkpoint of this run, if there is one, and return the losses up to it."""
-    found = sorted((folder / "checkpoints").glob("*.safetensors"))
+    found = sorted((folder / "checkpoints" / run).glob("*.safetensors"))
     if not found:
         return []
     with safe_open(found[-1], "pt") as file:
-        if file.metadata()["run"] != run:
-            return []
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     adapter.load_state_dict({k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")})
     states: dict[int, dict[str, Tensor]] = {}
@@ -249,6 +248,8 @@ def _resume(folder: Path, run: str, adapter: Adapter, optimizer: torch.optim.Opt
             states.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     losses = tensors["losses"].tolist()
-    for _ in losses:
-        lr.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no optimiser step comes before these
+        for _ in losses:
+            lr.step()
     return losses

@@ -130,6 +130,14 @@ def test_prompts_without_comments_blank_lines_order_and_repetitions(tmp_path):
     assert digest(read_prompts(other)) != digest(read_prompts(one))
 
 
+def test_the_mark_that_windows_editors_put_first_is_no_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("# people\na man\n", encoding="utf-8-sig")
+    assert read_prompts(path) == ["a man"]
+    path.write_text("a man\n", encoding="utf-8-sig")
+    assert read_prompts(path) == ["a man"]
+
+
 def test_no_prompts(tmp_path):
     path = tmp_path / "none.txt"
     path.write_text("# only a comment\n\n")

@@ -149,13 +149,13 @@ def test_resuming_does_without_the_loss_table(tmp_path):
 
 def test_only_the_last_checkpoint_stays_and_none_is_half_written(tmp_path):
     learn(tmp_path / "run", die_after=5)
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["000004.safetensors"]
+    assert [p.name for p in (tmp_path / "run" / "checkpoints" / "a").iterdir()] == ["000004.safetensors"]
 
 
 def test_a_half_written_checkpoint_is_not_read(tmp_path):
     whole = learn(tmp_path / "whole")
     learn(tmp_path / "cut", die_after=3)
-    (tmp_path / "cut" / "checkpoints" / "000004.partial").write_bytes(b"half")
+    (tmp_path / "cut" / "checkpoints" / "a" / "000004.partial").write_bytes(b"half")
     assert_same(learn(tmp_path / "cut"), whole)
 
 
