@@ -55,7 +55,7 @@ def read_prompts(path: Path | str) -> list[str]:
 
     Sorted, because the moments do not depend on the order: neither should the cache.
     """
-    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines())
     prompts = sorted({line for line in lines if line and not line.startswith("#")})
     if not prompts:
         raise ValueError(f"{path}: no prompts in it; write one a line")
@@ -65,6 +65,13 @@ def read_prompts(path: Path | str) -> list[str]:
 def prompt_seed(prompt: str, seed: int) -> int:
     """A seed that belongs to the prompt itself, so that adding a prompt changes no other trajectory."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{prompt}".encode()).digest()[:4], "big")
+
+
+def step_generators(seeds: list[int]) -> list:
+    """One CPU generator per seed for samplers that add noise at every step; its numbers are not those of the start."""
+    import torch
+
+    return [torch.Generator("cpu").manual_seed(seed + (1 << 32)) for seed in seeds]
 
 
 def seeded_noise(seed: int, shape: tuple[int, ...]):

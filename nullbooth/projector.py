@@ -44,7 +44,7 @@ def free_directions(w: NDArray, rule: str, value: float) -> int:
         case "relative":
             return int((w < value * w[-1]).sum())
         case "fraction":
-            return int(value * len(w))
+            return int(value * len(w) + 1e-6)
     raise ValueError(f"unknown rank rule {rule!r}; use one of {', '.join(RULES)}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nullbooth.identity import step_generators
 from nullbooth.models import autocast, denoiser_of
 from nullbooth.trajectories import initial_latents
 
@@ -33,6 +34,7 @@ def sample(
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 latents=latents.to(pipeline.device, denoiser_of(pipeline).dtype),
+                generator=step_generators(seeds[i : i + batch]),
                 output_type="pt",
             ).images
         pictures.append(images.float().cpu() * 2 - 1)

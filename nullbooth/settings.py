@@ -55,6 +55,10 @@ def _explain(error: jsonschema.ValidationError) -> str:
             mend = f"did you mean {near[0]!r}?" if near else f"keys here are {', '.join(known)}"
             lines.append(f"{f'{where}.' if where else ''}{key}: unknown key; {mend}")
         return "\n".join(lines)
+    if error.validator == "anyOf":
+        meant = next((sub for sub in error.context if sub.validator == "additionalProperties"), None)
+        if meant is not None:
+            return _explain(meant)
     if error.validator == "required":
         missing = [key for key in error.validator_value if key not in error.instance]
         return f"{where or 'config'}: missing {', '.join(missing)}"

@@ -30,19 +30,20 @@ def find_sites(denoiser: nn.Module, projections: tuple[str, ...] = PROJECTIONS) 
     for block, attention in denoiser.named_modules():
         if not getattr(attention, "is_cross_attention", False):
             continue
-        if getattr(attention, "fused_projections", False):
+        if "Fused" in type(attention.processor).__name__:
             raise ValueError(
                 f"{block}: its projections are fused, so that to_k and to_v no longer exist; "
                 "call unfuse_qkv_projections() on the denoiser first"
             )
         for name, module in attention.named_modules():
             if any(fnmatchcase(name, pattern) for pattern in projections):
-                if not isinstance(module, nn.Linear):
+                if hasattr(module, "base_layer"):
                     raise ValueError(
-                        f"{block}.{name} is a {type(module).__name__}, not a Linear; "
-                        "unload other adapters (unload_lora_weights) before protecting the denoiser"
+                        f"{block}.{name} is wrapped by another adapter ({type(module).__name__}); "
+                        "unload it (unload_lora_weights) before protecting the denoiser"
                     )
-                sites[f"{block}.{name}"] = module
+                if isinstance(module, nn.Linear):
+                    sites[f"{block}.{name}"] = module
     if not sites:
         raise ValueError(
             f"{type(denoiser).__name__} has no cross-attention linear named {' or '.join(projections)}; "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nullbooth.identity import prompt_seed, seeded_noise
+from nullbooth.identity import prompt_seed, seeded_noise, step_generators
 from nullbooth.models import denoiser_of
 
 
@@ -104,10 +104,18 @@ def record(
     parts = []
     for i in range(0, len(prompts), batch):
         texts = prompts[i : i + batch]
-        latents = initial_latents(pipeline, [prompt_seed(text, seed) for text in texts])
+        seeds = [prompt_seed(text, seed) for text in texts]
+        latents = initial_latents(pipeline, seeds)
         latents = latents.to(pipeline.device, denoiser_of(pipeline).dtype)
         with _recording(denoiser_of(pipeline)) as seen:
-            pipeline(texts, num_inference_steps=steps, guidance_scale=guidance, latents=latents, output_type="latent")
+            pipeline(
+                texts,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                latents=latents,
+                output_type="latent",
+                generator=step_generators(seeds),
+            )
         parts.append(_split_branches(seen, len(texts)))
         progress(i + len(texts), len(prompts))
     return Trajectory(

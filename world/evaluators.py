@@ -96,7 +96,7 @@ def accuracy(model: Dinov2Model, heads: nn.Linear, n: int = 2000, seed: int = 10
 
 def train(out: Path, checkpoint: Path, steps: int, batch: int) -> None:
     torch.manual_seed(1)
-    tokenizer = tokens.build()
+    tokenizer = tokens.load(checkpoint.with_suffix(".tokenizer"))
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     clip_config = CLIPConfig(
         text_config=dict(

@@ -90,7 +90,7 @@ def train(vae_dir: Path, out: Path, checkpoint: Path, steps: int, scenes: int, b
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(vae_dir)
     latents, world = encode_scenes(vae, scenes, checkpoint.with_suffix(".latents"))
-    tokenizer = tokens.save(checkpoint.parent / "tokenizer")
+    tokenizer = tokens.load(checkpoint.with_suffix(".tokenizer"))
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     text_config = CLIPTextConfig(**TEXT, **special, pad_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer))
     unet, text_encoder = UNet2DConditionModel(**UNET), CLIPTextModel(text_config)

@@ -273,7 +273,9 @@ def photographs(name: str, n: int, seed: int) -> tuple[Tensor, list[str]]:
     rng = random.Random(seed)
     grounds = rng.sample(list(COLORS), n)
     scenes = [
-        Scene(SUBJECTS[name].shape, "", ground, "plain", rng.choice(("", "large", "large")), rng.choice(list(POSITIONS)))
+        Scene(
+            SUBJECTS[name].shape, "", ground, "plain", rng.choice(("", "large", "large")), rng.choice(list(POSITIONS))
+        )
         for ground in grounds
     ]
     captions = [caption(replace(s, shape="{}", size="")) for s in scenes]

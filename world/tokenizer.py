@@ -48,7 +48,9 @@ def build() -> CLIPTokenizer:
     return tokenizer
 
 
-def save(out: Path) -> CLIPTokenizer:
-    tokenizer = build()
-    tokenizer.save_pretrained(out)
-    return CLIPTokenizer.from_pretrained(out)
+def load(folder: Path) -> CLIPTokenizer:
+    """The tokenizer kept in `folder`, built if there is none. Ties make BPE training differ from run to run, and token
+    numbers are part of a model: a training that is resumed needs the tokenizer that it began with."""
+    if not folder.exists():
+        build().save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
