@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 
 from nullbooth.sites import find_features, find_sites
@@ -70,6 +71,44 @@ def test_unfusing_mends_what_fusing_broke(unet):
     unet.fuse_qkv_projections()
     unet.unfuse_qkv_projections()
     assert find_sites(unet) == before
+
+
+@pytest.fixture
+def wan():
+    """A transformer with an attention class of its own."""
+    torch.manual_seed(0)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    ).eval()
+
+
+def test_sites_and_features_of_a_transformer(wan):
+    sites = find_sites(wan)
+    four = ("to_q", "to_k", "to_v", "to_out.0")
+    assert list(sites) == [f"blocks.{i}.attn2.{name}" for i in range(2) for name in four]
+    x, prompts = torch.randn(1, 4, 1, 4, 4), torch.randn(1, 5, 16)
+    with torch.no_grad():
+        features = find_features(sites, lambda i: wan(x, torch.tensor([9.0 + i]), prompts))
+    assert [len(f.sites) for f in features if f.static] == [4]
+    assert [len(f.sites) for f in features if not f.static] == [1, 1, 1, 1]
+
+
+def test_fused_projections_of_a_transformer_are_refused(wan):
+    """Its processor keeps its name when fused; only the attention knows."""
+    wan.fuse_qkv_projections()
+    with pytest.raises(ValueError, match=r"attn2.*fused.*unfuse_qkv_projections"):
+        find_sites(wan)
+    wan.unfuse_qkv_projections()
+    assert len(find_sites(wan)) == 8
 
 
 def test_wrapped_by_peft_is_refused(unet):

@@ -7,6 +7,7 @@ training timesteps come from there, and the loss is not reweighted towards low n
 
 import argparse
 import random
+import shutil
 from pathlib import Path
 
 import torch
@@ -86,14 +87,23 @@ def draw_timesteps(b: int) -> Tensor:
     return torch.where(torch.rand(b) < 0.5, t, torch.randint(HIGH_NOISE, 1000, (b,)))
 
 
-def train(vae_dir: Path, out: Path, checkpoint: Path, steps: int, scenes: int, batch: int, lr: float) -> None:
+def train(
+    vae_dir: Path, out: Path, checkpoint: Path, steps: int, scenes: int, batch: int, lr: float, init: Path | None = None
+) -> None:
+    """Train and assemble the pipeline in `out`; `init` is a pipeline to start from where there is no checkpoint."""
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(vae_dir)
     latents, world = encode_scenes(vae, scenes, checkpoint.with_suffix(".latents"))
-    tokenizer = tokens.load(checkpoint.with_suffix(".tokenizer"))
+    kept = checkpoint.with_suffix(".tokenizer")
+    if init is not None and not kept.exists():
+        shutil.copytree(init / "tokenizer", kept)
+    tokenizer = tokens.load(kept)
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     text_config = CLIPTextConfig(**TEXT, **special, pad_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer))
     unet, text_encoder = UNet2DConditionModel(**UNET), CLIPTextModel(text_config)
+    if init is not None and not checkpoint.exists():
+        unet = UNet2DConditionModel.from_pretrained(init, subfolder="unet", torch_dtype=torch.float32)
+        text_encoder = CLIPTextModel.from_pretrained(init, subfolder="text_encoder", dtype=torch.float32)
     print(f"{unet.num_parameters() / 1e6:.2f} M + {text_encoder.num_parameters() / 1e6:.2f} M parameters")
     noise = DDPMScheduler(**NOISE)
 
@@ -136,5 +146,6 @@ if __name__ == "__main__":
     parser.add_argument("--scenes", type=int, default=SCENES)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--init", type=Path, help="a trained pipeline to start from")
     args = parser.parse_args()
-    train(args.vae, args.out, args.checkpoint, args.steps, args.scenes, args.batch, args.lr)
+    train(args.vae, args.out, args.checkpoint, args.steps, args.scenes, args.batch, args.lr, args.init)
