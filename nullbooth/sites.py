@@ -30,7 +30,9 @@ def find_sites(denoiser: nn.Module, projections: tuple[str, ...] = PROJECTIONS) 
     for block, attention in denoiser.named_modules():
         if not getattr(attention, "is_cross_attention", False):
             continue
-        if "Fused" in type(attention.processor).__name__:
+        # A fused processor says so by its name, or the block by a flag (which UNet blocks keep after unfusing).
+        flagged = type(attention).__name__ != "Attention" and getattr(attention, "fused_projections", False)
+        if flagged or "Fused" in type(attention.processor).__name__:
             raise ValueError(
                 f"{block}: its projections are fused, so that to_k and to_v no longer exist; "
                 "call unfuse_qkv_projections() on the denoiser first"

@@ -28,7 +28,7 @@ except (SettingsError, OSError, ValueError) as error:
 
 CONCEPTS = {entry["name"]: entry for entry in config["concepts"]}
 METHODS = {entry["name"]: entry for entry in config["methods"]}
-SHARDS = [f"{i:02d}" for i in range(config["protect"]["shards"])]
+SHARDS = [f"{i:02d}" for i in range(min(config["protect"]["shards"], len(PROTECTED)))]
 STEPS = [f"{i:02d}" for i in range(config["sampler"]["steps"])]
 RUNS = [f"{c}/{m}/{seed}" for c in CONCEPTS for m in METHODS for seed in config["seeds"]]
 

@@ -1,4 +1,4 @@
-"""Copy the trained pipeline to where it is used: weights rounded to float16, which halves their size."""
+"""Copy trained models to where they are used: weights rounded to float16, which halves their size."""
 
 import argparse
 import shutil
@@ -13,6 +13,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     shutil.copytree(args.trained, args.out, dirs_exist_ok=True)
-    for part in ("unet", "vae"):
-        [path] = (args.out / part).glob("*.safetensors")
+    for path in args.out.rglob("*model*.safetensors"):
         save_file({k: v.to(torch.float16).contiguous() for k, v in load_file(path).items()}, path, {"format": "pt"})
