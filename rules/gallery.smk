@@ -18,6 +18,8 @@ rule gallery:
         "<results>/logs/gallery.log",
     benchmark:
         "<results>/benchmarks/gallery.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
     resources:
         mem_mb=1000,
         runtime=10,
@@ -31,8 +33,6 @@ rule gallery:
         methods=list(METHODS.values()),
         model=str(config["model"]),
         sampler=config["sampler"],
-    conda:
-        "../envs/nullbooth.yaml"
     message:
         "Writing the gallery"
     script:

@@ -8,6 +8,8 @@ rule base_images:
         "<results>/logs/images/base/{part}.log",
     benchmark:
         "<results>/benchmarks/images/base/{part}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
     threads: workflow.cores or 1
     resources:
         gpu=1,
@@ -18,8 +20,6 @@ rule base_images:
         sampler=config["sampler"],
         sampling=SAMPLING,
         identity={"model": MODEL},
-    conda:
-        "../envs/nullbooth.yaml"
     message:
         "Drawing with the base model: {wildcards.part}"
     script:
@@ -35,6 +35,8 @@ rule tuned_images:
         "<results>/logs/images/{concept}/{method}/{seed}.log",
     benchmark:
         "<results>/benchmarks/images/{concept}/{method}/{seed}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
     threads: workflow.cores or 1
     resources:
         gpu=1,
@@ -45,8 +47,6 @@ rule tuned_images:
         sampler=config["sampler"],
         sampling=SAMPLING,
         identity={"model": MODEL},
-    conda:
-        "../envs/nullbooth.yaml"
     message:
         "Drawing {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:
@@ -63,6 +63,8 @@ rule evaluate:
         "<results>/logs/metrics/{concept}/{method}/{seed}.log",
     benchmark:
         "<results>/benchmarks/metrics/{concept}/{method}/{seed}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
     threads: 1
     resources:
         mem_mb=grown(4000),
@@ -70,8 +72,6 @@ rule evaluate:
     params:
         encoders=config["evaluate"],
         concept=concept_settings,
-    conda:
-        "../envs/nullbooth.yaml"
     message:
         "Measuring {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:

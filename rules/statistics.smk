@@ -8,6 +8,8 @@ rule trajectory:
         "<results>/logs/trajectories/{shard}.log",
     benchmark:
         "<results>/benchmarks/trajectories/{shard}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
     threads: workflow.cores or 1
     resources:
         gpu=1,
@@ -18,8 +20,6 @@ rule trajectory:
         sampler=config["sampler"],
         seed=config["protect"]["seed"],
         identity=IDENTITY,
-    conda:
-        "../envs/nullbooth.yaml"
     message:
         "Sampling the protected prompts, shard {wildcards.shard}"
     script:
@@ -35,6 +35,8 @@ rule covariance:
         "<results>/logs/covariances/{step}.log",
     benchmark:
         "<results>/benchmarks/covariances/{step}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
     threads: 1
     resources:
         gpu=1,
@@ -43,8 +45,6 @@ rule covariance:
     params:
         projections=config["protect"]["projections"],
         identity=IDENTITY,
-    conda:
-        "../envs/nullbooth.yaml"
     message:
         "Second moments at timestep {wildcards.step}"
     script:
@@ -60,13 +60,13 @@ rule pool:
         "<results>/logs/covariances/pooled.log",
     benchmark:
         "<results>/benchmarks/covariances/pooled.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
     resources:
         mem_mb=grown(2000),
         runtime=30,
     params:
         identity=IDENTITY,
-    conda:
-        "../envs/nullbooth.yaml"
     message:
         "Pooling the moments of all timesteps"
     script:
@@ -84,14 +84,14 @@ rule projector:
         "<results>/benchmarks/projectors/{step}.tsv"
     wildcard_constraints:
         step=r"\d+|pooled",
+    conda:
+        "../envs/nullbooth.yaml"
     threads: 1
     resources:
         mem_mb=grown(2000),
         runtime=30,
     params:
         identity=IDENTITY,
-    conda:
-        "../envs/nullbooth.yaml"
     message:
         "Eigenvectors at timestep {wildcards.step}"
     script:

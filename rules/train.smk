@@ -12,6 +12,8 @@ rule adapter:
         "<results>/logs/adapters/{concept}/{method}/{seed}.log",
     benchmark:
         "<results>/benchmarks/adapters/{concept}/{method}/{seed}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
     threads: workflow.cores or 1
     resources:
         gpu=1,
@@ -24,8 +26,6 @@ rule adapter:
         resolution=config["resolution"],
         validate=config["validate"],
         identity=IDENTITY,
-    conda:
-        "../envs/nullbooth.yaml"
     message:
         "Learning {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:
