@@ -19,6 +19,11 @@ def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict,
             batch=config["protect"]["batch"],
             progress=reporter("protected prompts"),
         )
+    if (calls := len(trajectory.timesteps)) != sampler["steps"]:
+        raise ValueError(
+            f"sampler.scheduler: {type(pipeline.scheduler).__name__} calls the denoiser {calls} times in "
+            f"{sampler['steps']} steps; choose one that calls it once a step, such as DDIMScheduler"
+        )
     arrays = {"latents": trajectory.latents.numpy(), "timesteps": trajectory.timesteps}
     arrays |= {f"condition:{name}": value.numpy() for name, value in trajectory.conditions.items()}
     store.write(out, arrays, identity, chunk_rows={"latents": 1}, prompts=prompts, seed=seed)
