@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
 
+from nullbooth.images import list_images
+
 GROUPS = {
     "subject": "The subject, in new places",
     "class": "The same prompts without its name",
@@ -79,7 +81,7 @@ def write_gallery(
     for concept in concepts:
         name = concept["name"]
         base = collect_images(results / "images/base" / name, page, f"base/{name}") | unrelated
-        photographs = [p for p in sorted(Path(concept["images"]).iterdir()) if p.suffix.lower() != ".txt"]
+        photographs = list_images(concept["images"])
         (page / "photographs" / name).mkdir(parents=True)
         tuned = []
         for run in (r for r in runs if r.split("/")[0] == name):

@@ -5,8 +5,6 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
-
 _WEIGHTS = (".safetensors", ".json", ".txt", ".model")
 _REMEMBERED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nullbooth" / "fingerprints.json"
 
@@ -79,7 +77,3 @@ def seeded_noise(seed: int, shape: tuple[int, ...]):
     import torch
 
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
-
-
-def as_float(values) -> list[float]:
-    return [float(v) for v in np.asarray(values)]

@@ -25,6 +25,11 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def subject_words(concept: dict[str, Any]) -> dict[str, str]:
+    """What {subject} and {class} stand for in the prompts of a concept."""
+    return {"subject": f"{concept['identifier']} {concept['class']}", "class": concept["class"]}
+
+
 def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
     if "$ref" in schema:
         return root["$defs"][schema["$ref"].rsplit("/", 1)[1]]

@@ -9,7 +9,7 @@ sys.path.insert(0, workflow.basedir)
 
 from nullbooth.identity import digest, file_digest, model_identity, read_prompts
 from nullbooth.images import list_images
-from nullbooth.settings import SettingsError, complete
+from nullbooth.settings import SettingsError, complete, subject_words
 
 with open(Path(workflow.basedir) / "config" / "schema.yaml") as file:
     SCHEMA = yaml.safe_load(file)
@@ -20,9 +20,8 @@ try:
     MODEL = model_identity(config["model"], config["revision"])
     for entry in config["concepts"]:
         for key in filter(entry.get, ("images", "holdout")):
-            entry[f"{key}_digest"] = digest(
-                {p.name: file_digest(p) for p in sorted(Path(entry[key]).iterdir())} if list_images(entry[key]) else {}
-            )
+            folder = list_images(entry[key])[0].parent  # captions beside the photographs count too
+            entry[f"{key}_digest"] = digest({p.name: file_digest(p) for p in folder.iterdir() if p.is_file()})
 except (SettingsError, OSError, ValueError) as error:
     sys.exit(f"config: {error}")
 
@@ -82,7 +81,7 @@ def concept_settings(wildcards):
 def run_prompts(wildcards):
     """Prompts of one concept by group, with {subject} and {class} filled in."""
     concept = CONCEPTS[getattr(wildcards, "concept", None) or wildcards.part]
-    words = {"subject": f"{concept['identifier']} {concept['class']}", "class": concept["class"]}
+    words = subject_words(concept)
     return {group: [prompt.format(**words) for prompt in prompts] for group, prompts in PROMPTS.items()}
 
 

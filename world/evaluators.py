@@ -47,7 +47,6 @@ def patterned_scenes(scenes: list[Scene], rng: random.Random) -> Tensor:
     """The same scenes with objects filled by two random colours in a random pattern, some with a rim or spots."""
     b, state = len(scenes), rng.getstate()
     flat = render(scenes, rng)
-    rng.setstate(state)
     probe = [Scene(s.shape, "white", "black", "plain", s.size, s.position) for s in scenes]
     rng.setstate(state)
     black = render(probe, rng)

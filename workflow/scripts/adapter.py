@@ -12,14 +12,11 @@ from nullbooth.identity import digest
 from nullbooth.images import captions, list_images, load_image
 from nullbooth.progress import log_to
 from nullbooth.sampling import sample
+from nullbooth.settings import subject_words
 from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, site_projectors
 from nullbooth.training import TrainData, TrainSettings, is_flow, train
 from nullbooth.trajectories import record
-
-
-def subject_words(concept: dict) -> dict[str, str]:
-    return {"subject": f"{concept['identifier']} {concept['class']}", "class": concept["class"]}
 
 
 @torch.no_grad()

@@ -1,6 +1,9 @@
 """Rule pool: the mean of all timesteps' second moments, for projectors that hold at every timestep at once."""
 
+import torch
+
 from nullbooth import store
+from nullbooth.moments import Moment, pool
 from nullbooth.progress import log_to
 
 
@@ -11,7 +14,8 @@ def main(out: str, covariances: list[str], identity: dict) -> None:
     for feature in features:
         name = feature["name"]
         steps = groups[:1] if feature["static"] else groups
-        arrays[name] = sum(group[name][:] / group.attrs["rows"][name] for group in steps) / len(steps)
+        moments = (Moment(torch.from_numpy(group[name][:]), group.attrs["rows"][name]) for group in steps)
+        arrays[name] = pool(moments).total.numpy()
     kept = {key: groups[0].attrs[key] for key in ("timesteps", "denoiser")}
     store.write(out, arrays, identity, rows=dict.fromkeys(arrays, 1), features=features, timestep=None, **kept)
 
