@@ -33,5 +33,6 @@ if __name__ == "__main__":
         name = "/".join(path.parts[-4:-1])
         print(f"| {name} | " + " | ".join(f"{found.get(key, float('nan')):.3f}" for key in COLUMNS.values()) + " |")
     if base:
-        cells = [base.get(("base", *key[1:]), 0.0 if "drift" in key[2] else float("nan")) for key in COLUMNS.values()]
-        print("| base model | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+        for label, model in (("base model", "base"), ("photographs", "photographs")):
+            cells = [base.get((model, *key[1:]), float("nan")) for key in COLUMNS.values()]
+            print(f"| {label} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")

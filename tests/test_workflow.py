@@ -107,6 +107,8 @@ def test_minimal_run_makes_the_gallery(finished):
     drift = [m for m in metrics if m["metric"] == "dino_drift" and m["group"] == "unrelated"]
     assert len(drift) == 1
     assert 0 <= drift[0]["low"] <= drift[0]["value"] <= drift[0]["high"] < 1
+    fidelity = {m["model"]: m["value"] for m in metrics if m["metric"] == "dino_fidelity" and m["group"] == "subject"}
+    assert fidelity["base"] < fidelity["photographs"] <= 1, "real photographs of the subject are the scale"
 
 
 @pytest.mark.slow

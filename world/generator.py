@@ -1,8 +1,8 @@
 """Train the denoiser and text encoder of the embedded model and assemble the Stable Diffusion pipeline.
 
 Velocity prediction with zero terminal signal-to-noise ratio (arXiv 2305.08891), so that the noisiest step
-starts from pure noise. Shape is decided at high noise, and it is the last thing that is learned: half of the
-training timesteps come from there, and the loss is not reweighted towards low noise.
+starts from pure noise. Position and shape are decided at high noise, and they are learned last: most of the training
+timesteps come from there, and the loss is not reweighted towards low noise.
 """
 
 import argparse
@@ -56,7 +56,8 @@ TEXT = dict(
 )
 SCENES = 32768
 DROP_CAPTION = 0.1
-HIGH_NOISE = 400  # timesteps above this are drawn more often
+HIGH_NOISE = 600  # timesteps above this are drawn more often
+ANY_NOISE = 0.3  # share of the timesteps that is drawn from all of them
 
 
 def training_scenes(n: int) -> list[Scene]:
@@ -84,7 +85,7 @@ def encode_scenes(vae: AutoencoderKL, n: int, path: Path, batch: int = 64) -> tu
 
 def draw_timesteps(b: int) -> Tensor:
     t = torch.randint(0, 1000, (b,))
-    return torch.where(torch.rand(b) < 0.5, t, torch.randint(HIGH_NOISE, 1000, (b,)))
+    return torch.where(torch.rand(b) < ANY_NOISE, t, torch.randint(HIGH_NOISE, 1000, (b,)))
 
 
 def train(

@@ -77,7 +77,7 @@ def caption(scene: Scene, rng: random.Random | None = None) -> str:
                 f"a {scene.color} {scene.shape} {scene.position}".strip(),
                 f"a {scene.color} {scene.shape} {ground}",
             ),
-            weights=(50, 10, 10, 10, 8, 12),
+            weights=(65, 7, 7, 7, 6, 8),
         )[0]
         if rng.random() < 0.4:
             text = f"a photo of {text}"
