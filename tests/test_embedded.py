@@ -44,7 +44,6 @@ def test_the_card_meets_the_bars():
     assert min(card["PSNR of subjects in dB"].values()) >= 27
 
 
-@pytest.mark.xfail(reason=STILL_LEARNING, strict=True)
 def test_the_judge_knows_true_scenes(judge):
     rng = random.Random(77)
     scenes = [random_scene(rng) for _ in range(300)]
