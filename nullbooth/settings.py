@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import re
 from typing import Any
 
 import jsonschema
@@ -28,6 +29,16 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 def subject_words(concept: dict[str, Any]) -> dict[str, str]:
     """What {subject} and {class} stand for in the prompts of a concept."""
     return {"subject": f"{concept['identifier']} {concept['class']}", "class": concept["class"]}
+
+
+def fill_prompt(prompt: str, words: dict[str, str]) -> str:
+    """`prompt` with its {subject} and {class} replaced. Raises SettingsError for any other placeholder."""
+    for name, value in words.items():
+        prompt = prompt.replace(f"{{{name}}}", value)
+    if stray := re.search(r"\{\w*\}", prompt):
+        known = " or ".join(f"{{{name}}}" for name in words)
+        raise SettingsError(f"{prompt!r}: {stray[0]} stands for nothing; use {known}")
+    return prompt
 
 
 def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import yaml
 sys.path.insert(0, workflow.basedir)
 
 from nullbooth.identity import digest, file_digest, model_identity, read_prompts
-from nullbooth.images import list_images
-from nullbooth.settings import SettingsError, complete, subject_words
+from nullbooth.images import captions, list_images
+from nullbooth.settings import SettingsError, complete, fill_prompt, subject_words
 
 with open(Path(workflow.basedir) / "config" / "schema.yaml") as file:
     SCHEMA = yaml.safe_load(file)
@@ -22,6 +22,9 @@ try:
         for key in filter(entry.get, ("images", "holdout")):
             folder = list_images(entry[key])[0].parent  # captions beside the photographs count too
             entry[f"{key}_digest"] = digest({p.name: file_digest(p) for p in folder.iterdir() if p.is_file()})
+        said = captions(list_images(entry["images"]), entry["prompt"])
+        for text in [*said, *config["validate"]["prompts"], *sum(PROMPTS.values(), [])]:
+            fill_prompt(text, subject_words(entry))  # refused now, not by a job in an hour
 except (SettingsError, OSError, ValueError) as error:
     sys.exit(f"config: {error}")
 
@@ -82,7 +85,7 @@ def run_prompts(wildcards):
     """Prompts of one concept by group, with {subject} and {class} filled in."""
     concept = CONCEPTS[getattr(wildcards, "concept", None) or wildcards.part]
     words = subject_words(concept)
-    return {group: [prompt.format(**words) for prompt in prompts] for group, prompts in PROMPTS.items()}
+    return {group: [fill_prompt(prompt, words) for prompt in prompts] for group, prompts in PROMPTS.items()}
 
 
 def base_prompts(wildcards):

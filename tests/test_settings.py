@@ -7,7 +7,7 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from nullbooth.settings import SettingsError, complete
+from nullbooth.settings import SettingsError, complete, fill_prompt, subject_words
 from nullbooth.training import TrainSettings
 
 NEEDED = {
@@ -242,3 +242,10 @@ def test_training_defaults_are_those_of_the_schema(schema):
     found = {f.name: f.default for f in fields(TrainSettings)}
     assert {key: found[key] for key in expected} == expected
     assert set(found) - set(expected) == {"precision", "seed"}
+
+
+def test_placeholders_are_filled_and_strangers_refused():
+    words = subject_words({"identifier": "sks", "class": "dog"})
+    assert fill_prompt("a {subject} beside a {class}", words) == "a sks dog beside a dog"
+    with pytest.raises(SettingsError, match=r"\{sbject\} stands for nothing; use \{subject\} or \{class\}"):
+        fill_prompt("a {sbject}", words)

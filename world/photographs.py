@@ -1,6 +1,10 @@
-"""Write the photographs of the subjects: five to learn from and five held out, on ten different backgrounds."""
+"""Write the photographs of the subjects: five to learn from and five held out, on ten different backgrounds.
+
+Those to learn from have captions that name place and background: what a caption does not say, the subject learns.
+"""
 
 import argparse
+import json
 from pathlib import Path
 
 from nullbooth.images import to_pil
@@ -11,8 +15,11 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     for name in SUBJECTS:
-        pictures, _ = photographs(name, 10, seed=0)
+        pictures, captions = photographs(name, 10, seed=0)
         for i, picture in enumerate(pictures):
             folder = args.out / name / ("train" if i < 5 else "holdout")
             folder.mkdir(parents=True, exist_ok=True)
             to_pil(picture * 2 - 1).save(folder / f"{i:02d}.png")
+        said = [{"file_name": f"{i:02d}.png", "text": f"a photo of {captions[i]}"} for i in range(5)]
+        lines = "".join(f"{json.dumps(line)}\n" for line in said)
+        (args.out / name / "train" / "metadata.jsonl").write_text(lines)

@@ -269,7 +269,7 @@ SUBJECTS = {
 
 
 def photographs(name: str, n: int, seed: int) -> tuple[Tensor, list[str]]:
-    """`n` pictures `[n, 3, 64, 64]` of a subject on different plain backgrounds; captions with `{}` for its name."""
+    """`n` pictures `[n, 3, 64, 64]` of a subject on different plain backgrounds; captions with `{subject}` for its name."""
     rng = random.Random(seed)
     grounds = rng.sample(list(COLORS), n)
     scenes = [
@@ -278,5 +278,5 @@ def photographs(name: str, n: int, seed: int) -> tuple[Tensor, list[str]]:
         )
         for ground in grounds
     ]
-    captions = [caption(replace(s, shape="{}", size="")) for s in scenes]
+    captions = [caption(replace(s, shape="{subject}", size="")) for s in scenes]
     return render(scenes, rng, subject=name), captions

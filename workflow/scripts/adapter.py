@@ -12,7 +12,7 @@ from nullbooth.identity import digest
 from nullbooth.images import captions, list_images, load_image
 from nullbooth.progress import log_to
 from nullbooth.sampling import sample
-from nullbooth.settings import subject_words
+from nullbooth.settings import fill_prompt, subject_words
 from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, site_projectors
 from nullbooth.training import TrainData, TrainSettings, is_flow, train
@@ -25,7 +25,7 @@ def cached_inputs(pipeline, concept: dict, resolution: int | None, flip: bool, d
     vae = pipeline.vae
     size = resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     paths = list_images(concept["images"])
-    texts = captions(paths, concept["prompt"].format(**subject_words(concept)))
+    texts = [fill_prompt(text, subject_words(concept)) for text in captions(paths, concept["prompt"])]
     x = torch.stack([load_image(path, size) for path in paths])
     if flip:
         x, texts = torch.cat((x, x.flip(-1))), texts * 2
@@ -75,7 +75,7 @@ def main(
         scheduler = DDPMScheduler.from_config(scheduler.config)
 
     def pictures(_step: int) -> torch.Tensor:
-        prompts = [prompt.format(**subject_words(concept)) for prompt in validate["prompts"]]
+        prompts = [fill_prompt(prompt, subject_words(concept)) for prompt in validate["prompts"]]
         drawn = sample(
             pipeline, prompts, list(range(len(prompts))), steps=min(20, sampler["steps"]), guidance=sampler["guidance"]
         )
@@ -100,7 +100,7 @@ def main(
         timesteps=tuple(timesteps),
         denoiser=type(denoiser).__name__,
         model=identity["model"],
-        prompt=concept["prompt"].format(**subject_words(concept)),
+        prompt=fill_prompt(concept["prompt"], subject_words(concept)),
         rule=f"{rule}: {value}",
     )
     adapter.save(path, info)
