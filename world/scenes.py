@@ -269,7 +269,7 @@ SUBJECTS = {
 
 
 def photographs(name: str, n: int, seed: int) -> tuple[Tensor, list[str]]:
-    """`n` pictures `[n, 3, 64, 64]` of a subject on different plain backgrounds; captions with `{subject}` for its name."""
+    """`n` pictures `[n, 3, 64, 64]` of a subject on different plain backgrounds, captions with `{subject}`."""
     rng = random.Random(seed)
     grounds = rng.sample(list(COLORS), n)
     scenes = [
