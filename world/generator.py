@@ -42,8 +42,8 @@ UNET = dict(
     layers_per_block=1,
     cross_attention_dim=128,
     attention_head_dim=4,  # the number of heads: diffusers keeps this name for old configs
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     norm_num_groups=16,
 )
 TEXT = dict(
@@ -83,6 +83,22 @@ def encode_scenes(vae: AutoencoderKL, n: int, path: Path, batch: int = 64) -> tu
     return torch.load(path, weights_only=True), scenes
 
 
+def grown(init: Path) -> UNet2DConditionModel:
+    """The UNet of the pipeline in `init` with the attention blocks that `UNET` has and it lacks.
+
+    Their output projections are zero, so that it starts as the same function.
+    """
+    unet = UNet2DConditionModel(**UNET)
+    old = UNet2DConditionModel.from_pretrained(init, subfolder="unet", torch_dtype=torch.float32).state_dict()
+    missing, unexpected = unet.load_state_dict(old, strict=False)
+    if unexpected or any(".attentions." not in name for name in missing):
+        raise ValueError(f"{init}: its UNet differs in more than attention blocks: {missing} {unexpected}")
+    for name, parameter in unet.named_parameters():
+        if name in missing and ".proj_out." in name:
+            torch.nn.init.zeros_(parameter)
+    return unet
+
+
 def draw_timesteps(b: int) -> Tensor:
     t = torch.randint(0, 1000, (b,))
     return torch.where(torch.rand(b) < ANY_NOISE, t, torch.randint(HIGH_NOISE, 1000, (b,)))
@@ -103,7 +119,7 @@ def train(
     text_config = CLIPTextConfig(**TEXT, **special, pad_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer))
     unet, text_encoder = UNet2DConditionModel(**UNET), CLIPTextModel(text_config)
     if init is not None and not checkpoint.exists():
-        unet = UNet2DConditionModel.from_pretrained(init, subfolder="unet", torch_dtype=torch.float32)
+        unet = grown(init)
         text_encoder = CLIPTextModel.from_pretrained(init, subfolder="text_encoder", dtype=torch.float32)
     print(f"{unet.num_parameters() / 1e6:.2f} M + {text_encoder.num_parameters() / 1e6:.2f} M parameters")
     noise = DDPMScheduler(**NOISE)
