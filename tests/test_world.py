@@ -32,6 +32,7 @@ def test_a_generator_that_grows_attention_begins_as_the_same_function(tmp_path):
     inputs = torch.randn(2, 8, 16, 16), torch.tensor([10, 900]), torch.randn(2, 24, 128)
     with torch.no_grad():
         torch.testing.assert_close(after(*inputs).sample, before(*inputs).sample)
-    UNet2DConditionModel(**lean | {"layers_per_block": 2}).save_pretrained(tmp_path / "unet")
+    richer = UNET | {"down_block_types": ("CrossAttnDownBlock2D",) * 3}
+    UNet2DConditionModel(**richer).save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match="differs in more than attention blocks"):
         grown(tmp_path)
