@@ -79,7 +79,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("resources/model_card.json"))
     parser.add_argument("--captions", type=int, default=300)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--sheet", type=Path)
     args = parser.parse_args()
     card = {
