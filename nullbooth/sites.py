@@ -49,7 +49,7 @@ def find_sites(denoiser: nn.Module, projections: tuple[str, ...] = PROJECTIONS) 
     if not sites:
         raise ValueError(
             f"{type(denoiser).__name__} has no cross-attention linear named {' or '.join(projections)}; "
-            "check protect.sites in the config"
+            "check protect.projections in the config"
         )
     return sites
 

@@ -30,14 +30,14 @@ def main(out: str, tuned: str, base: list[str], encoders: dict, concept: dict) -
         for name, encoder in (("clip", clip), ("dino", dino))
     }
     rows = []
-    learned_from = list_images(concept["images"])
 
     def row(model: str, group: str, metric: str, values) -> None:
         rows.append({"model": model, "group": group, "metric": metric, **metrics.bootstrap_mean(values)})
 
     if concept["holdout"]:  # what real pictures of the subject reach: the scale of the fidelity
         for name, encoder in (("clip", clip), ("dino", dino)):
-            features = metrics.embed_images(encoder, torch.stack([load_image(p, encoder.size) for p in learned_from]))
+            x = torch.stack([load_image(path, encoder.size) for path in list_images(concept["images"])])
+            features = metrics.embed_images(encoder, x)
             row("photographs", "subject", f"{name}_fidelity", metrics.subject_fidelity(features, reference[name]))
     for group in ("subject", "class", "unrelated"):
         entries, x = read_group([tuned], group)
