@@ -1,11 +1,14 @@
 """What training of the embedded model must not lose: the numbers of its tokens, the function of its weights."""
 
+import random
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
 from world import tokenizer
-from world.generator import UNET, grown
+from world.generator import UNET, grown, training_scenes
+from world.scenes import PATTERNED, Scene, caption, render
 
 
 def test_a_resumed_training_finds_its_words_where_they_were(tmp_path):
@@ -36,3 +39,18 @@ def test_a_generator_that_grows_attention_begins_as_the_same_function(tmp_path):
     UNet2DConditionModel(**richer).save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match="differs in more than attention blocks"):
         grown(tmp_path)
+
+
+def test_patterned_things_vary_and_are_always_called_so():
+    """What teaches the generator to draw patterns must not blur what "a star" means."""
+    rng = random.Random(0)
+    patterned = [s for s in training_scenes(400) if s.color == PATTERNED]
+    assert len(patterned) == 100
+    assert all(PATTERNED in caption(s, rng) for s in patterned)
+    assert not any(PATTERNED in caption(s, rng) for s in training_scenes(400) if s.color != PATTERNED)
+    scene = Scene("circle", PATTERNED, "black", size="large")
+    red = Scene("circle", "red", "black", size="large")
+    *fills, even = render([scene] * 8 + [red], random.Random(1))[..., 20:44, 20:44].flatten(2)
+    assert even.std(-1).max() < 0.01
+    assert sum(bool(fill.std(-1).max() > 0.05) for fill in fills) >= 4
+    assert torch.stack(fills).mean(-1).std(0).min() > 0.05

@@ -25,6 +25,7 @@ COLORS = {
     "white": (245, 245, 245),
     "black": (25, 25, 25),
 }
+PATTERNED = "patterned"  # instead of a colour: a fill of random colours and shapes that the caption does not say
 PATTERNS = ("plain", "striped", "dotted")
 SIZES = {"small": (0.30, 0.38), "": (0.42, 0.54), "large": (0.60, 0.72)}
 POSITIONS = {
@@ -39,7 +40,7 @@ RESOLUTION = 64
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption can say. `color` is None for a subject, which has colours of its own."""
+    """What a caption can say. `color` is a name of `COLORS`, "" for a subject, or `PATTERNED`."""
 
     shape: str
     color: str
@@ -62,18 +63,19 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
-    """Full caption; with `rng`, one of varying completeness."""
+    """Full caption; with `rng`, one of varying completeness, but patterned things are always called so."""
     noun = " ".join(filter(None, (scene.size, scene.color, scene.shape)))
     pattern = "" if scene.pattern == "plain" else scene.pattern
     ground = " ".join(filter(None, ("on a", pattern, scene.background, "background")))
     text = " ".join(filter(None, ("a", noun, scene.position, ground)))
     if rng is not None:
+        shape = f"{PATTERNED} {scene.shape}" if scene.color == PATTERNED else scene.shape
         text = rng.choices(
             (
                 text,
                 f"a {noun}",
-                f"a {scene.shape} {ground}",
-                f"a {scene.shape}",
+                f"a {shape} {ground}",
+                f"a {shape}",
                 f"a {scene.color} {scene.shape} {scene.position}".strip(),
                 f"a {scene.color} {scene.shape} {ground}",
             ),
@@ -187,6 +189,37 @@ def _backgrounds(scenes: list[Scene], rng: random.Random, n: int) -> Tensor:
     return torch.lerp(base.view(b, 1, 1, 3), shade, mask[..., None])
 
 
+def _patterned(local: Tensor, distance: Tensor, sharpness: Tensor, rng: random.Random) -> Tensor:
+    """`[b, n, n, 3]`: two colours in stripes, checks or halves, most with a rim, some with one or two spots.
+
+    The world's own colours fill a shape evenly. A model that saw nothing else cannot draw a pattern inside one,
+    whoever teaches it; a real model has seen plenty. No caption tells one of these fills from another.
+    """
+    fills = []
+    for p, d, k in zip(local, distance, sharpness, strict=True):
+        one, two, rim, spot, pupil = torch.tensor([[rng.random() for _ in range(3)] for _ in range(5)])
+        turn, wave, phase = rng.uniform(0, math.pi), rng.uniform(4, 9), rng.uniform(-1, 1)
+        u = p[..., 0] * math.cos(turn) + p[..., 1] * math.sin(turn)
+        v = p[..., 1] * math.cos(turn) - p[..., 0] * math.sin(turn)
+        kind = rng.choice(("stripes", "checks", "halves", "even"))
+        value = {
+            "stripes": torch.sin(u * wave + phase),
+            "checks": torch.sin(u * wave + phase) * torch.sin(v * wave + phase),
+            "halves": u - 0.4 * phase,
+            "even": torch.ones_like(u),
+        }[kind]
+        fill = torch.lerp(one, two, torch.sigmoid(10 * value)[..., None])
+        if rng.random() < 0.7:
+            fill = torch.lerp(fill, rim, torch.sigmoid((d + rng.uniform(0.1, 0.2)) * k)[..., None])
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            center, radius = torch.tensor((rng.uniform(-0.4, 0.4), rng.uniform(-0.4, 0.4))), rng.uniform(0.15, 0.35)
+            away = (p - center).norm(dim=-1)
+            fill = torch.lerp(fill, spot, torch.sigmoid((radius - away) * k)[..., None])
+            fill = torch.lerp(fill, pupil, torch.sigmoid((radius / 2 - away) * k)[..., None])
+        fills.append(fill)
+    return torch.stack(fills)
+
+
 def render(scenes: list[Scene], rng: random.Random, n: int = RESOLUTION, subject: str | None = None) -> Tensor:
     """Draw scenes as float32 images `[b, 3, n, n]` in [0, 1]; with `subject`, fill the shape as that subject."""
     b = len(scenes)
@@ -204,10 +237,15 @@ def render(scenes: list[Scene], rng: random.Random, n: int = RESOLUTION, subject
         distance[rows] = sd_shape(shape, local[rows])
     sharpness = 1.6 * n * scale.view(b, 1, 1)  # edges about one pixel wide
     inside = torch.sigmoid(-distance * sharpness)[..., None]
-    if subject is None:
-        fill = _colors([s.color for s in scenes], rng).view(b, 1, 1, 3)
-    else:
+    if subject is not None:
         fill = SUBJECTS[subject].fill(local, distance, sharpness)
+    else:
+        even = [i for i, s in enumerate(scenes) if s.color != PATTERNED]
+        rest = [i for i, s in enumerate(scenes) if s.color == PATTERNED]
+        fill = torch.empty(b, n, n, 3)
+        fill[even] = _colors([scenes[i].color for i in even], rng).view(-1, 1, 1, 3)
+        if rest:
+            fill[rest] = _patterned(local[rest], distance[rest], sharpness[rest], rng)
     return torch.lerp(image, fill, inside).clamp(0, 1).permute(0, 3, 1, 2).contiguous()
 
 

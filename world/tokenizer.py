@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from world.scenes import COLORS, PATTERNS, POSITIONS, SHAPES, SIZES
+from world.scenes import COLORS, PATTERNED, PATTERNS, POSITIONS, SHAPES, SIZES
 
 IDENTIFIERS = ("sks", "zwx", "ohwx")  # tokens that no caption uses: free names for new subjects
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -15,7 +15,7 @@ MAX_LENGTH = 24
 
 
 def words() -> list[str]:
-    phrases = ("a photo of on background", *SHAPES, *COLORS, *PATTERNS, *SIZES, *POSITIONS, *IDENTIFIERS)
+    phrases = ("a photo of on background", PATTERNED, *SHAPES, *COLORS, *PATTERNS, *SIZES, *POSITIONS, *IDENTIFIERS)
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
