@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 
 from world import tokenizer
 from world.generator import UNET, grown, training_scenes
-from world.scenes import PATTERNED, Scene, caption, render
+from world.scenes import COLORS, NAMES, PATTERNED, Scene, caption, render
 
 
 def test_a_resumed_training_finds_its_words_where_they_were(tmp_path):
@@ -41,16 +41,24 @@ def test_a_generator_that_grows_attention_begins_as_the_same_function(tmp_path):
         grown(tmp_path)
 
 
-def test_patterned_things_vary_and_are_always_called_so():
+def test_what_is_patterned_or_named_is_always_called_so():
     """What teaches the generator to draw patterns must not blur what "a star" means."""
     rng = random.Random(0)
-    patterned = [s for s in training_scenes(400) if s.color == PATTERNED]
-    assert len(patterned) == 100
-    assert all(PATTERNED in caption(s, rng) for s in patterned)
-    assert not any(PATTERNED in caption(s, rng) for s in training_scenes(400) if s.color != PATTERNED)
-    scene = Scene("circle", PATTERNED, "black", size="large")
-    red = Scene("circle", "red", "black", size="large")
-    *fills, even = render([scene] * 8 + [red], random.Random(1))[..., 20:44, 20:44].flatten(2)
-    assert even.std(-1).max() < 0.01
-    assert sum(bool(fill.std(-1).max() > 0.05) for fill in fills) >= 4
-    assert torch.stack(fills).mean(-1).std(0).min() > 0.05
+    scenes = training_scenes(800)
+    for kinds, share in (((PATTERNED,), 1 / 8), (NAMES, 1 / 4), (COLORS, 5 / 8)):
+        found = [s for s in scenes if s.color in kinds]
+        assert len(found) == 800 * share
+        said = [{PATTERNED, *NAMES} & set(caption(s, rng).split()) for s in found]
+        assert all(words == ({s.color} - set(COLORS)) for s, words in zip(found, said, strict=True))
+
+
+def test_patterns_vary_and_names_are_always_the_same_one():
+    def fills(color):
+        scenes = [Scene("circle", color, "black", size="large")] * 8
+        return render(scenes, random.Random(1))[..., 20:44, 20:44].flatten(2)
+
+    assert fills("red").std(-1).max() < 0.01
+    assert sum(bool(fill.std(-1).max() > 0.05) for fill in fills(PATTERNED)) >= 4
+    assert fills(PATTERNED).mean(-1).std(0).min() > 0.05
+    means = torch.stack([fills(name).mean(-1) for name in NAMES[:6]])
+    assert means.std(1).max() < 0.1 < means.mean(1).std(0).min()

@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from world import tokenizer as tokens
 from world.loop import batches, fit, load_average
-from world.scenes import PATTERNED, Scene, caption, random_scene, render
+from world.scenes import NAMES, PATTERNED, Scene, caption, random_scene, render
 
 NOISE = dict(
     num_train_timesteps=1000,
@@ -62,10 +62,12 @@ ANY_NOISE = 0.3  # share of the timesteps that is drawn from all of them
 
 
 def training_scenes(n: int) -> list[Scene]:
-    """Every fourth has a patterned fill, so that the model can draw what a subject may look like."""
+    """Of eight, one has a patterned fill and two have a name, so that the model can draw what a subject may look
+    like and takes an unknown word before a noun for the name of one."""
     rng = random.Random(2)
     scenes = [random_scene(rng) for _ in range(n)]
-    return [replace(s, color=PATTERNED) if i % 4 == 0 else s for i, s in enumerate(scenes)]
+    fills = {0: lambda: PATTERNED, 2: lambda: rng.choice(NAMES), 5: lambda: rng.choice(NAMES)}
+    return [replace(s, color=fills[i % 8]()) if i % 8 in fills else s for i, s in enumerate(scenes)]
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ COLORS = {
     "black": (25, 25, 25),
 }
 PATTERNED = "patterned"  # instead of a colour: a fill of random colours and shapes that the caption does not say
+_letters = random.Random(6)
+NAMES = tuple(sorted({"".join(_letters.choices("bcdfghjklmnpqrtvwxyz", k=3)) for _ in range(64)}))  # each one such fill
 PATTERNS = ("plain", "striped", "dotted")
 SIZES = {"small": (0.30, 0.38), "": (0.42, 0.54), "large": (0.60, 0.72)}
 POSITIONS = {
@@ -40,7 +42,7 @@ RESOLUTION = 64
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption can say. `color` is a name of `COLORS`, "" for a subject, or `PATTERNED`."""
+    """What a caption can say. `color` is one of `COLORS`, "" for a subject, `PATTERNED`, or one of `NAMES`."""
 
     shape: str
     color: str
@@ -63,13 +65,13 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
-    """Full caption; with `rng`, one of varying completeness, but patterned things are always called so."""
+    """Full caption; with `rng`, one of varying completeness, but a patterned or named thing is always called so."""
     noun = " ".join(filter(None, (scene.size, scene.color, scene.shape)))
     pattern = "" if scene.pattern == "plain" else scene.pattern
     ground = " ".join(filter(None, ("on a", pattern, scene.background, "background")))
     text = " ".join(filter(None, ("a", noun, scene.position, ground)))
     if rng is not None:
-        shape = f"{PATTERNED} {scene.shape}" if scene.color == PATTERNED else scene.shape
+        shape = scene.shape if scene.color in COLORS else f"{scene.color} {scene.shape}"
         text = rng.choices(
             (
                 text,
@@ -189,14 +191,15 @@ def _backgrounds(scenes: list[Scene], rng: random.Random, n: int) -> Tensor:
     return torch.lerp(base.view(b, 1, 1, 3), shade, mask[..., None])
 
 
-def _patterned(local: Tensor, distance: Tensor, sharpness: Tensor, rng: random.Random) -> Tensor:
+def _patterned(rngs: list[random.Random], local: Tensor, distance: Tensor, sharpness: Tensor) -> Tensor:
     """`[b, n, n, 3]`: two colours in stripes, checks or halves, most with a rim, some with one or two spots.
 
     The world's own colours fill a shape evenly. A model that saw nothing else cannot draw a pattern inside one,
-    whoever teaches it; a real model has seen plenty. No caption tells one of these fills from another.
+    whoever teaches it, nor has it reason to think that an unknown word before a noun is a name; a real model has
+    seen plenty of both.
     """
     fills = []
-    for p, d, k in zip(local, distance, sharpness, strict=True):
+    for rng, p, d, k in zip(rngs, local, distance, sharpness, strict=True):
         one, two, rim, spot, pupil = torch.tensor([[rng.random() for _ in range(3)] for _ in range(5)])
         turn, wave, phase = rng.uniform(0, math.pi), rng.uniform(4, 9), rng.uniform(-1, 1)
         u = p[..., 0] * math.cos(turn) + p[..., 1] * math.sin(turn)
@@ -240,12 +243,14 @@ def render(scenes: list[Scene], rng: random.Random, n: int = RESOLUTION, subject
     if subject is not None:
         fill = SUBJECTS[subject].fill(local, distance, sharpness)
     else:
-        even = [i for i, s in enumerate(scenes) if s.color != PATTERNED]
-        rest = [i for i, s in enumerate(scenes) if s.color == PATTERNED]
+        even = [i for i, s in enumerate(scenes) if s.color in COLORS]
+        rest = [i for i, s in enumerate(scenes) if s.color not in COLORS]
         fill = torch.empty(b, n, n, 3)
         fill[even] = _colors([scenes[i].color for i in even], rng).view(-1, 1, 1, 3)
         if rest:
-            fill[rest] = _patterned(local[rest], distance[rest], sharpness[rest], rng)
+            names = [scenes[i].color for i in rest]
+            rngs = [rng if name == PATTERNED else random.Random(name) for name in names]
+            fill[rest] = _patterned(rngs, local[rest], distance[rest], sharpness[rest])
     return torch.lerp(image, fill, inside).clamp(0, 1).permute(0, 3, 1, 2).contiguous()
 
 
