@@ -50,8 +50,8 @@ if GPUS and "gpu" not in workflow.global_resources:
 
 
 wildcard_constraints:
-    shard=r"\d+",
-    step=r"\d+",
+    shard="|".join(SHARDS),
+    step="|".join(STEPS),
     concept="|".join(CONCEPTS),
     part="|".join([*CONCEPTS, "unrelated"]),
     method="|".join(METHODS),

@@ -83,7 +83,7 @@ rule projector:
     benchmark:
         "<results>/benchmarks/projectors/{step}.tsv"
     wildcard_constraints:
-        step=r"\d+|pooled",
+        step="|".join([*STEPS, "pooled"]),
     conda:
         "../envs/nullbooth.yaml"
     threads: 1

@@ -75,6 +75,14 @@ def test_stage_names_are_targets(target, tmp_path):
     assert ("projector" in jobs) == (target not in ("trajectories", "covariances"))
 
 
+@pytest.mark.parametrize("target", ["covariances/7.zarr", "projectors/50.zarr", "trajectories/000.zarr"])
+def test_a_result_has_one_name(target):
+    """A timestep that the sampler does not visit, or another spelling of one, is no target."""
+    done = snakemake("--dry-run", f"results/{target}")
+    assert done.returncode != 0
+    assert f"No rule to produce results/{target}" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
