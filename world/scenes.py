@@ -200,7 +200,7 @@ def _patterned(rngs: list[random.Random], local: Tensor, distance: Tensor, sharp
     """
     fills = []
     for rng, p, d, k in zip(rngs, local, distance, sharpness, strict=True):
-        one, two, rim, spot, pupil = torch.tensor([[rng.random() for _ in range(3)] for _ in range(5)])
+        one, two, rim, spot, pupil = (tuple(rng.random() for _ in range(3)) for _ in range(5))
         turn, wave, phase = rng.uniform(0, math.pi), rng.uniform(4, 9), rng.uniform(-1, 1)
         u = p[..., 0] * math.cos(turn) + p[..., 1] * math.sin(turn)
         v = p[..., 1] * math.cos(turn) - p[..., 0] * math.sin(turn)
@@ -211,14 +211,13 @@ def _patterned(rngs: list[random.Random], local: Tensor, distance: Tensor, sharp
             "halves": u - 0.4 * phase,
             "even": torch.ones_like(u),
         }[kind]
-        fill = torch.lerp(one, two, torch.sigmoid(10 * value)[..., None])
+        fill = _paint(torch.tensor(one), torch.sigmoid(10 * value), two)
         if rng.random() < 0.7:
-            fill = torch.lerp(fill, rim, torch.sigmoid((d + rng.uniform(0.1, 0.2)) * k)[..., None])
+            fill = _paint(fill, torch.sigmoid((d + rng.uniform(0.1, 0.2)) * k), rim)
         for _ in range(rng.choice((0, 0, 1, 2))):
-            center, radius = torch.tensor((rng.uniform(-0.4, 0.4), rng.uniform(-0.4, 0.4))), rng.uniform(0.15, 0.35)
-            away = (p - center).norm(dim=-1)
-            fill = torch.lerp(fill, spot, torch.sigmoid((radius - away) * k)[..., None])
-            fill = torch.lerp(fill, pupil, torch.sigmoid((radius / 2 - away) * k)[..., None])
+            center, radius = (rng.uniform(-0.4, 0.4), rng.uniform(-0.4, 0.4)), rng.uniform(0.15, 0.35)
+            fill = _paint(fill, _disc(p, center, radius, k), spot)
+            fill = _paint(fill, _disc(p, center, radius / 2, k), pupil)
         fills.append(fill)
     return torch.stack(fills)
 
@@ -249,6 +248,8 @@ def render(scenes: list[Scene], rng: random.Random, n: int = RESOLUTION, subject
         fill[even] = _colors([scenes[i].color for i in even], rng).view(-1, 1, 1, 3)
         if rest:
             names = [scenes[i].color for i in rest]
+            if unknown := set(names) - {PATTERNED, *NAMES}:
+                raise ValueError(f"no such colours: {unknown}; the world has {', '.join(COLORS)}")
             rngs = [rng if name == PATTERNED else random.Random(name) for name in names]
             fill[rest] = _patterned(rngs, local[rest], distance[rest], sharpness[rest])
     return torch.lerp(image, fill, inside).clamp(0, 1).permute(0, 3, 1, 2).contiguous()
