@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import math
 import re
 from typing import Any
 
@@ -79,4 +80,16 @@ def _explain(error: jsonschema.ValidationError) -> str:
         missing = [key for key in error.validator_value if key not in error.instance]
         return f"{where or 'config'}: missing {', '.join(missing)}"
     hint = error.schema.get("description", "")
+    if error.validator == "type" and _is_number(error.instance):
+        hint = "; ".join(
+            filter(None, (hint, "this is text: YAML takes 1.0e-3 for a number, not 1e-3, and --config none inside {}"))
+        )
     return f"{where}: {error.instance!r}: {error.message}" + (f" ({hint})" if hint else "")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether text spells a number."""
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False

@@ -142,6 +142,15 @@ def test_a_wrong_value_names_key_and_value(schema, path, value):
     assert repr(inner) in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["1e-3", "300"])
+def test_a_number_that_arrived_as_text_is_told_how_to_write_it(schema, text):
+    with pytest.raises(SettingsError, match=r"train\.learning_rate: .*YAML takes 1\.0e-3 for a number, not 1e-3"):
+        complete(with_entry("train.learning_rate", text), schema)
+    with pytest.raises(SettingsError) as caught:
+        complete(with_entry("train.learning_rate", "fast"), schema)
+    assert "YAML" not in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["model", "protect", "concepts", "methods", "sample", "evaluate"])
 def test_a_missing_key_is_named(schema, key):
     config = {k: v for k, v in NEEDED.items() if k != key}
@@ -211,7 +220,8 @@ def test_the_config_file_states_the_defaults(config, schema):
 def test_the_config_file_states_the_defaults_of_a_concept_and_a_method(config, schema):
     for kind in ("concept", "method"):
         stated, properties = config[f"{kind}s"][0], schema["$defs"][kind]["properties"]
-        expected = {key: sub["default"] for key, sub in properties.items() if "default" in sub and key != "holdout"}
+        own = {"holdout", "identifier"}  # what the embedded subjects need instead of the defaults
+        expected = {key: sub["default"] for key, sub in properties.items() if "default" in sub and key not in own}
         assert {key: stated[key] for key in expected} == expected
 
 
