@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nullbooth.images import list_images
 
@@ -17,7 +17,8 @@ GROUPS = {
     "class": "The same prompts without its name",
     "unrelated": "Everything else, none of it protected word for word",
 }
-SHEET = {"subject": 6, "class": 2, "unrelated": 6}  # prompts of each group on the contact sheet
+SHEET = {"subject": 7, "class": 2, "unrelated": 5}  # prompts of each group on the contact sheet
+COLUMNS = 7  # of the contact sheet, so that its captions can be read in a README
 TILE = 128
 
 
@@ -48,21 +49,36 @@ def loss_curve(path: Path, width: int = 320, height: int = 72, window: int = 20)
     return " ".join(f"{i * step:.1f},{height - (m - low) / span * height:.1f}" for i, m in enumerate(means))
 
 
-def contact_sheet(path: Path, page: Path, rows: list[tuple[str, list[str]]], captions: list[str]) -> None:
-    """Pictures of one concept: a row per model, a column per prompt."""
+def contact_sheet(
+    path: Path, page: Path, photographs: list[str], rows: list[tuple[str, list[str]]], captions: list[str]
+) -> None:
+    """Pictures of one concept: its photographs, then a column per prompt with a row per model, wrapped into lines."""
     font = ImageFont.load_default(11)
-    margin, head = 104, 78
-    sheet = Image.new("RGB", (margin + (TILE + 6) * len(captions), head + (TILE + 6) * len(rows)), "white")
+    margin, head, pitch = 104, 64, TILE + 6
+    lines = [slice(i, i + COLUMNS) for i in range(0, len(captions), COLUMNS)]
+    width = min(COLUMNS, max(len(captions), len(photographs)))
+    height = pitch + len(lines) * (head + len(rows) * pitch)
+    sheet = Image.new("RGB", (margin + pitch * width, height), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, caption in enumerate(captions):
-        draw.multiline_text((margin + i * (TILE + 6), 4), textwrap.fill(caption, 21), "black", font, spacing=2)
-    for j, (label, files) in enumerate(rows):
-        y = head + j * (TILE + 6)
+
+    def row(y: int, label: str, files: list[str]) -> None:
         draw.multiline_text((6, y + TILE // 2 - 12), textwrap.fill(label, 16), "black", font)
         for i, name in enumerate(files):
             with Image.open(page / name) as picture:
                 method = Image.Resampling.NEAREST if picture.width < TILE else Image.Resampling.LANCZOS
-                sheet.paste(picture.convert("RGB").resize((TILE, TILE), method), (margin + i * (TILE + 6), y))
+                square = ImageOps.fit(ImageOps.exif_transpose(picture).convert("RGB"), (TILE, TILE), method)
+            sheet.paste(square, (margin + i * pitch, y))
+
+    row(0, "photographs", photographs[:COLUMNS])
+    y = pitch
+    for line in lines:
+        for i, caption in enumerate(captions[line]):
+            text = textwrap.fill(caption, 21, max_lines=4, placeholder=" ...")
+            draw.multiline_text((margin + i * pitch, y + 6), text, "black", font, spacing=2)
+        y += head
+        for label, files in rows:
+            row(y, label, files[line])
+            y += pitch
     sheet.save(path)
 
 
@@ -83,6 +99,9 @@ def write_gallery(
         base = collect_images(results / "images/base" / name, page, f"base/{name}") | unrelated
         photographs = list_images(concept["images"])
         (page / "photographs" / name).mkdir(parents=True)
+        copies = [
+            shutil.copy(p, page / "photographs" / name / p.name).relative_to(page).as_posix() for p in photographs
+        ]
         tuned = []
         for run in (r for r in runs if r.split("/")[0] == name):
             folder = results / "runs" / run
@@ -98,10 +117,7 @@ def write_gallery(
         sections.append(
             {
                 "concept": concept,
-                "photographs": [
-                    shutil.copy(p, page / "photographs" / name / p.name).relative_to(page).as_posix()
-                    for p in photographs
-                ],
+                "photographs": copies,
                 "tuned": tuned,
                 "groups": [
                     {
@@ -120,7 +136,7 @@ def write_gallery(
         shown = [k for group, n in SHEET.items() for k in [q for q in keys if q[0] == group][:n]]
         rows = [("base model", [base[k] for k in shown])]
         rows += [(t["label"], [t["images"][k] for k in shown]) for t in tuned]
-        contact_sheet(page / f"{name}.png", page, rows, [k[1] for k in shown])
+        contact_sheet(page / f"{name}.png", page, copies, rows, [k[1] for k in shown])
     environment = Environment(
         loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nullbooth.gallery import loss_curve, write_gallery
+from nullbooth.gallery import contact_sheet, loss_curve, write_gallery
 
 TEMPLATE = Path(__file__).parents[1] / "workflow/report/gallery.html.j2"
 NASTY = 'a "photo" of <script>alert(1)</script> & 星'
@@ -61,10 +61,25 @@ def test_base_and_tuned_stand_side_by_side(page):
         assert (page / f"thing/pooled/0/{group}-000.png").is_file()
 
 
-def test_contact_sheet_has_a_row_per_model_and_a_column_per_prompt(page):
+def test_contact_sheet_has_photographs_a_row_per_model_and_a_column_per_prompt(page):
     with Image.open(page / "thing.png") as sheet:
-        colors = [sheet.getpixel((104 + 134 * i + 60, 78 + 134 * j + 60)) for i in range(3) for j in range(2)]
+        assert sheet.getpixel((164, 60)) == (0, 0, 255)
+        colors = [sheet.getpixel((104 + 134 * i + 60, 134 + 64 + 134 * j + 60)) for i in range(3) for j in range(2)]
     assert colors == [(255, 0, 0)] * 6
+
+
+def test_contact_sheet_wraps_many_prompts_and_does_not_distort(tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "square.png")
+    tall = Image.new("RGB", (8, 24), "red")
+    tall.paste("blue", (0, 8, 8, 16))
+    tall.save(tmp_path / "tall.png")
+    contact_sheet(tmp_path / "s.png", tmp_path, ["tall.png"], [("base", ["square.png"] * 9)], ["a prompt " * 20] * 9)
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert sheet.size == (104 + 7 * 134, 134 + 2 * (64 + 134))
+        assert {sheet.getpixel((164, y)) for y in (4, 64, 124)} == {(0, 0, 255)}  # its middle third
+        last = 134 + 2 * 64 + 134 + 60
+        found = [sheet.getpixel((104 + 134 * i + 60, last)) for i in range(3)]
+    assert found == [(255, 0, 0), (255, 0, 0), (255, 255, 255)]
 
 
 def test_loss_curve_falls_with_the_loss(tmp_path):
