@@ -19,27 +19,29 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_identity(model: str, revision: str | None = None) -> str:
-    """Hash of a local model's files, or `id@revision` of a Hub model.
+def model_identity(model: str, revision: str | None = None, key: str = "model", index: str = "model_index.json") -> str:
+    """Hash of a local model's files, or `id@revision` of a Hub model. `key` is the setting that names it, `index` the
+    file that every such folder has: model_index.json of a diffusers pipeline, config.json of one transformers model.
 
     A file's hash is remembered by path, size, modification time and change time, so that large models are
-    read once. Raises FileNotFoundError if a local folder has no diffusers pipeline in it.
+    read once. Raises FileNotFoundError if a local folder has no such model in it.
     """
     folder = Path(model)
     if not folder.exists():
         if model.startswith((".", "/", "~")) or model.count("/") != 1:
-            raise FileNotFoundError(f"model: {model!r} is neither a folder nor a Hub id (owner/name)")
+            raise FileNotFoundError(f"{key}: {model!r} is neither a folder nor a Hub id (owner/name)")
         return f"{model}@{revision or 'main'}"
-    if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(f"model: {folder} has no model_index.json; give the folder of a diffusers pipeline")
+    if not (folder / index).is_file():
+        kind = "diffusers pipeline" if index == "model_index.json" else "transformers model"
+        raise FileNotFoundError(f"{key}: {folder} has no {index}; give the folder of a {kind}")
     remembered = json.loads(_REMEMBERED.read_text()) if _REMEMBERED.is_file() else {}
     files, known = {}, dict(remembered)
     for path in sorted(p for p in folder.rglob("*") if p.suffix in _WEIGHTS):
         stat = path.stat()
-        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
-        if key not in known:
-            known[key] = file_digest(path)
-        files[path.relative_to(folder).as_posix()] = known[key]
+        place = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+        if place not in known:
+            known[place] = file_digest(path)
+        files[path.relative_to(folder).as_posix()] = known[place]
     if known != remembered:
         _REMEMBERED.parent.mkdir(parents=True, exist_ok=True)
         partial = _REMEMBERED.with_suffix(f".{os.getpid()}")

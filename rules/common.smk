@@ -18,6 +18,10 @@ try:
     PROTECTED = read_prompts(config["protect"]["prompts"])
     PROMPTS = {group: read_prompts(path) for group, path in config["sample"]["prompts"].items()}
     MODEL = model_identity(config["model"], config["revision"])
+    ENCODERS = {
+        name: model_identity(path, key=f"evaluate.{name}", index="config.json")
+        for name, path in config["evaluate"].items()
+    }
     for entry in config["concepts"]:
         for key in filter(entry.get, ("images", "holdout")):
             folder = list_images(entry[key])[0].parent  # captions beside the photographs count too

@@ -71,6 +71,7 @@ rule evaluate:
         runtime=30,
     params:
         encoders=config["evaluate"],
+        identity=ENCODERS,
         concept=concept_settings,
     message:
         "Measuring {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"

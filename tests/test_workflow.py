@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,8 @@ def test_a_result_has_one_name(target):
         ({"model": "no/such/folder"}, "model: 'no/such/folder'"),
         ({"concepts": [{"name": "../x", "images": "a", "class": "b"}]}, "concepts.0.name: '../x'"),
         ({"protect": {"prompts": "nowhere.txt"}}, "nowhere.txt"),
+        ({"evaluate": {"dino": "no/such/folder"}}, "evaluate.dino: 'no/such/folder'"),
+        ({"evaluate": {"clip": "config"}}, "evaluate.clip: config has no config.json"),
     ],
 )
 def test_config_errors_name_the_key(tmp_path, change, message):
@@ -186,6 +189,26 @@ def test_what_runs_again(finished, change, runs):
         for key, value in change.items()
     }
     assert set(planned(*finished.arguments(**changes))) == runs
+
+
+@pytest.mark.slow
+def test_another_encoder_in_the_same_place_measures_again(finished):
+    encoders = finished.folder / "encoders"
+    shutil.copytree(ROOT / "resources/evaluators", encoders, dirs_exist_ok=True)
+    arguments = finished.arguments(evaluate={name: str(encoders / name) for name in ("clip", "dino")})
+    try:
+        assert set(planned(*arguments)) == LATER - {"tuned_images"}
+        done = snakemake(*arguments)
+        assert done.returncode == 0, done.stderr[-6000:]
+        assert planned(*arguments) == {}
+        weights = encoders / "dino/heads.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        assert set(planned(*arguments)) == LATER - {"tuned_images"}
+    finally:
+        done = snakemake(*finished.arguments())
+        assert done.returncode == 0, done.stderr[-6000:]
 
 
 @pytest.mark.slow

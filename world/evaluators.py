@@ -2,12 +2,15 @@
 
 One is CLIP-shaped: both towers, contrastive on captions. The other is DINO-shaped with linear attribute heads
 on its features, so that a picture can be checked against what its prompt says. A fifth of the scenes have a
-patterned fill of random colours, so that features also tell textures apart; the subjects are never among them.
+patterned fill of random colours. Its features also learn to tell one thing from another: two pictures of the same
+patterned thing, in other places, are each other's nearest (InfoNCE, arXiv 1807.03748). Without that any patterned
+star was as near to a subject as the subject. The subjects themselves are never among these things.
 """
 
 import argparse
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -63,14 +66,36 @@ def draw(b: int, rng: random.Random) -> tuple[Tensor, list[Scene], Tensor]:
     scenes = [random_scene(rng) for _ in range(b)]
     patterned = torch.arange(b) < b // 5
     x = torch.cat((patterned_scenes(scenes[: b // 5], rng), render(scenes[b // 5 :], rng)))
+    return weathered(x), scenes, patterned
+
+
+def same_things(n: int, rng: random.Random) -> Tensor:
+    """`[2 n, 3, 64, 64]`: `n` patterned things of three shapes, then the same in other places and sizes."""
+    shapes = rng.sample(SHAPES, 3)
+    things = [(rng.choice(shapes), f"#{rng.random()}") for _ in range(n)]
+    scenes = [replace(random_scene(rng), shape=shape, color=fill) for shape, fill in 2 * things]
+    return weathered(render(scenes, rng))
+
+
+def weathered(x: Tensor) -> Tensor:
+    """Images from [0, 1] to [-1, 1], with slight blur and noise."""
+    b = len(x)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
     x = torch.lerp(x, blurred, torch.rand(b, 1, 1, 1) * (torch.rand(b, 1, 1, 1) < 0.5))
     x = x + torch.randn_like(x) * torch.rand(b, 1, 1, 1) * 0.05
-    return x.clamp(0, 1) * 2 - 1, scenes, patterned
+    return x.clamp(0, 1) * 2 - 1
 
 
 def dino_features(model: Dinov2Model, x: Tensor) -> Tensor:
     return model(x).pooler_output
+
+
+def info_nce(features: Tensor, temperature: float = 0.1) -> Tensor:
+    """Row i of `[2 n, d]` and row i + n show the same thing; all others in the other half do not."""
+    one, two = F.normalize(features.float(), dim=-1).chunk(2)
+    similarity = one @ two.T / temperature
+    diagonal = torch.arange(len(one))
+    return (F.cross_entropy(similarity, diagonal) + F.cross_entropy(similarity.T, diagonal)) / 2
 
 
 def head_losses(logits: Tensor, y: Tensor) -> Tensor:
@@ -129,14 +154,17 @@ def train(out: Path, checkpoint: Path, steps: int, batch: int) -> None:
         y = labels(scenes, patterned)
         texts = [caption(s, rng if rng.random() < 0.5 else None) for s in scenes]
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        pairs = same_things(batch // 2, rng)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = heads(dino_features(dino, x))
+            things = dino_features(dino, pairs)
             both = clip(input_ids=ids[batch // 5 :], pixel_values=x[batch // 5 :])
             clip_logits = clip_heads(both.vision_model_output.pooler_output)
         similarity = both.logits_per_image.float()
         diagonal = torch.arange(len(similarity))
         contrast = F.cross_entropy(similarity, diagonal) + F.cross_entropy(similarity.T, diagonal)
-        return head_losses(logits, y).mean() + 0.5 * contrast + head_losses(clip_logits, y[batch // 5 :]).mean()
+        attributes = head_losses(logits, y).mean() + head_losses(clip_logits, y[batch // 5 :]).mean()
+        return attributes + 0.5 * contrast + info_nce(things)
 
     def save(average: dict[str, dict[str, Tensor]]) -> None:
         final_dino = load_average(Dinov2Model(dino_config), average["dino"])
@@ -164,7 +192,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=80)
     args = parser.parse_args()
     train(args.out, args.checkpoint, args.steps, args.batch)

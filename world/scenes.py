@@ -42,7 +42,8 @@ RESOLUTION = 64
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption can say. `color` is one of `COLORS`, "" for a subject, `PATTERNED`, or one of `NAMES`."""
+    """What a caption can say. `color` is one of `COLORS`, "" for a subject, `PATTERNED`, or the name of a fill: one of
+    `NAMES`, or "#" and anything, for what no caption names."""
 
     shape: str
     color: str
@@ -248,7 +249,7 @@ def render(scenes: list[Scene], rng: random.Random, n: int = RESOLUTION, subject
         fill[even] = _colors([scenes[i].color for i in even], rng).view(-1, 1, 1, 3)
         if rest:
             names = [scenes[i].color for i in rest]
-            if unknown := set(names) - {PATTERNED, *NAMES}:
+            if unknown := {n for n in names if n[:1] != "#"} - {PATTERNED, *NAMES}:
                 raise ValueError(f"no such colours: {unknown}; the world has {', '.join(COLORS)}")
             rngs = [rng if name == PATTERNED else random.Random(name) for name in names]
             fill[rest] = _patterned(rngs, local[rest], distance[rest], sharpness[rest])

@@ -22,7 +22,7 @@ def read_group(folders: list[str], group: str) -> tuple[list[dict], torch.Tensor
     return [entry for entry, _ in found], torch.stack([load_image(path, size) for _, path in found])
 
 
-def main(out: str, tuned: str, base: list[str], encoders: dict, concept: dict) -> None:
+def main(out: str, tuned: str, base: list[str], encoders: dict, identity: dict, concept: dict) -> None:
     clip, dino = metrics.load_encoder(encoders["clip"]), metrics.load_encoder(encoders["dino"])
     photographs = list_images(concept["holdout"] or concept["images"])
     reference = {
@@ -62,7 +62,7 @@ def main(out: str, tuned: str, base: list[str], encoders: dict, concept: dict) -
             if dino.heads is not None:
                 for name, hits in metrics.attribute_accuracy(dino, z, prompts).items():
                     row(model, group, f"{name}_accuracy", hits)
-    Path(out).write_text(json.dumps({"encoders": encoders, "metrics": rows}, indent=1))
+    Path(out).write_text(json.dumps({"encoders": encoders, "identity": identity, "metrics": rows}, indent=1))
 
 
 if __name__ == "__main__":
