@@ -26,7 +26,7 @@ class TrainSettings:
     steps: int = 300
     batch: int = 8
     learning_rate: float = 2e-3
-    schedule: str = "constant"
+    schedule: str = "cosine"
     warmup: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
