@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from nullbooth.images import list_images
-from nullbooth.metrics import attribute_accuracy, load_encoder
+from nullbooth.metrics import attribute_accuracy, embed_images, load_encoder
 from nullbooth.models import load_pipeline
 from nullbooth.sampling import sample
+from world.evaluators import same_things
 from world.judge import held_out
 from world.scenes import SHAPES, SUBJECTS, caption, random_scene, render
 from world.tokenizer import build, words
@@ -54,6 +55,14 @@ def test_the_judge_refuses_wrong_pictures(judge):
     prompts = [caption(s) for s in scenes]
     hits = attribute_accuracy(judge, render(scenes, rng) * 2 - 1, prompts[1:] + prompts[:1])
     assert sum(hits["shape"]) / len(hits["shape"]) < 0.3
+
+
+def test_the_judge_knows_a_patterned_thing_again(judge):
+    """Among a hundred others, in another place and size. Otherwise every patterned star is the subject."""
+    torch.manual_seed(0)
+    features = embed_images(judge, same_things(100, random.Random(9)))
+    one, two = features.chunk(2)
+    assert ((one @ two.T).argmax(1) == torch.arange(100)).float().mean() > 0.75
 
 
 @pytest.mark.slow
