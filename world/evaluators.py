@@ -90,11 +90,9 @@ def dino_features(model: Dinov2Model, x: Tensor) -> Tensor:
     return model(x).pooler_output
 
 
-def info_nce(features: Tensor, temperature: float = 0.1) -> Tensor:
-    """Row i of `[2 n, d]` and row i + n show the same thing; all others in the other half do not."""
-    one, two = F.normalize(features.float(), dim=-1).chunk(2)
-    similarity = one @ two.T / temperature
-    diagonal = torch.arange(len(one))
+def info_nce(similarity: Tensor) -> Tensor:
+    """Row i of `[n, n]` belongs to column i and to no other, and the other way round."""
+    diagonal = torch.arange(len(similarity))
     return (F.cross_entropy(similarity, diagonal) + F.cross_entropy(similarity.T, diagonal)) / 2
 
 
@@ -160,11 +158,10 @@ def train(out: Path, checkpoint: Path, steps: int, batch: int) -> None:
             things = dino_features(dino, pairs)
             both = clip(input_ids=ids[batch // 5 :], pixel_values=x[batch // 5 :])
             clip_logits = clip_heads(both.vision_model_output.pooler_output)
-        similarity = both.logits_per_image.float()
-        diagonal = torch.arange(len(similarity))
-        contrast = F.cross_entropy(similarity, diagonal) + F.cross_entropy(similarity.T, diagonal)
+        one, two = F.normalize(things.float(), dim=-1).chunk(2)
+        contrast = info_nce(both.logits_per_image.float()) + info_nce(one @ two.T / 0.1)
         attributes = head_losses(logits, y).mean() + head_losses(clip_logits, y[batch // 5 :]).mean()
-        return attributes + 0.5 * contrast + info_nce(things)
+        return attributes + contrast
 
     def save(average: dict[str, dict[str, Tensor]]) -> None:
         final_dino = load_average(Dinov2Model(dino_config), average["dino"])

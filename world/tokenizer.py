@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 
 from world.scenes import COLORS, PATTERNED, PATTERNS, POSITIONS, SHAPES, SIZES
 
-IDENTIFIERS = ("sks", "zwx", "ohwx")  # tokens that no caption uses: free names for new subjects
+IDENTIFIERS = ("sks", "zwx", "ohwx")  # whole tokens that no caption uses: as names they mean too little
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 24
 
