@@ -20,6 +20,7 @@ include: "rules/common.smk"
 include: "rules/statistics.smk"
 include: "rules/train.smk"
 include: "rules/sample.smk"
+include: "rules/evaluation.smk"
 include: "rules/gallery.smk"
 
 

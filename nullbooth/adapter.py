@@ -34,7 +34,7 @@ SCOPES = ("timestep", "pooled", "shared")
 class AdapterInfo:
     """What a saved adapter says of itself."""
 
-    scope: str
+    scope: str  # or the name of a rival method, whose change is the same at all timesteps
     rank: int | str
     timesteps: tuple[float, ...]  # cached timesteps; the first axis of `down` where that is not 1
     denoiser: str  # class name
@@ -201,7 +201,12 @@ class Adapter(nn.Module):
 
     def save(self, path: Path | str, info: AdapterInfo) -> None:
         """Write a safetensors file with all that `load_adapter` needs."""
-        save_file(self.tensors(), path, {"format": FORMAT, "info": json.dumps(asdict(info))})
+        write_adapter(path, self.tensors(), info)
+
+
+def write_adapter(path: Path | str, tensors: dict[str, Tensor], info: AdapterInfo) -> None:
+    """Write changes of weights as a safetensors file: by site `up` and `down`, or `delta`."""
+    save_file(tensors, path, {"format": FORMAT, "info": json.dumps(asdict(info))})
 
 
 def nearest_index(timesteps: Tensor, timestep: Tensor) -> Tensor:
@@ -233,21 +238,22 @@ class LoadedAdapter:
     """An adapter at work in a denoiser: weights are set once per timestep, so that a pass costs what it did before."""
 
     def __init__(self, denoiser: nn.Module, tensors: dict[str, Tensor], info: AdapterInfo, scale: float):
-        modules = dict(denoiser.named_modules())
+        parameters = dict(denoiser.named_parameters())
         self.info, self.scale, self._at = info, scale, None
         self._timesteps = torch.tensor(info.timesteps, dtype=torch.float64)
-        self._sites = {key.rsplit(".", 1)[0] for key in tensors}
-        for name in self._sites:
+        self._weights: dict[str, nn.Parameter] = {}
+        for name in sorted({key.rsplit(".", 1)[0] for key in tensors}):
             expected = self._shape(tensors, name)
-            if name not in modules or getattr(modules[name], "weight", torch.empty(0)).shape != expected:
+            weight = parameters.get(f"{name}.weight", parameters.get(name))
+            if weight is None or weight.shape != expected:
                 raise ValueError(
                     f"this adapter changes {name} of shape {tuple(expected)}, which this "
                     f"{type(denoiser).__name__} does not have: it was made for {info.denoiser} {info.model}"
                 )
-        self._modules = {name: modules[name] for name in sorted(self._sites)}
+            self._weights[name] = weight
         self._device = next(denoiser.parameters()).device
         self._tensors = {key: value.to(self._device) for key, value in tensors.items()}
-        self._original = {name: module.weight.detach().clone() for name, module in self._modules.items()}
+        self.original = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
 
     @staticmethod
@@ -255,6 +261,10 @@ class LoadedAdapter:
         if f"{name}.delta" in tensors:
             return tensors[f"{name}.delta"].shape
         return torch.Size((tensors[f"{name}.up"].shape[0], tensors[f"{name}.down"].shape[-1]))
+
+    def nearest(self, timestep: float) -> int:
+        """Index of the adapter's cached timestep nearest to a timestep."""
+        return int(nearest_index(self._timesteps, torch.tensor(timestep)))
 
     def change(self, name: str, step: int) -> Tensor:
         """Change of the site's weight `[out, in]` at a cached timestep, without `scale`."""
@@ -281,10 +291,10 @@ class LoadedAdapter:
         if step == self._at:
             return
         with torch.autocast(self._device.type, enabled=False):
-            for name, module in self._modules.items():
+            for name, weight in self._weights.items():
                 if self._at is None or self.varies(name):
                     change = self.scale * self.change(name, step)
-                    module.weight.copy_(self._original[name].float() + change)
+                    weight.copy_(self.original[name].float() + change)
         torch.clear_autocast_cache()  # it would keep the low-precision copies of the step before
         self._at = step
 
@@ -292,8 +302,8 @@ class LoadedAdapter:
     def unload(self) -> None:
         """Give the denoiser its own weights back, bit by bit."""
         self._handle.remove()
-        for name, module in self._modules.items():
-            module.weight.copy_(self._original[name])
+        for name, weight in self._weights.items():
+            weight.copy_(self.original[name])
 
 
 def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0) -> LoadedAdapter:

@@ -137,8 +137,12 @@ def write_gallery(
         rows = [("base model", [base[k] for k in shown])]
         rows += [(t["label"], [t["images"][k] for k in shown]) for t in tuned]
         contact_sheet(page / f"{name}.png", page, copies, rows, [k[1] for k in shown])
+    render(template, page / "index.html", sections=sections, about=about, figure=figure)
+
+
+def render(template: Path, path: Path, **context: Any) -> None:
+    """Write a page; templates of its folder may extend each other, and a missing value is an error."""
     environment = Environment(
         loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    html = environment.get_template(template.name).render(sections=sections, about=about, figure=figure)
-    (page / "index.html").write_text(html, encoding="utf-8")
+    path.write_text(environment.get_template(template.name).render(**context), encoding="utf-8")

@@ -1,13 +1,13 @@
-"""How well a subject was learned and how far everything else moved.
+"""How well a subject was learned and how far everything else moved, picture by picture.
 
-Encoders are any CLIP-shaped and any DINO-shaped model of transformers, by folder or Hub id.
+Encoders are any CLIP-shaped and any DINO-shaped model of transformers, by folder or Hub id. Distances of whole sets
+of pictures are in nullbooth.distances, intervals in nullbooth.intervals.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,20 +88,62 @@ def paired_drift(tuned: Tensor, base: Tensor) -> Tensor:
     return (1 - (tuned * base).sum(1)) / 2
 
 
+def diversity(embeddings: Tensor, groups: list[str]) -> dict[str, Tensor]:
+    """(1 - cos)/2 of every pair of unit embeddings `[n, d]` within a group, by group.
+
+    DIV of DreamBooth (arXiv 2208.12242), which takes LPIPS in place of an encoder: pictures of one prompt, another
+    noise. Groups of one picture have no pair and are left out.
+    """
+    found = {}
+    for name in dict.fromkeys(groups):
+        part = embeddings[[i for i, group in enumerate(groups) if group == name]]
+        if len(part) > 1:
+            i, j = torch.triu_indices(len(part), len(part), 1)
+            found[name] = paired_drift(part[i], part[j])
+    return found
+
+
 @torch.no_grad()
-def attribute_accuracy(encoder: Encoder, x: Tensor, prompts: list[str]) -> dict[str, list[float]]:
-    """For every attribute that a prompt names, whether the picture shows it (1 or 0), by attribute.
+def lpips(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """LPIPS distance `[n]` (arXiv 1801.03924, AlexNet, version 0.1) of images `[n, 3, h, w]` in [-1, 1].
+
+    `weights` holds the trunk by torchvision's names (`features.0.weight`, ...) and the heads by those of the lpips
+    package (`lin0.model.1.weight`, ...). Pictures below 64 pixels are enlarged: the trunk needs 31 at least.
+    """
+    mean = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
+    std = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
+    total = torch.zeros(len(x))
+    if min(x.shape[-2:]) < 64:
+        x, y = (F.interpolate(z, (64, 64), mode="bicubic", antialias=True) for z in (x, y))
+    x, y = (x - mean) / std, (y - mean) / std
+    # AlexNet's five convolutions: index, stride, padding, and whether a pooling comes before.
+    for k, (i, stride, padding, pooled) in enumerate(
+        [(0, 4, 2, False), (3, 1, 2, True), (6, 1, 1, True), (8, 1, 1, False), (10, 1, 1, False)]
+    ):
+        if pooled:
+            x, y = F.max_pool2d(x, 3, 2), F.max_pool2d(y, 3, 2)
+        w, b = weights[f"features.{i}.weight"], weights[f"features.{i}.bias"]
+        x, y = (F.relu(F.conv2d(z, w, b, stride, padding)) for z in (x, y))
+        unit = [z / (z.square().sum(1, keepdim=True).sqrt() + 1e-10) for z in (x, y)]
+        total += F.conv2d((unit[0] - unit[1]) ** 2, weights[f"lin{k}.model.1.weight"]).mean((1, 2, 3))
+    return total
+
+
+@torch.no_grad()
+def attribute_accuracy(encoder: Encoder, x: Tensor, prompts: list[str]) -> dict[str, list[float | None]]:
+    """For every attribute that a prompt names, whether the picture shows it (1 or 0), by attribute; None elsewhere.
 
     A value is named if its words stand in the prompt; `background` is the colour before that word, `color` another.
     """
     features = torch.cat([encoder.model(pixel_values=encoder.prepare(part)).pooler_output for part in x.split(64)])
     logits = encoder.heads(features).split([len(v) for v in encoder.attributes.values()], -1)
-    hits: dict[str, list[float]] = {}
+    hits: dict[str, list[float | None]] = {}
     for name, part in zip(encoder.attributes, logits, strict=True):
-        for prompt, value in zip(prompts, part.argmax(-1).tolist(), strict=True):
-            truth = named_attribute(name, encoder.attributes[name], prompt)
-            if truth is not None:
-                hits.setdefault(name, []).append(float(encoder.attributes[name][value] == truth))
+        values = encoder.attributes[name]
+        truths = [named_attribute(name, values, prompt) for prompt in prompts]
+        if any(truths):
+            seen = (values[i] for i in part.argmax(-1).tolist())
+            hits[name] = [None if t is None else float(v == t) for t, v in zip(truths, seen, strict=True)]
     return hits
 
 
@@ -114,11 +156,3 @@ def named_attribute(name: str, values: list[str], prompt: str) -> str | None:
         return named or ("plain" if name == "pattern" and ground else None)
     words = before.split()
     return next((v for v in values if v and (v in words or f" {v} " in f" {before} ")), None)
-
-
-def bootstrap_mean(values: list[float] | Tensor, n: int = 2000, seed: int = 0) -> dict[str, float]:
-    """Mean of `values: [k]` with a 95% percentile-bootstrap interval."""
-    values = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).choice(values, (n, len(values))).mean(1)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return {"value": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}

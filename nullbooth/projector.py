@@ -48,6 +48,13 @@ def free_directions(w: NDArray, rule: str, value: float) -> int:
     raise ValueError(f"unknown rank rule {rule!r}; use one of {', '.join(RULES)}")
 
 
+def free_share(w: NDArray, rule: str, value: float) -> float:
+    """Share of the directions of `w: [n]` that a rank rule leaves free; under the soft rule, their mean weight."""
+    if rule == "soft":
+        return float((value / (w + value)).mean())
+    return free_directions(w, rule, value) / len(w)
+
+
 @dataclass(frozen=True)
 class Projector:
     """`P = V diag(g) V^T` or, as the thinner of the two, `I - V diag(g) V^T` (`complement`).

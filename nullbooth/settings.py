@@ -20,11 +20,25 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
     if errors:
         raise SettingsError("\n".join(_explain(error) for error in errors))
-    for kind in ("concepts", "methods"):
-        names = [entry["name"] for entry in config.get(kind, [])]
+    compared = config.get("comparison", {}).get("methods", [])
+    points = [p["name"] for entry in [*config.get("methods", []), *compared] for p in sweep_points(entry)]
+    for kind, names in {
+        "concepts": [entry["name"] for entry in config.get("concepts", [])],
+        "comparison.methods": [entry["name"] for entry in compared],
+        "methods": points,
+    }.items():
         if doubled := {name for name in names if names.count(name) > 1}:
-            raise SettingsError(f"{kind}: the name {doubled.pop()!r} is used twice; names must differ")
+            raise SettingsError(f"{kind}: the name {sorted(doubled)[0]!r} is used twice; names must differ")
     return config
+
+
+def sweep_points(method: dict[str, Any]) -> list[dict[str, Any]]:
+    """A method once for each entry of its `sweep`, with those training settings and a name that says them."""
+    points = []
+    for changes in method["sweep"]:
+        name = "-".join([method["name"], *(f"{key}{value}" for key, value in sorted(changes.items()))])
+        points.append({**method, "name": name, "curve": method["name"], "train": {**method["train"], **changes}})
+    return points
 
 
 def subject_words(concept: dict[str, Any]) -> dict[str, str]:

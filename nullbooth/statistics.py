@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import zarr
 from torch import nn
 
 from nullbooth import store
@@ -35,7 +36,7 @@ def moments_at(
     parts: list[dict[str, Moment]] = []
     for group in groups:
         latents = torch.from_numpy(group["latents"][step])
-        conditions = {k.removeprefix("condition:"): torch.from_numpy(group[k][:]) for k in group if ":" in k}
+        conditions = stored_conditions(group)
         if not features:
             probe = [denoiser_inputs(latents, t, conditions, slice(0, 1), device) for t in (timesteps[step], other)]
             found = find_features(sites, lambda i, probe=probe: denoiser(**probe[i]))
@@ -47,6 +48,31 @@ def moments_at(
                 progress(done, total)
         parts.append(moments)
     return {f.name: merge(part[f.name] for part in parts) for f in features}, features, timesteps
+
+
+def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, every: int) -> Callable[[], None]:
+    """A function that runs the denoiser on all stored trajectories, each `every`th step, one sample at a time."""
+
+    @torch.no_grad()
+    def run() -> None:
+        device = next(denoiser.parameters()).device
+        for group in (store.read(path, identity) for path in shards):
+            timesteps = group["timesteps"][:].tolist()
+            conditions = stored_conditions(group)
+            branches = len(next(iter(conditions.values())))
+            for step in range(0, len(timesteps), every):
+                latents = torch.from_numpy(group["latents"][step])
+                for branch in range(branches):
+                    given = {k: v[branch : branch + 1] for k, v in conditions.items()}
+                    for i in range(len(latents)):
+                        denoiser(**denoiser_inputs(latents, timesteps[step], given, slice(i, i + 1), device))
+
+    return run
+
+
+def stored_conditions(group: zarr.Group) -> dict[str, torch.Tensor]:
+    """What the denoiser was given besides latents and timestep: tensors `[branches, n, ...]` by keyword."""
+    return {k.removeprefix("condition:"): torch.from_numpy(group[k][:]) for k in group if k.startswith("condition:")}
 
 
 def site_projectors(

@@ -1,10 +1,10 @@
-"""DreamBooth training of an adapter: the denoiser is frozen, only the adapter's factors learn."""
+"""DreamBooth training of an adapter, or of whatever a rival of it trains (nullbooth.rivals), by one loop."""
 
 import csv
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nullbooth.adapter import Adapter
+from nullbooth.rivals import FineTune
 from nullbooth.trajectories import unflatten
 
 
@@ -36,6 +37,7 @@ class TrainSettings:
     min_snr: float | None = None
     timesteps: str = "all"
     caption_dropout: float = 0.0
+    prior_weight: float = 1.0
     checkpoint_every: int = 100
     seed: int = 0
 
@@ -43,11 +45,18 @@ class TrainSettings:
 @dataclass(frozen=True)
 class TrainData:
     """Cached inputs. latents: `[n, ...]`, scaled; conditions: `[n, ...]` by denoiser keyword; `unconditional`
-    has the same keys with one row, used when a caption is dropped."""
+    has the same keys with one row, used when a caption is dropped.
+
+    Two ways to keep a prior by training on it: `prior` are pictures of the class, learned beside the photographs
+    (DreamBooth, arXiv 2208.12242); `class_conditions`, the captions with the class in place of the subject, for which
+    the base model's prediction is to be matched.
+    """
 
     latents: Tensor
     conditions: dict[str, Tensor]
     unconditional: dict[str, Tensor] = field(default_factory=dict)
+    prior: "TrainData | None" = None
+    class_conditions: dict[str, Tensor] = field(default_factory=dict)
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -95,7 +104,7 @@ def draw_timesteps(scheduler: Any, cached: Tensor, n: int, mode: str, generator:
 
 def train(
     denoiser: nn.Module,
-    adapter: Adapter,
+    adapter: Adapter | FineTune,
     data: TrainData,
     scheduler: Any,
     settings: TrainSettings,
@@ -106,7 +115,7 @@ def train(
     validate_every: int = 0,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train `adapter` in place. `folder` takes checkpoints, `loss.csv` and TensorBoard events.
+    """Train `adapter` in place. `folder` takes checkpoints, `loss.csv` (with seconds by step) and TensorBoard events.
 
     Every step draws its images, noise and timesteps from a generator seeded by the step, so that a run resumed
     from its last checkpoint ends in the weights of an uninterrupted one.
@@ -128,14 +137,16 @@ def train(
         torch.optim.AdamW(parameters, s.learning_rate, weight_decay=s.weight_decay)
     )
     lr = _schedule(optimizer, s)
-    losses = _resume(folder, run, adapter, optimizer, lr)
-    if start := len(losses):
+    done = _resume(folder, run, adapter, optimizer, lr)
+    if start := len(done):
         log(f"resumed at step {start} of {s.steps}")
     began = time.monotonic()
     with adapter.attached(denoiser), open(folder / "loss.csv", "w", newline="") as file:
         table = csv.writer(file)
-        table.writerows([("step", "loss"), *enumerate(losses, 1)])
+        table.writerow(("step", "loss", "seconds"))
+        table.writerows((i, *row) for i, row in enumerate(done, 1))
         for step in range(start, s.steps):
+            at = time.monotonic()
             before = adapter.snapshot() if adapter.scope == "shared" else None
             total = 0.0
             for micro in range(s.accumulation):
@@ -144,6 +155,9 @@ def train(
                     data, scheduler, adapter, s, index * accelerator.num_processes + accelerator.process_index
                 )
                 with accelerator.autocast():
+                    if data.class_conditions:
+                        with torch.no_grad(), adapter.disabled(denoiser):
+                            batch["target"][s.batch :] = _predict(denoiser, batch, slice(s.batch, None))
                     loss = _loss(denoiser, scheduler, batch, s) / s.accumulation
                 accelerator.backward(loss)
                 total += loss.item()
@@ -158,26 +172,25 @@ def train(
                 adapter.project_updates(before, adapter.nearest(batch["timestep"])[0])
             if not torch.isfinite(torch.tensor(total)):
                 raise FloatingPointError(f"the loss is {total} at step {step + 1}: lower train.learning_rate")
-            losses.append(total)
-            table.writerow((step + 1, total))
+            done.append((total, round(time.monotonic() - at, 4)))
+            table.writerow((step + 1, *done[-1]))
             accelerator.log({"loss": total, "learning rate": lr.get_last_lr()[0]}, step=step + 1)
-            done = step + 1
-            if done % 20 == 0 or done == s.steps:
-                pace = (time.monotonic() - began) / (done - start)
-                recent = sum(losses[-20:]) / len(losses[-20:])
-                log(
-                    f"step {done}/{s.steps}  loss {recent:.4f}  {pace:.2f} s/step  {pace * (s.steps - done):.0f} s left"
-                )
-            if done % s.checkpoint_every == 0 and done < s.steps:
+            n = step + 1
+            if n % 20 == 0 or n == s.steps:
+                pace = (time.monotonic() - began) / (n - start)
+                recent = sum(loss for loss, _ in done[-20:]) / len(done[-20:])
+                log(f"step {n}/{s.steps}  loss {recent:.4f}  {pace:.2f} s/step  {pace * (s.steps - n):.0f} s left")
+            if n % s.checkpoint_every == 0 and n < s.steps:
                 file.flush()
-                _save_checkpoint(folder, run, losses, adapter, optimizer)
-            if validate is not None and validate_every and done % validate_every == 0:
-                pictures = validate(done)
-                accelerator.get_tracker("tensorboard").writer.add_images("validation", pictures, done)
+                _save_checkpoint(folder, run, done, adapter, optimizer)
+            if validate is not None and validate_every and n % validate_every == 0:
+                pictures = validate(n)
+                accelerator.get_tracker("tensorboard").writer.add_images("validation", pictures, n)
     accelerator.end_training()
 
 
-def _draw(data: TrainData, scheduler: Any, adapter: Adapter, s: TrainSettings, index: int) -> dict[str, Any]:
+def _draw(data: TrainData, scheduler: Any, adapter: Adapter | FineTune, s: TrainSettings, index: int) -> dict[str, Any]:
+    """A batch: `s.batch` photographs, and behind them as many samples of the prior if there is one."""
     generator = torch.Generator("cpu").manual_seed(index)
     rows = torch.randint(len(data.latents), (s.batch,), generator=generator)
     x = data.latents[rows]
@@ -191,22 +204,40 @@ def _draw(data: TrainData, scheduler: Any, adapter: Adapter, s: TrainSettings, i
         conditions[key] = value[rows].clone()
         if dropped.any():
             conditions[key][dropped] = data.unconditional[key]
-    device = adapter.timesteps.device
     noisy, target = noised(scheduler, x, noise, t)
-    return {
-        "sample": noisy.to(device),
-        "timestep": t.to(device),
-        "target": target.to(device),
-        "conditions": {k: v.to(device) for k, v in conditions.items()},
-    }
+    device = adapter.timesteps.device
+    batch = {"sample": noisy, "timestep": t, "target": target, "conditions": conditions}
+    batch = {k: _moved(v, device) for k, v in batch.items()}
+    if data.prior is not None:
+        other = _draw(data.prior, scheduler, adapter, replace(s, caption_dropout=0.0), index + (1 << 40))
+        return _joined(batch, other)
+    if data.class_conditions:  # the target is the base model's prediction, which the caller fills in
+        spoken = {k: v[rows].to(device) for k, v in data.class_conditions.items()}
+        return _joined(batch, {**batch, "conditions": spoken})
+    return batch
+
+
+def _moved(value: Tensor | dict[str, Tensor], device: torch.device) -> Tensor | dict[str, Tensor]:
+    return {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
+
+
+def _joined(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Two batches as one, the rows of `b` behind those of `a`."""
+    return {k: _joined(v, b[k]) if isinstance(v, dict) else torch.cat((v, b[k])) for k, v in a.items()}
+
+
+def _predict(denoiser: nn.Module, batch: dict[str, Any], rows: slice = slice(None)) -> Tensor:
+    conditions = {k: v[rows] for k, v in batch["conditions"].items()}
+    return denoiser(batch["sample"][rows], batch["timestep"][rows], **unflatten(conditions)).sample.float()
 
 
 def _loss(denoiser: nn.Module, scheduler: Any, batch: dict[str, Any], s: TrainSettings) -> Tensor:
-    prediction = denoiser(batch["sample"], batch["timestep"], **unflatten(batch["conditions"])).sample
-    loss = F.mse_loss(prediction.float(), batch["target"].float(), reduction="none").flatten(1).mean(1)
+    """Mean square error of the photographs plus `prior_weight` times that of the prior, each a mean over its rows."""
+    loss = F.mse_loss(_predict(denoiser, batch), batch["target"].float(), reduction="none").flatten(1).mean(1)
     if s.min_snr is not None:
         loss = loss * min_snr_weights(scheduler, batch["timestep"], s.min_snr)
-    return loss.mean()
+    learned, prior = loss[: s.batch], loss[s.batch :]
+    return learned.mean() + s.prior_weight * prior.mean() if len(prior) else learned.mean()
 
 
 def _schedule(optimizer: torch.optim.Optimizer, s: TrainSettings) -> torch.optim.lr_scheduler.LRScheduler:
@@ -216,16 +247,20 @@ def _schedule(optimizer: torch.optim.Optimizer, s: TrainSettings) -> torch.optim
 
 
 def _save_checkpoint(
-    folder: Path, run: str, losses: list[float], adapter: Adapter, optimizer: torch.optim.Optimizer
+    folder: Path,
+    run: str,
+    done: list[tuple[float, float]],
+    adapter: Adapter | FineTune,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Parameters, the optimiser's state and the losses so far as one safetensors file; the one before it is removed."""
-    tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
+    """Parameters, the optimiser's state, losses and seconds so far as one safetensors file; the one before is removed."""
+    tensors = {"done": torch.tensor(done, dtype=torch.float64)}
     tensors |= {f"adapter.{k}": v.contiguous() for k, v in adapter.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
     checkpoints = folder / "checkpoints" / run
     checkpoints.mkdir(parents=True, exist_ok=True)
-    path = checkpoints / f"{len(losses):06d}.safetensors"
+    path = checkpoints / f"{len(done):06d}.safetensors"
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)
     partial.replace(path)
@@ -233,8 +268,10 @@ def _save_checkpoint(
         old.unlink()
 
 
-def _resume(folder: Path, run: str, adapter: Adapter, optimizer: torch.optim.Optimizer, lr: Any) -> list[float]:
-    """Load the last checkpoint of this run, if there is one, and return the losses up to it."""
+def _resume(
+    folder: Path, run: str, adapter: Adapter | FineTune, optimizer: torch.optim.Optimizer, lr: Any
+) -> list[tuple[float, float]]:
+    """Load the last checkpoint of this run, if there is one, and return losses and seconds of the steps up to it."""
     found = sorted((folder / "checkpoints" / run).glob("*.safetensors"))
     if not found:
         return []
@@ -247,9 +284,9 @@ def _resume(folder: Path, run: str, adapter: Adapter, optimizer: torch.optim.Opt
             _, i, name = key.split(".", 2)
             states.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    losses = tensors["losses"].tolist()
+    done = [(loss, seconds) for loss, seconds in tensors["done"].tolist()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no optimiser step comes before these
-        for _ in losses:
+        for _ in done:
             lr.step()
-    return losses
+    return done

@@ -27,7 +27,7 @@ rule gallery:
         results=config["results"],
         template=str(Path(workflow.basedir) / "workflow" / "report" / "gallery.html.j2"),
         seeds=config["seeds"],
-        small=(config["resolution"] or 64) < 256,
+        small=SMALL_PICTURES,
         runs=RUNS,
         concepts=list(CONCEPTS.values()),
         methods=list(METHODS.values()),

@@ -17,11 +17,36 @@ rule base_images:
         runtime=60,
     params:
         prompts=base_prompts,
-        sampler=config["sampler"],
+        sampler=drawn_sampler,
         sampling=SAMPLING,
         identity={"model": MODEL},
     message:
         "Drawing with the base model: {wildcards.part}"
+    script:
+        "../workflow/scripts/sample.py"
+
+
+rule class_images:
+    output:
+        directory("<results>/images/class/{concept}"),
+    log:
+        "<results>/logs/images/class/{concept}.log",
+    benchmark:
+        "<results>/benchmarks/images/class/{concept}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: workflow.cores or 1
+    resources:
+        gpu=1,
+        mem_mb=grown(6000),
+        runtime=60,
+    params:
+        prompts=class_prompts,
+        sampler=config["sampler"],
+        sampling=class_sampling,
+        identity={"model": MODEL},
+    message:
+        "Drawing the class of {wildcards.concept} with the base model"
     script:
         "../workflow/scripts/sample.py"
 
@@ -44,7 +69,7 @@ rule tuned_images:
         runtime=60,
     params:
         prompts=run_prompts,
-        sampler=config["sampler"],
+        sampler=drawn_sampler,
         sampling=SAMPLING,
         identity={"model": MODEL},
     message:
@@ -56,7 +81,7 @@ rule tuned_images:
 rule evaluate:
     input:
         tuned=rules.tuned_images.output[0],
-        base=["<results>/images/base/{concept}", "<results>/images/base/unrelated"],
+        base=base_parts,
     output:
         "<results>/runs/{concept}/{method}/{seed}/metrics.json",
     log:

@@ -4,6 +4,8 @@
 rule adapter:
     input:
         projectors=step_projectors,
+        trajectories=calibration,
+        class_images=class_images,
     output:
         adapter="<results>/runs/{concept}/{method}/{seed}/adapter.safetensors",
         loss="<results>/runs/{concept}/{method}/{seed}/loss.csv",
@@ -25,7 +27,8 @@ rule adapter:
         sampler=config["sampler"],
         resolution=config["resolution"],
         validate=config["validate"],
-        identity=IDENTITY,
+        projections=config["protect"]["projections"],
+        identity=method_identity,
     message:
         "Learning {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:

@@ -1,5 +1,6 @@
-"""Rule adapter: learn a concept from its photographs, within the free directions."""
+"""Rule adapter: learn a concept from its photographs, within the free directions or as a rival does."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -7,48 +8,81 @@ import yaml
 from diffusers import DDPMScheduler
 
 from nullbooth import models
-from nullbooth.adapter import Adapter, AdapterInfo
+from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
 from nullbooth.identity import digest
 from nullbooth.images import captions, list_images, load_image
 from nullbooth.progress import log_to
+from nullbooth.rivals import FineTune
 from nullbooth.sampling import sample
 from nullbooth.settings import fill_prompt, subject_words
 from nullbooth.sites import find_sites
-from nullbooth.statistics import free_share, in_order, site_projectors
+from nullbooth.statistics import free_share, in_order, protected_passes, site_projectors
 from nullbooth.training import TrainData, TrainSettings, is_flow, train
 from nullbooth.trajectories import record
 
 
 @torch.no_grad()
-def cached_inputs(pipeline, concept: dict, resolution: int | None, flip: bool, dropout: bool) -> TrainData:
-    """Latents of the photographs (and of their mirror images), and what the denoiser is given for their captions."""
+def encode(pipeline, paths: list[Path], size: int, flip: bool = False) -> torch.Tensor:
+    """Latents of pictures, and behind them of their mirror images."""
     vae = pipeline.vae
-    size = resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    paths = list_images(concept["images"])
-    texts = [fill_prompt(text, subject_words(concept)) for text in captions(paths, concept["prompt"])]
     x = torch.stack([load_image(path, size) for path in paths])
-    if flip:
-        x, texts = torch.cat((x, x.flip(-1))), texts * 2
+    x = torch.cat((x, x.flip(-1))) if flip else x
     latents = [vae.encode(image[None].to(vae.device, vae.dtype)).latent_dist.mode() for image in x]
-    latents = (torch.cat(latents).float().cpu() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+    return (torch.cat(latents).float().cpu() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+
+def conditions(pipeline, prompts: list[str]) -> dict[str, torch.Tensor]:
+    """What the denoiser is given for each prompt, one row a prompt."""
+    distinct = list(dict.fromkeys(prompts))
+    recorded = record(pipeline, distinct, steps=1, guidance=1.0, seed=0, batch=len(distinct))
+    rows = [distinct.index(prompt) for prompt in prompts]
+    return {key: value[0][rows] for key, value in recorded.conditions.items()}
+
+
+def training_data(pipeline, concept: dict, method: str, class_images: str | None, size: int, flip: bool) -> TrainData:
+    """Latents of the photographs, what the denoiser is given for their captions, and what the method's prior needs."""
+    paths = list_images(concept["images"])
+    words = subject_words(concept)
+    said = captions(paths, concept["prompt"]) * (1 + flip)
+    texts = [fill_prompt(text, words) for text in said]
     for text in dict.fromkeys(texts):
         print(f"caption: {text}")
+    prior, spoken = None, {}
+    if class_images:
+        folder = Path(class_images)
+        drawn = json.loads((folder / "images.json").read_text())["images"]
+        latents = encode(pipeline, [folder / entry["file"] for entry in drawn], size)
+        prior = TrainData(latents, conditions(pipeline, [entry["prompt"] for entry in drawn]))
+        print(f"{len(drawn)} pictures of the class")
+    if method == "prior-prediction":
+        spoken = conditions(pipeline, [fill_prompt(text, {**words, "subject": concept["class"]}) for text in said])
+    latents = encode(pipeline, paths, size, flip)
+    return TrainData(latents, conditions(pipeline, texts), conditions(pipeline, [""]), prior, spoken)
 
-    def conditions(prompts: list[str]) -> dict[str, torch.Tensor]:
-        recorded = record(pipeline, prompts, steps=1, guidance=1.0, seed=0, batch=len(prompts))
-        return {key: value[0] for key, value in recorded.conditions.items()}
 
-    return TrainData(latents, conditions(texts), conditions([""]) if dropout else {})
+def protected_adapter(denoiser, projectors: list[str], method: dict, identity: dict) -> tuple[Adapter, list[float]]:
+    """An adapter in the null space of the protected features, and its cached timesteps."""
+    [(rule, value)] = method["rule"].items()
+    stacks, timesteps = site_projectors(projectors, identity, rule, value)
+    sites = in_order(find_sites(denoiser), stacks)
+    for kind in ("to_q", "to_k", "to_v", "to_out.0"):
+        shares = [share for name, share in free_share(stacks).items() if name.endswith(kind)]
+        if shares:
+            print(f"free directions of {kind}: {sum(shares) / len(shares):.0%}")
+    return Adapter(sites, stacks, timesteps, method["scope"], method["rank"], method["alpha"]), timesteps
 
 
 def main(
     out: dict,
     projectors: list[str],
+    trajectories: list[str],
+    class_images: str | None,
     concept: dict,
     method: dict,
     sampler: dict,
     resolution: int | None,
     validate: dict,
+    projections: list[str],
     identity: dict,
     config: dict,
 ) -> None:
@@ -56,20 +90,20 @@ def main(
     options = dict(method["train"])
     flip = options.pop("flip")
     settings = TrainSettings(**options)
-    [(rule, value)] = method["rule"].items()
-    stacks, timesteps = site_projectors(projectors, identity, rule, value)
 
     pipeline = models.load_pipeline(config["model"], device, config["revision"])
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     denoiser = models.denoiser_of(pipeline).requires_grad_(False)
-    sites = in_order(find_sites(denoiser), stacks)
-    for kind in ("to_q", "to_k", "to_v", "to_out.0"):
-        shares = [share for name, share in free_share(stacks).items() if name.endswith(kind)]
-        if shares:
-            print(f"free directions of {kind}: {sum(shares) / len(shares):.0%}")
-    data = cached_inputs(pipeline, concept, resolution, flip, settings.caption_dropout > 0)
+    size = resolution or denoiser.config.sample_size * pipeline.vae_scale_factor
+    data = training_data(pipeline, concept, method["method"], class_images, size, flip)
     torch.manual_seed(settings.seed)
-    adapter = Adapter(sites, stacks, timesteps, method["scope"], method["rank"], method["alpha"]).to(device)
+    if ours := method["method"] == "nullbooth":
+        adapter, timesteps = protected_adapter(denoiser, projectors, method, identity)
+    else:
+        sites, timesteps = find_sites(denoiser, tuple(projections)), [0.0]
+        passes = protected_passes(denoiser, trajectories, identity, every=10)
+        adapter = FineTune(denoiser, sites, method["method"], method["rank"], method["alpha"], passes)
+    adapter = adapter.to(device)
     scheduler = pipeline.scheduler
     if not is_flow(scheduler):
         scheduler = DDPMScheduler.from_config(scheduler.config)
@@ -95,18 +129,25 @@ def main(
         validate_every=validate["every"],
     )
     info = AdapterInfo(
-        scope=method["scope"],
+        scope=method["scope"] if ours else method["method"],
         rank=method["rank"],
         timesteps=tuple(timesteps),
         denoiser=type(denoiser).__name__,
         model=identity["model"],
         prompt=fill_prompt(concept["prompt"], subject_words(concept)),
-        rule=f"{rule}: {value}",
+        rule=", ".join(f"{rule}: {value}" for rule, value in (method["rule"] or {}).items()),
     )
-    adapter.save(path, info)
+    write_adapter(path, adapter.tensors(), info)
     Path(out["config"]).write_text(yaml.safe_dump({**recipe, "sampler": sampler}, sort_keys=False))
 
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(dict(snakemake.output.items()), snakemake.input.projectors, **snakemake.params, config=snakemake.config)
+    main(
+        dict(snakemake.output.items()),
+        snakemake.input.get("projectors", []),
+        snakemake.input.get("trajectories", []),
+        snakemake.input.get("class_images"),
+        **snakemake.params,
+        config=snakemake.config,
+    )

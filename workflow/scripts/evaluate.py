@@ -5,10 +5,15 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from nullbooth import metrics
+from nullbooth.distances import DISTANCES
 from nullbooth.images import list_images, load_image
+from nullbooth.intervals import bootstrap_mean, half_samples
 from nullbooth.progress import log_to
+
+GROUPS = ("subject", "class", "unrelated", "protected")
 
 
 def read_group(folders: list[str], group: str) -> tuple[list[dict], torch.Tensor]:
@@ -22,47 +27,88 @@ def read_group(folders: list[str], group: str) -> tuple[list[dict], torch.Tensor
     return [entry for entry, _ in found], torch.stack([load_image(path, size) for _, path in found])
 
 
+def by_prompt(prompts: list[str], values: list[float | None]) -> list[float | None]:
+    """Mean of each prompt's pictures, in the order of the prompts; None for a prompt without a value."""
+    found: dict[str, list[float]] = {prompt: [] for prompt in prompts}
+    for prompt, value in zip(prompts, values, strict=True):
+        if value is not None:
+            found[prompt].append(float(value))
+    return [sum(part) / len(part) if part else None for part in found.values()]
+
+
+def spoken_class(prompt: str, identifier: str) -> str:
+    """A prompt without the identifier, which no encoder knows: what it can judge is the class."""
+    return " ".join(word for word in prompt.split() if word != identifier)
+
+
+def measure_group(group, prompts, pictures, encoders, reference, lpips, identifier, row) -> None:
+    """Rows of one group. pictures: base and tuned `[n, 3, h, w]`, pair by pair from the same noise."""
+    features = {
+        name: {model: metrics.embed_images(encoder, x) for model, x in pictures.items()}
+        for name, encoder in encoders.items()
+    }
+    for name, found in features.items():
+        row("tuned", group, f"{name}_drift", metrics.paired_drift(found["tuned"], found["base"]))
+        for model in pictures:
+            fidelity = metrics.subject_fidelity(found[model], reference[name])
+            row(model, group, f"{name}_fidelity", fidelity)
+            if (group, name) == ("class", "dino"):
+                row(model, group, "pres", fidelity)
+            if pairs := metrics.diversity(found[model], prompts):
+                row(model, group, f"{name}_div", [pairs[p].mean() if p in pairs else None for p in prompts])
+    base, tuned = pictures["base"], pictures["tuned"]
+    row("tuned", group, "pixel_mse", ((tuned - base) ** 2).mean((1, 2, 3)) / 4)
+    if lpips is not None:
+        row("tuned", group, "lpips", metrics.lpips(lpips, tuned, base))
+    texts = metrics.embed_texts(encoders["clip"], [spoken_class(prompt, identifier) for prompt in prompts])
+    agreement = {model: (found * texts).sum(1) for model, found in features["clip"].items()}
+    for model, values in agreement.items():
+        row(model, group, "clip_text", values)
+    row("tuned", group, "clip_text_change", agreement["tuned"] - agreement["base"])
+    if encoders["dino"].heads is not None:
+        for model, x in pictures.items():
+            for name, hits in metrics.attribute_accuracy(encoders["dino"], x, prompts).items():
+                row(model, group, f"{name}_accuracy", hits)
+    if group in ("unrelated", "protected") and len(base) >= 4:
+        for name, found in features.items():
+            x, y = found["base"].numpy(), found["tuned"].numpy()
+            for metric, distance in DISTANCES.items():
+                interval = half_samples(lambda i, d=distance, x=x, y=y: d(x[i], y[i]), len(x), n=50)
+                row("tuned", group, f"{name}_{metric}", [], interval)
+
+
 def main(out: str, tuned: str, base: list[str], encoders: dict, identity: dict, concept: dict) -> None:
-    clip, dino = metrics.load_encoder(encoders["clip"]), metrics.load_encoder(encoders["dino"])
+    loaded = {name: metrics.load_encoder(encoders[name]) for name in ("clip", "dino")}
+    lpips = load_file(encoders["lpips"]) if encoders["lpips"] else None
     photographs = list_images(concept["holdout"] or concept["images"])
     reference = {
         name: metrics.embed_images(encoder, torch.stack([load_image(path, encoder.size) for path in photographs]))
-        for name, encoder in (("clip", clip), ("dino", dino))
+        for name, encoder in loaded.items()
     }
-    rows = []
+    rows, spoken = [], {}
 
-    def row(model: str, group: str, metric: str, values) -> None:
-        rows.append({"model": model, "group": group, "metric": metric, **metrics.bootstrap_mean(values)})
+    def row(model: str, group: str, metric: str, values, interval: dict | None = None) -> None:
+        """A mean over prompts, or an interval that is known."""
+        per_prompt = by_prompt(spoken.get(group) or [str(i) for i in range(len(values))], values) if len(values) else []
+        interval = interval or bootstrap_mean([value for value in per_prompt if value is not None])
+        rows.append({"model": model, "group": group, "metric": metric, **interval, "values": per_prompt})
 
     if concept["holdout"]:  # what real pictures of the subject reach: the scale of the fidelity
-        for name, encoder in (("clip", clip), ("dino", dino)):
+        for name, encoder in loaded.items():
             x = torch.stack([load_image(path, encoder.size) for path in list_images(concept["images"])])
-            features = metrics.embed_images(encoder, x)
-            row("photographs", "subject", f"{name}_fidelity", metrics.subject_fidelity(features, reference[name]))
-    for group in ("subject", "class", "unrelated"):
+            fidelity = metrics.subject_fidelity(metrics.embed_images(encoder, x), reference[name])
+            row("photographs", "subject", f"{name}_fidelity", fidelity)
+    for group in GROUPS:
         entries, x = read_group([tuned], group)
         base_entries, y = read_group(base, group)
         if [(e["prompt"], e["seed"]) for e in entries] != [(e["prompt"], e["seed"]) for e in base_entries]:
             raise ValueError(f"{tuned} and {base[0]} do not show the same {group} prompts and seeds: draw both again")
-        prompts = [entry["prompt"] for entry in entries]
-        features = {}
-        for name, encoder in (("clip", clip), ("dino", dino)):
-            features[name] = {m: metrics.embed_images(encoder, z) for m, z in (("tuned", x), ("base", y))}
-            row("tuned", group, f"{name}_drift", metrics.paired_drift(features[name]["tuned"], features[name]["base"]))
-            for model in ("base", "tuned"):
-                fidelity = metrics.subject_fidelity(features[name][model], reference[name])
-                row(model, group, f"{name}_fidelity", fidelity)
-        row("tuned", group, "pixel_mse", ((x - y) ** 2).mean((1, 2, 3)) / 4)
-        spoken = prompts
-        if group == "subject":  # the encoder does not know the identifier: what it can judge is the class
-            spoken = [" ".join(word for word in p.split() if word != concept["identifier"]) for p in prompts]
-        texts = metrics.embed_texts(clip, spoken)
-        for model, z in (("base", y), ("tuned", x)):
-            row(model, group, "clip_text", (features["clip"][model] * texts).sum(1))
-            if dino.heads is not None:
-                for name, hits in metrics.attribute_accuracy(dino, z, prompts).items():
-                    row(model, group, f"{name}_accuracy", hits)
-    Path(out).write_text(json.dumps({"encoders": encoders, "identity": identity, "metrics": rows}, indent=1))
+        spoken[group] = [entry["prompt"] for entry in entries]
+        pictures = {"base": y, "tuned": x}
+        measure_group(group, spoken[group], pictures, loaded, reference, lpips, concept["identifier"], row)
+    prompts = {group: list(dict.fromkeys(texts)) for group, texts in spoken.items()}
+    found = {"encoders": encoders, "identity": identity, "prompts": prompts, "metrics": rows}
+    Path(out).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

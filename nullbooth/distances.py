@@ -1,0 +1,95 @@
+"""Distances of two sets of pictures by their unit embeddings: base and tuned model.
+
+Base and tuned pictures start from the same noise, pair by pair. So one is often the other's nearest neighbour, and
+1-NNA falls below one half where little changed: 0 says that every picture lies nearest to its own twin.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+class _Given(nn.Module):
+    """Stands for an encoder where the features are there already."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def frechet_distance(base: Tensor, tuned: Tensor) -> float:
+    """FID (arXiv 1706.08500) of features `[n, d]`, by torchmetrics. Biased upwards where n is not far above d."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(_Given(base.shape[1])).set_dtype(torch.float64)
+    metric.update(base.double(), real=True)
+    metric.update(tuned.double(), real=False)
+    return max(0.0, metric.compute().item())
+
+
+def kernel_distance(base: Tensor, tuned: Tensor) -> float:
+    """KID (arXiv 1801.01401), unbiased: below about 10,000 pictures the one to read. By torchmetrics, one subset of all."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance`")
+        metric = KernelInceptionDistance(_Given(base.shape[1]), subsets=1, subset_size=len(base))
+    metric.update(base.double(), real=True)
+    metric.update(tuned.double(), real=False)
+    return metric.compute()[0].item()
+
+
+def squared_distances(x: NDArray, y: NDArray) -> NDArray:
+    """`[n, m]` squared Euclidean distances of rows, float64, not negative."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    return np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T, 0)
+
+
+def mean_discrepancy(base: NDArray, tuned: NDArray, bandwidth: float = 1.0) -> float:
+    """MMD (Gretton et al., JMLR 2012) with a Gaussian kernel, biased, not squared."""
+    k = [np.exp(-squared_distances(*pair) / (2 * bandwidth**2)).mean() for pair in
+         ((base, base), (tuned, tuned), (base, tuned))]  # fmt: skip
+    return float(np.sqrt(max(0.0, k[0] + k[1] - 2 * k[2])))
+
+
+def coverage(base: NDArray, tuned: NDArray, k: int = 5) -> float:
+    """Share of base pictures with a tuned one no farther than their k-th neighbour of the base's (arXiv 2002.09797)."""
+    k = min(k, len(base) - 1)
+    radius = np.sort(squared_distances(base, base), 1)[:, k]
+    return float((squared_distances(base, tuned).min(1) <= radius).mean())
+
+
+def nearest_neighbour_accuracy(base: NDArray, tuned: NDArray) -> float:
+    """1-NNA (arXiv 1610.06545): how often a picture's nearest other one is of its own set. Ties go to the base."""
+    both = np.concatenate((base, tuned))
+    distance = squared_distances(both, both)
+    np.fill_diagonal(distance, np.inf)
+    of_base = distance.argmin(1) < len(base)
+    return float((of_base == (np.arange(len(both)) < len(base))).mean())
+
+
+def jensen_shannon(base: NDArray, tuned: NDArray, bins: int = 10) -> float:
+    """Jensen-Shannon divergence in bits of the histograms of each embedding dimension, the mean over dimensions."""
+    found = []
+    for x, y in zip(np.asarray(base, np.float64).T, np.asarray(tuned, np.float64).T, strict=True):
+        edges = np.histogram_bin_edges(np.concatenate((x, y)), bins)
+        p, q = (np.histogram(z, edges)[0] / len(z) for z in (x, y))
+        m = (p + q) / 2
+        found.append(sum((r[r > 0] * np.log2(r[r > 0] / m[r > 0])).sum() / 2 for r in (p, q)))
+    return float(np.mean(found))
+
+
+DISTANCES = {
+    "fid": lambda x, y: frechet_distance(torch.as_tensor(x), torch.as_tensor(y)),
+    "kid": lambda x, y: kernel_distance(torch.as_tensor(x), torch.as_tensor(y)),
+    "mmd": mean_discrepancy,
+    "coverage": coverage,
+    "nearest_neighbour_accuracy": nearest_neighbour_accuracy,
+    "jsd": jensen_shannon,
+}

@@ -1,0 +1,113 @@
+"""Plots: vector, in colours that everyone can tell apart (Okabe and Ito 2008; viridis for heat maps)."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.colors import LogNorm, Normalize
+from numpy.typing import NDArray
+
+matplotlib.use("Agg")
+matplotlib.rcParams.update(
+    {
+        "svg.fonttype": "none",  # text stays text: small files, and readers can search it
+        "svg.hashsalt": "nullbooth",  # the same plot is the same file
+        "font.family": "sans-serif",
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "figure.constrained_layout.use": True,
+    }
+)
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7a7a7a")
+MARKERS = "osD^vP*X"
+
+
+def save(figure: plt.Figure, *paths: Path | str) -> None:
+    """Write a figure, by the suffix of each path, without the date that would make every file another."""
+    for path in paths:
+        dated = {"Date": None} if Path(path).suffix == ".svg" else None
+        figure.savefig(path, metadata=dated, dpi=160)
+    plt.close(figure)
+
+
+def style(i: int) -> dict:
+    """Colour, marker and line of the i-th series; 8 colours, then the same again dashed."""
+    dashes = ("-", "--", ":")[i // len(COLORS) % 3]
+    return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[(i + i // 8) % 8], "linestyle": dashes}
+
+
+def trade_off(
+    curves: dict[str, list[dict]], front: list[tuple[float, float]], landmarks: dict[str, float]
+) -> plt.Figure:
+    """Subject fidelity against drift. A curve is a list of {drift, fidelity}, each {value, low, high}, in the order
+    that it is drawn in; `front` are the Pareto-optimal (drift, fidelity); `landmarks` are fidelities with a name."""
+    figure, axes = plt.subplots(figsize=(8, 6.4))
+    for i, (name, points) in enumerate(curves.items()):
+        x, y = ([p[key]["value"] for p in points] for key in ("drift", "fidelity"))
+        errors = [
+            np.abs([[p[key]["value"] - p[key]["low"], p[key]["high"] - p[key]["value"]] for p in points]).T
+            for key in ("drift", "fidelity")
+        ]
+        axes.errorbar(x, y, errors[1], errors[0], fmt="none", ecolor=style(i)["color"], alpha=0.35, linewidth=1)
+        axes.plot(x, y, label=name, markersize=7, linewidth=1.6, **style(i))
+    axes.step(
+        *np.array(front).T, where="post", color="#999999", linewidth=5, alpha=0.35, label="Pareto front", zorder=0
+    )
+    for name, value in landmarks.items():
+        axes.axhline(value, color="#555555", linewidth=1, linestyle=(0, (2, 3)))
+        axes.annotate(
+            name, (0.005, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=9, color="#555555"
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("drift of unrelated prompts, (1 − cos) / 2, DINO (left is better)")
+    axes.set_ylabel("subject fidelity, cosine, DINO (up is better)")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
+    return figure
+
+
+def spectra(values: dict[str, NDArray], timesteps: list[float]) -> plt.Figure:
+    """Eigenvalues of the second moments, as shares of their sum, largest first.
+
+    values: by layer `[timesteps or 1, width]`, ascending. One panel a layer, one line a timestep.
+    """
+    columns = min(4, len(values))
+    rows = -(-len(values) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.2 * rows), squeeze=False, sharey=True)
+    color = plt.get_cmap("viridis")
+    for axes, (name, w) in zip(grid.flat, values.items(), strict=False):
+        for i, row in enumerate(w):
+            share = np.maximum(row[::-1] / row.sum(), 1e-12)
+            axes.semilogy(np.arange(1, len(row) + 1), share, color=color(i / max(1, len(w) - 1)), linewidth=0.7)
+        axes.set_title(name, fontsize=8)
+        axes.tick_params(labelsize=8)
+    for axes in grid.flat[len(values) :]:
+        axes.set_axis_off()
+    figure.supxlabel("eigenvalue, largest first", fontsize=10)
+    figure.supylabel("share of the trace", fontsize=10)
+    limits = Normalize(0, max(1, len(timesteps) - 1))
+    bar = figure.colorbar(plt.cm.ScalarMappable(limits, "viridis"), ax=grid, shrink=0.6, aspect=30)
+    ends = [0, len(timesteps) - 1]
+    bar.set_ticks(ends, labels=[f"{timesteps[i]:g}" for i in ends])
+    bar.set_label("timestep")
+    return figure
+
+
+def heat_map(
+    values: NDArray, rows: list[str], timesteps: list[float], label: str, log: bool = False, limits=(None, None)
+) -> plt.Figure:
+    """`values: [rows, timesteps]`, noise on the left; rows that do not depend on the timestep repeat their value."""
+    figure, axes = plt.subplots(figsize=(8.6, 1.2 + 0.24 * len(rows)))
+    positive = values[values > 0]
+    norm = LogNorm(limits[0] or positive.min(), limits[1] or positive.max()) if log else Normalize(*limits)
+    picture = axes.imshow(values, aspect="auto", cmap="viridis", norm=norm, interpolation="nearest")
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    shown = np.unique(np.linspace(0, len(timesteps) - 1, min(8, len(timesteps))).astype(int))
+    axes.set_xticks(shown, [f"{timesteps[i]:g}" for i in shown])
+    axes.set_xlabel("timestep, from noise to picture")
+    axes.grid(False)
+    figure.colorbar(picture, ax=axes, label=label, aspect=30, pad=0.01)
+    return figure

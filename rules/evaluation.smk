@@ -1,0 +1,70 @@
+"""All measurements as one table, and methods beside each other."""
+
+
+rule evaluation:
+    input:
+        metrics=collect("<results>/runs/{run}/metrics.json", run=RUNS),
+    output:
+        table=report(
+            "<results>/evaluation/metrics.csv",
+            caption="../workflow/report/metrics.rst",
+            category="Measurements",
+            labels={"what": "all metrics", "form": "table"},
+        ),
+        json="<results>/evaluation/metrics.json",
+    log:
+        "<results>/logs/evaluation.log",
+    benchmark:
+        "<results>/benchmarks/evaluation.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        results=config["results"],
+        concepts=list(CONCEPTS),
+        methods=list(LEARNED),
+        seeds=config["seeds"],
+    message:
+        "Writing the table of all measurements"
+    script:
+        "../workflow/scripts/evaluation.py"
+
+
+rule comparison:
+    input:
+        metrics=collect("<results>/runs/{run}/metrics.json", run=COMPARED_RUNS),
+        losses=collect("<results>/runs/{run}/loss.csv", run=COMPARED_RUNS),
+        images=collect("<results>/images/{run}", run=COMPARED_RUNS),
+        base=collect("<results>/images/base/{part}" + FEWER_STEPS, part=[*COMPARED, "unrelated"]),
+    output:
+        page=report(
+            directory("<results>/comparison"),
+            htmlindex="index.html",
+            caption="../workflow/report/comparison.rst",
+            category="Comparison",
+            labels={"what": "methods side by side", "form": "page"},
+        ),
+    log:
+        "<results>/logs/comparison.log",
+    benchmark:
+        "<results>/benchmarks/comparison.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        results=config["results"],
+        template=str(Path(workflow.basedir) / "workflow" / "report" / "comparison.html.j2"),
+        points=POINTS,
+        concepts=COMPARED,
+        seeds=config["comparison"]["seeds"],
+        reference=REFERENCE,
+        steps=config["comparison"]["steps"],
+        small=SMALL_PICTURES,
+    message:
+        "Comparing methods"
+    script:
+        "../workflow/scripts/comparison.py"

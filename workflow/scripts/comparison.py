@@ -1,0 +1,137 @@
+"""Rule comparison: the trade-off of all methods as a plot, a table and a page."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+from nullbooth import figures
+from nullbooth.comparison import DRIFT, FIDELITY, Point, at_equal_fidelity, pareto_front, read_point
+from nullbooth.gallery import render
+from nullbooth.progress import log_to
+from nullbooth.rivals import WITH_CLASS_IMAGES
+
+COLUMNS = {
+    "fidelity": FIDELITY,
+    "drift": DRIFT,
+    "drift_protected": ("tuned", "protected", "dino_drift"),
+    "pres": ("tuned", "class", "pres"),
+    "colors_right": ("tuned", "unrelated", "color_accuracy"),
+    "shapes_right": ("tuned", "unrelated", "shape_accuracy"),
+}
+STATISTICS = ("trajectories", "covariances", "projectors")
+SHOWN = {"subject": 4, "class": 2, "unrelated": 4}  # pictures of each method on the page
+
+
+def best_point(points: list[Point], target: float) -> Point:
+    """The point of a curve to show: the least drift among those that reach the target, else the highest fidelity."""
+    reaching = [p for p in points if p.values[FIDELITY].mean() >= target]
+    if reaching:
+        return min(reaching, key=lambda p: p.values[DRIFT].mean())
+    return max(points, key=lambda p: p.values[FIDELITY].mean())
+
+
+def cost(paths: list[Path]) -> float | None:
+    """Seconds of jobs by their benchmark files, or None if one of them ran elsewhere."""
+    if not all(path.is_file() for path in paths):
+        return None
+    return sum(
+        float(row["s"]) for path in paths for row in csv.DictReader(path.read_text().splitlines(), delimiter="\t")
+    )
+
+
+def strip(results: Path, page: Path, run: Path, name: str) -> list[dict]:
+    """Copies of a run's first pictures of each group: address and prompt."""
+    folder = results / "images" / run
+    listed = json.loads((folder / "images.json").read_text())["images"]
+    chosen = [e for group, n in SHOWN.items() for e in [e for e in listed if e["group"] == group][:n]]
+    (page / name).mkdir(parents=True, exist_ok=True)
+    for entry in chosen:
+        shutil.copy(folder / entry["file"], page / name / entry["file"])
+    return [{"file": f"{name}/{entry['file']}", "prompt": entry["prompt"]} for entry in chosen]
+
+
+def table_row(curve: str, point: Point, equal: dict, method: str, once: dict[str, float | None]) -> dict:
+    """What the page's table says of a method: its point to show, drift at equal fidelity, and costs."""
+    return {
+        "curve": curve,
+        "point": point.name,
+        "equal": equal,
+        **{name: point.mean(key) for name, key in COLUMNS.items() if key in point.values},
+        "step_seconds": point.step_seconds,
+        "train_seconds": point.train_seconds,
+        "subject_seconds": once["class images"] if method in WITH_CLASS_IMAGES else 0.0,
+        "model_seconds": once["statistics"] if method in ("nullbooth", "corda") else 0.0,
+    }
+
+
+def main(
+    out: str,
+    results: str,
+    template: str,
+    points: dict[str, dict],
+    concepts: list[str],
+    seeds: list[int],
+    reference: str,
+    steps: int,
+    small: bool,
+) -> None:
+    if not points:
+        raise ValueError("comparison.methods: there is nothing to compare; name at least one method")
+    results, page = Path(results), Path(out)
+    page.mkdir(parents=True)
+    found = [read_point(results, p["curve"], name, concepts, seeds) for name, p in points.items()]
+    curves = {p.curve: [q for q in found if q.curve == p.curve] for p in found}
+    target, equal = at_equal_fidelity(found, reference)
+    means = [(p.values[DRIFT].mean(), p.values[FIDELITY].mean()) for p in found]
+    front = pareto_front(means)
+    landmarks = {"base model": found[0].mean(("base", "subject", "dino_fidelity"))["value"]}
+    landmarks[f"best of {reference}"] = target
+    if (photographs := ("photographs", "subject", "dino_fidelity")) in found[0].values:
+        landmarks["photographs"] = found[0].mean(photographs)["value"]
+    plotted = {
+        curve: sorted(
+            ({"drift": p.mean(DRIFT), "fidelity": p.mean(FIDELITY)} for p in ps), key=lambda q: q["fidelity"]["value"]
+        )
+        for curve, ps in curves.items()
+    }
+    drawing = figures.trade_off(plotted, [means[i] for i in front], landmarks)
+    figures.save(drawing, page / "trade-off.svg", page / "trade-off.png")
+
+    benchmarks = results / "benchmarks"
+    once = {
+        "statistics": cost(
+            [p for kind in STATISTICS for p in sorted((benchmarks / kind).glob("*.tsv"))] or [benchmarks]
+        ),
+        "class images": cost([benchmarks / "images" / "class" / f"{concept}.tsv" for concept in concepts]),
+    }
+    table, rows = [], []
+    for curve, ps in curves.items():
+        point = best_point(ps, target)
+        row = table_row(curve, point, equal[curve], points[point.name]["method"], once)
+        run = Path(concepts[0]) / point.name / str(seeds[0])
+        table.append({**row, "pictures": strip(results, page, run, curve)})
+    table.sort(key=lambda row: (row["equal"]["value"], row["drift"]["value"]))
+    for i, point in enumerate(found):
+        row = {"method": point.curve, "point": point.name, "pareto": i in front, **points[point.name]["train"]}
+        for name, key in COLUMNS.items():
+            if key in point.values:
+                row |= {name if k == "value" else f"{name}_{k}": v for k, v in point.mean(key).items() if k != "n"}
+        rows.append({**row, "step_seconds": point.step_seconds, "train_seconds": point.train_seconds})
+    with open(page / "points.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    summary = {"fidelity": target, "reference": reference, "once": once, "methods": table, "points": rows}
+    (page / "comparison.json").write_text(json.dumps(summary, indent=1))
+    base = [e for part in (concepts[0], "unrelated")
+            for e in strip(results, page, Path("base") / f"{part}@{steps}", f"base-{part}")]  # fmt: skip
+    about = {"reference": reference, "target": target, "seeds": len(seeds), "steps": steps, "small": small}
+    plot = (page / "trade-off.svg").read_text()
+    plot = plot[plot.index("<svg") :]
+    render(Path(template), page / "index.html", table=table, base=base, about=about, concepts=concepts, plot=plot)
+
+
+if __name__ == "__main__":
+    log_to(snakemake.log[0])
+    main(snakemake.output.page, **snakemake.params)

@@ -1,0 +1,67 @@
+"""Rule mechanism: what an adapter changes in the output of each protected layer, at each timestep, and how much of it
+protected and other prompts see."""
+
+import csv
+
+import numpy as np
+
+from nullbooth import figures, models, store
+from nullbooth.adapter import LoadedAdapter, read_adapter
+from nullbooth.mechanism import output_change, relative_norm, short_name
+from nullbooth.progress import log_to, reporter
+
+COLUMNS = ("site", "step", "timestep", "protected", "heldout", "norm")
+
+
+def moment(group, name: str) -> np.ndarray:
+    """A stored second moment `[n, n]`, the mean over its rows."""
+    return store.unpack_symmetric(group[name][:]) / group.attrs["rows"][name]
+
+
+def measure(adapter: LoadedAdapter, covariances: list, heldout, weights: dict[str, np.ndarray]) -> list[dict]:
+    """A row per site and cached timestep."""
+    features, timesteps = heldout.attrs["features"], heldout.attrs["timesteps"]
+    rows, report = [], reporter("timesteps")
+    for step, timestep in enumerate(timesteps):
+        at = adapter.nearest(timestep)
+        for feature in features:
+            name, known = feature["name"], 0 if feature["static"] else step
+            seen = moment(covariances[known], name), moment(heldout, f"{known:02d}:{name}")
+            for site in (s for s in feature["sites"] if s in weights):
+                change = adapter.change(site, at).numpy()
+                protected, other = (output_change(weights[site], change, c) for c in seen)
+                norm = relative_norm(weights[site], change)
+                rows.append(dict(zip(COLUMNS, (site, step, timestep, protected, other, norm), strict=True)))
+        report(step + 1, len(timesteps))
+    return rows
+
+
+def main(
+    out: dict, adapter: str, covariances: list[str], heldout: str, identity: dict, others: dict, config: dict
+) -> None:
+    denoiser = models.load_denoiser(config["model"], models.pick_device("cpu"), config["revision"])
+    tensors, info = read_adapter(adapter)
+    loaded = LoadedAdapter(denoiser, tensors, info, 1.0)
+    weights = {name: p.numpy() for name, p in loaded.original.items() if p.ndim == 2}
+    groups, other = [store.read(path, identity) for path in covariances], store.read(heldout, others)
+    rows = measure(loaded, groups, other, weights)
+    with open(out["table"], "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    sites = [site for site in weights if any(row["site"] == site for row in rows)]
+    timesteps = other.attrs["timesteps"]
+    for key in ("protected", "heldout"):
+        values = np.array([[row[key] for row in rows if row["site"] == site] for site in sites])
+        label = f"relative change of the output, {'protected' if key == 'protected' else 'other'} prompts"
+        largest = max(max(row["protected"], row["heldout"]) for row in rows)
+        picture = figures.heat_map(values, [short_name(s) for s in sites], timesteps, label, True, (1e-4, largest))
+        figures.save(picture, out[key])
+
+
+if __name__ == "__main__":
+    log_to(snakemake.log[0])
+    i = snakemake.input
+    main(
+        dict(snakemake.output.items()), i.adapter, i.covariances, i.heldout, **snakemake.params, config=snakemake.config
+    )
