@@ -34,7 +34,7 @@ def frechet_distance(base: Tensor, tuned: Tensor) -> float:
 
 
 def kernel_distance(base: Tensor, tuned: Tensor) -> float:
-    """KID (arXiv 1801.01401), unbiased: below about 10,000 pictures the one to read. By torchmetrics, one subset of all."""
+    """KID (arXiv 1801.01401) by torchmetrics, of all at once: unbiased, so the one to read below 10,000 pictures."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     with warnings.catch_warnings():

@@ -1,5 +1,6 @@
 """Plots: vector, in colours that everyone can tell apart (Okabe and Ito 2008; viridis for heat maps)."""
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -34,6 +35,14 @@ def save(figure: plt.Figure, *paths: Path | str) -> None:
     plt.close(figure)
 
 
+def svg(figure: plt.Figure) -> str:
+    """A figure as the text of an <svg> element, to stand in a page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
 def style(i: int) -> dict:
     """Colour, marker and line of the i-th series; 8 colours, then the same again dashed."""
     dashes = ("-", "--", ":")[i // len(COLORS) % 3]
@@ -63,7 +72,7 @@ def trade_off(
             name, (0.005, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=9, color="#555555"
         )
     axes.set_xscale("log")
-    axes.set_xlabel("drift of unrelated prompts, (1 − cos) / 2, DINO (left is better)")
+    axes.set_xlabel("drift of unrelated prompts, (1 - cos) / 2, DINO (left is better)")
     axes.set_ylabel("subject fidelity, cosine, DINO (up is better)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
     return figure

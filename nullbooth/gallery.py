@@ -15,8 +15,10 @@ from nullbooth.images import list_images
 GROUPS = {
     "subject": "The subject, in new places",
     "class": "The same prompts without its name",
-    "unrelated": "Everything else, none of it protected word for word",
+    "unrelated": "Everything else: prompts that were not protected",
+    "protected": "Protected prompts",
 }
+CHANGES = {"change_protected.svg": "protected prompts", "change_heldout.svg": "prompts that were not protected"}
 SHEET = {"subject": 7, "class": 2, "unrelated": 5}  # prompts of each group on the contact sheet
 COLUMNS = 7  # of the contact sheet, so that its captions can be read in a README
 TILE = 128
@@ -82,6 +84,17 @@ def contact_sheet(
     sheet.save(path)
 
 
+def attention_maps(drawn: dict[str, tuple[Path, str]]) -> list[dict]:
+    """Maps by prompt. drawn: by the label of who drew it, a folder of pictures and the address of its copy."""
+    found: dict[str, list[dict]] = {}
+    for label, (folder, address) in drawn.items():
+        for entry in json.loads((folder / "images.json").read_text()).get("attention", []):
+            found.setdefault(entry["prompt"], []).append(
+                {"word": entry["word"], "label": label, "file": f"{address}/{entry['file']}"}
+            )
+    return [{"prompt": prompt, "maps": maps} for prompt, maps in found.items()]
+
+
 def write_gallery(
     page: Path,
     template: Path,
@@ -89,55 +102,71 @@ def write_gallery(
     runs: list[str],
     concepts: list[dict[str, Any]],
     about: dict[str, Any],
+    trade_off: str | None = None,
 ) -> None:
-    """Write `page/index.html`, the pictures that it shows and `page/<concept>.png`; everything by relative address."""
+    """Write `page/index.html`, the pictures that it shows and `page/<concept>.png`; everything by relative address.
+
+    Heat maps of a run and figures of the statistics are shown where they are; `trade_off` is SVG text.
+    """
     page.mkdir(parents=True, exist_ok=True)
     unrelated = collect_images(results / "images/base/unrelated", page, "base/unrelated")
-    sections = []
-    for concept in concepts:
-        name = concept["name"]
-        base = collect_images(results / "images/base" / name, page, f"base/{name}") | unrelated
-        photographs = list_images(concept["images"])
-        (page / "photographs" / name).mkdir(parents=True)
-        copies = [
-            shutil.copy(p, page / "photographs" / name / p.name).relative_to(page).as_posix() for p in photographs
+    sections = [concept_section(page, results, concept, runs, about, unrelated) for concept in concepts]
+    statistics = {}
+    for name, file in {"free": "free_directions.svg", "spectra": "spectra.svg"}.items():
+        if (results / "figures" / file).is_file():
+            statistics[name] = shutil.copy(results / "figures" / file, page / file).name
+    shutil.copy(results / "evaluation" / "metrics.csv", page / "metrics.csv")
+    context = {"sections": sections, "about": about, "figure": figure, "statistics": statistics}
+    render(template, page / "index.html", trade_off=trade_off, **context)
+
+
+def concept_section(page: Path, results: Path, concept: dict, runs: list[str], about: dict, unrelated: dict) -> dict:
+    """What the page says of one concept; copies its files beside the page and draws its contact sheet."""
+    name = concept["name"]
+    base = collect_images(results / "images/base" / name, page, f"base/{name}") | unrelated
+    photographs = list_images(concept["images"])
+    (page / "photographs" / name).mkdir(parents=True)
+    copies = [shutil.copy(p, page / "photographs" / name / p.name).relative_to(page).as_posix() for p in photographs]
+    tuned, drawn = [], {"base model": (results / "images/base" / name, f"base/{name}")}
+    for run in (r for r in runs if r.split("/")[0] == name):
+        folder = results / "runs" / run
+        label = " ".join(run.split("/")[1:]) if about["seeds"] > 1 else run.split("/")[1]
+        drawn[label if about["methods"] > 1 else "tuned model"] = (results / "images" / run, run)
+        images = collect_images(results / "images" / run, page, run)
+        change = [
+            (shutil.copy(folder / file, page / run / file).relative_to(page).as_posix(), title)
+            for file, title in CHANGES.items()
+            if (folder / file).is_file()
         ]
-        tuned = []
-        for run in (r for r in runs if r.split("/")[0] == name):
-            folder = results / "runs" / run
-            tuned.append(
-                {
-                    "label": " ".join(run.split("/")[1:]) if about["seeds"] > 1 else run.split("/")[1],
-                    "images": collect_images(results / "images" / run, page, run),
-                    "metrics": json.loads((folder / "metrics.json").read_text())["metrics"],
-                    "loss": loss_curve(folder / "loss.csv"),
-                }
-            )
-        keys = list(tuned[0]["images"])
-        sections.append(
+        metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+        tuned.append(
             {
-                "concept": concept,
-                "photographs": copies,
-                "tuned": tuned,
-                "groups": [
-                    {
-                        "name": group,
-                        "title": title,
-                        "rows": [
-                            {"prompt": k[1], "base": base[k], "tuned": [t["images"][k] for t in tuned]}
-                            for k in keys
-                            if k[0] == group
-                        ],
-                    }
-                    for group, title in GROUPS.items()
-                ],
+                "label": label,
+                "images": images,
+                "metrics": metrics,
+                "loss": loss_curve(folder / "loss.csv"),
+                "change": change,
             }
         )
-        shown = [k for group, n in SHEET.items() for k in [q for q in keys if q[0] == group][:n]]
-        rows = [("base model", [base[k] for k in shown])]
-        rows += [(t["label"], [t["images"][k] for k in shown]) for t in tuned]
-        contact_sheet(page / f"{name}.png", page, copies, rows, [k[1] for k in shown])
-    render(template, page / "index.html", sections=sections, about=about, figure=figure)
+    keys = list(tuned[0]["images"])
+    groups = [
+        {
+            "name": group,
+            "title": title,
+            "rows": [
+                {"prompt": k[1], "base": base[k], "tuned": [t["images"][k] for t in tuned]}
+                for k in keys
+                if k[0] == group
+            ],
+        }
+        for group, title in GROUPS.items()
+    ]
+    shown = [k for group, n in SHEET.items() for k in [q for q in keys if q[0] == group][:n]]
+    rows = [("base model", [base[k] for k in shown])]
+    rows += [(t["label"], [t["images"][k] for k in shown]) for t in tuned]
+    contact_sheet(page / f"{name}.png", page, copies, rows, [k[1] for k in shown])
+    attention = attention_maps(drawn)
+    return {"concept": concept, "photographs": copies, "tuned": tuned, "groups": groups, "attention": attention}
 
 
 def render(template: Path, path: Path, **context: Any) -> None:

@@ -253,7 +253,7 @@ def _save_checkpoint(
     adapter: Adapter | FineTune,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Parameters, the optimiser's state, losses and seconds so far as one safetensors file; the one before is removed."""
+    """Parameters, the optimiser's state, losses and seconds so far as one file; the one before is removed."""
     tensors = {"done": torch.tensor(done, dtype=torch.float64)}
     tensors |= {f"adapter.{k}": v.contiguous() for k, v in adapter.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():

@@ -25,8 +25,8 @@ try:
             f"sample.prompts.unrelated: {known[0]!r} is also protected ({len(known)} such prompts); drift is measured "
             f"on prompts that are not: take them out of it, or out of {config['protect']['prompts']}"
         )
-    every = max(1, len(PROTECTED) // config["sample"]["protected"])
-    PROMPTS["protected"] = PROTECTED[::every][: config["sample"]["protected"]]
+    # By their hashes, so that another protected prompt leaves the choice as it is, mostly.
+    PROMPTS["protected"] = sorted(sorted(PROTECTED, key=digest)[: config["sample"]["protected"]])
     MODEL = model_identity(config["model"], config["revision"])
     ENCODERS = {
         name: model_identity(path, key=f"evaluate.{name}", index="config.json")
@@ -60,10 +60,14 @@ METHODS = {**LEARNED, **POINTS}
 SHARDS = [f"{i:02d}" for i in range(min(config["protect"]["shards"], len(PROTECTED)))]
 STEPS = [f"{i:02d}" for i in range(config["sampler"]["steps"])]
 RUNS = [f"{c}/{m}/{seed}" for c in CONCEPTS for m in LEARNED for seed in config["seeds"]]
+PROTECTING = any(method["method"] == "nullbooth" for method in LEARNED.values())  # else no statistics are needed
 COMPARED_RUNS = [f"{c}/{m}/{seed}" for c in COMPARED for m in POINTS for seed in config["comparison"]["seeds"]]
 # Pictures that the base model draws: of a concept, and of what serves all of them; with the comparison's sampler too.
 PARTS = [*CONCEPTS, "unrelated"]
 FEWER_STEPS = "@" + str(config["comparison"]["steps"])
+
+# Prompts that are not protected have moments too, to measure what adapters change for them.
+HELDOUT = PROMPTS["unrelated"]
 
 # What the statistics depend on, and nothing else; every store carries it and every reader checks it.
 IDENTITY = {
@@ -72,6 +76,7 @@ IDENTITY = {
     "sampler": digest([config["sampler"], config["protect"]["seed"]]),
     "projections": digest(config["protect"]["projections"]),
 }
+HELDOUT_IDENTITY = {**IDENTITY, "prompts": digest(HELDOUT)}
 SAMPLING = {"precision": config["precision"], **{key: config["sample"][key] for key in ("per_prompt", "seed")}}
 
 # Snakemake counts GPUs only if told: without a limit, all GPU jobs of one machine would start at once.
@@ -134,6 +139,14 @@ def class_sampling(wildcards):
     """So many pictures per prompt that they suffice, from noise that no evaluated picture starts from."""
     per_prompt = ceil(config["sample"]["class_images"] / len(CONCEPTS[wildcards.concept]["class_prompts"]))
     return {**SAMPLING, "per_prompt": per_prompt, "seed": SAMPLING["seed"] + 1_000_000}
+
+
+def drawn_sampling(wildcards):
+    """How pictures are drawn; for the gallery, also with maps of where the subject's words act."""
+    concept = CONCEPTS.get(wildcards.get("concept") or wildcards.part)
+    if concept is None or wildcards.get("method") in POINTS:
+        return SAMPLING
+    return {**SAMPLING, "attention": subject_words(concept)["subject"].split()}
 
 
 def drawn_sampler(wildcards):

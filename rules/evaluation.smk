@@ -32,6 +32,44 @@ rule evaluation:
         "../workflow/scripts/evaluation.py"
 
 
+rule mechanism:
+    input:
+        adapter=rules.adapter.output.adapter,
+        covariances=collect("<results>/covariances/{step}.zarr", step=STEPS),
+        heldout="<results>/covariances/heldout.zarr",
+    output:
+        table="<results>/runs/{concept}/{method}/{seed}/mechanism.csv",
+        protected=report(
+            "<results>/runs/{concept}/{method}/{seed}/change_protected.svg",
+            caption="../workflow/report/change.rst",
+            category="Mechanism",
+            labels={"concept": "{concept}", "method": "{method}", "seed": "{seed}", "prompts": "protected"},
+        ),
+        heldout=report(
+            "<results>/runs/{concept}/{method}/{seed}/change_heldout.svg",
+            caption="../workflow/report/change.rst",
+            category="Mechanism",
+            labels={"concept": "{concept}", "method": "{method}", "seed": "{seed}", "prompts": "not protected"},
+        ),
+    log:
+        "<results>/logs/mechanism/{concept}/{method}/{seed}.log",
+    benchmark:
+        "<results>/benchmarks/mechanism/{concept}/{method}/{seed}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(4000),
+        runtime=60,
+    params:
+        identity=IDENTITY,
+        others=HELDOUT_IDENTITY,
+    message:
+        "What {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}, changes in each layer"
+    script:
+        "../workflow/scripts/mechanism.py"
+
+
 rule comparison:
     input:
         metrics=collect("<results>/runs/{run}/metrics.json", run=COMPARED_RUNS),

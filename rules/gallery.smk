@@ -7,12 +7,16 @@ rule gallery:
         base=collect("<results>/images/base/{part}", part=[*CONCEPTS, "unrelated"]),
         metrics=collect("<results>/runs/{run}/metrics.json", run=RUNS),
         losses=collect("<results>/runs/{run}/loss.csv", run=RUNS),
+        table=rules.evaluation.output.table,
+        statistics=[rules.spectra.output.spectra, rules.spectra.output.free] if PROTECTING else [],
+        mechanism=collect("<results>/runs/{run}/mechanism.csv", run=RUNS if PROTECTING else []),
     output:
         report(
             directory("<results>/samples"),
             htmlindex="index.html",
             caption="../workflow/report/gallery.rst",
             category="Gallery",
+            labels={"what": "base and tuned side by side", "form": "page"},
         ),
     log:
         "<results>/logs/gallery.log",
@@ -30,7 +34,7 @@ rule gallery:
         small=SMALL_PICTURES,
         runs=RUNS,
         concepts=list(CONCEPTS.values()),
-        methods=list(METHODS.values()),
+        methods=list(LEARNED),
         model=str(config["model"]),
         sampler=config["sampler"],
     message:

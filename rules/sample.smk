@@ -18,7 +18,7 @@ rule base_images:
     params:
         prompts=base_prompts,
         sampler=drawn_sampler,
-        sampling=SAMPLING,
+        sampling=drawn_sampling,
         identity={"model": MODEL},
     message:
         "Drawing with the base model: {wildcards.part}"
@@ -70,7 +70,7 @@ rule tuned_images:
     params:
         prompts=run_prompts,
         sampler=drawn_sampler,
-        sampling=SAMPLING,
+        sampling=drawn_sampling,
         identity={"model": MODEL},
     message:
         "Drawing {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"

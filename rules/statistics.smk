@@ -51,6 +51,93 @@ rule covariance:
         "../workflow/scripts/covariance.py"
 
 
+rule heldout_trajectory:
+    output:
+        directory("<results>/trajectories/heldout.zarr"),
+    log:
+        "<results>/logs/trajectories/heldout.log",
+    benchmark:
+        "<results>/benchmarks/heldout/trajectories.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: workflow.cores or 1
+    resources:
+        gpu=1,
+        mem_mb=grown(4000),
+        runtime=60,
+    params:
+        prompts=HELDOUT,
+        sampler=config["sampler"],
+        seed=config["protect"]["seed"],
+        identity=HELDOUT_IDENTITY,
+    message:
+        "Sampling prompts that are not protected"
+    script:
+        "../workflow/scripts/trajectory.py"
+
+
+rule heldout_moments:
+    input:
+        trajectories=rules.heldout_trajectory.output[0],
+    output:
+        directory("<results>/covariances/heldout.zarr"),
+    log:
+        "<results>/logs/covariances/heldout.log",
+    benchmark:
+        "<results>/benchmarks/heldout/covariances.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=grown(4000),
+        runtime=120,
+    params:
+        projections=config["protect"]["projections"],
+        steps=config["sampler"]["steps"],
+        identity=HELDOUT_IDENTITY,
+    message:
+        "Second moments of prompts that are not protected, all timesteps"
+    script:
+        "../workflow/scripts/heldout.py"
+
+
+rule spectra:
+    input:
+        covariances=collect(rules.covariance.output[0], step=STEPS),
+    output:
+        spectra=report(
+            "<results>/figures/spectra.svg",
+            caption="../workflow/report/spectra.rst",
+            category="Statistics",
+            labels={"what": "spectra of the moments", "form": "plot"},
+        ),
+        free=report(
+            "<results>/figures/free_directions.svg",
+            caption="../workflow/report/free_directions.rst",
+            category="Statistics",
+            labels={"what": "free directions", "form": "heat map"},
+        ),
+        table="<results>/figures/free_directions.csv",
+    log:
+        "<results>/logs/spectra.log",
+    benchmark:
+        "<results>/benchmarks/spectra.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(3000),
+        runtime=60,
+    params:
+        rule=config["protect"]["rule"],
+        identity=IDENTITY,
+    message:
+        "Drawing spectra and free directions"
+    script:
+        "../workflow/scripts/spectra.py"
+
+
 rule pool:
     input:
         covariances=collect(rules.covariance.output[0], step=STEPS),

@@ -96,7 +96,9 @@ def main(
         for curve, ps in curves.items()
     }
     drawing = figures.trade_off(plotted, [means[i] for i in front], landmarks)
-    figures.save(drawing, page / "trade-off.svg", page / "trade-off.png")
+    figures.save(drawing, page / "trade-off.png")
+    plot = figures.svg(drawing)
+    (page / "trade-off.svg").write_text(plot)
 
     benchmarks = results / "benchmarks"
     once = {
@@ -127,8 +129,6 @@ def main(
     base = [e for part in (concepts[0], "unrelated")
             for e in strip(results, page, Path("base") / f"{part}@{steps}", f"base-{part}")]  # fmt: skip
     about = {"reference": reference, "target": target, "seeds": len(seeds), "steps": steps, "small": small}
-    plot = (page / "trade-off.svg").read_text()
-    plot = plot[plot.index("<svg") :]
     render(Path(template), page / "index.html", table=table, base=base, about=about, concepts=concepts, plot=plot)
 
 

@@ -12,8 +12,11 @@ COLUMNS = ("concept", "method", "seed", "group", "metric", "value", "low", "high
 
 
 def rows_of(concept: str, methods: dict[str, list[dict]], seeds: list[int]) -> list[dict]:
-    """Rows of one concept. methods: metrics.json of each seed by method; the base model and photographs stand beside
-    them as methods of their own. Seed `all`: intervals over prompts and seeds. `a - b`: differences, prompt by prompt."""
+    """Rows of one concept. methods: metrics.json of each seed by method.
+
+    Base model and photographs stand beside them as methods of their own. Seed `all`: intervals over prompts and
+    seeds. Method `a - b`: differences prompt by prompt and seed by seed, for each method `a` and the first, `b`.
+    """
     rows = []
 
     def row(method: str, seed: int | str, group: str, metric: str, interval: dict) -> None:

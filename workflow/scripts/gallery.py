@@ -2,8 +2,22 @@
 
 from pathlib import Path
 
+from nullbooth import figures
+from nullbooth.comparison import DRIFT, FIDELITY, pareto_front, read_point
 from nullbooth.gallery import write_gallery
 from nullbooth.progress import log_to
+
+
+def plot_of_methods(results: Path, concepts: list[str], methods: list[str], seeds: list[int]) -> str | None:
+    """The trade-off of the methods of a gallery as SVG text, or None if there is but one."""
+    if len(methods) < 2:
+        return None
+    points = [read_point(results, name, name, concepts, seeds) for name in methods]
+    curves = {p.curve: [{"drift": p.mean(DRIFT), "fidelity": p.mean(FIDELITY)}] for p in points}
+    means = [(p.values[DRIFT].mean(), p.values[FIDELITY].mean()) for p in points]
+    landmarks = {"base model": points[0].mean(("base", "subject", "dino_fidelity"))["value"]}
+    drawing = figures.trade_off(curves, [means[i] for i in pareto_front(means)], landmarks)
+    return figures.svg(drawing)
 
 
 def main(out: str, results: str, template: str, runs, concepts, methods, seeds, model, sampler, small) -> None:
@@ -15,7 +29,9 @@ def main(out: str, results: str, template: str, runs, concepts, methods, seeds, 
         "seeds": len(seeds),
         "small": small,
     }
-    write_gallery(Path(out), Path(template), Path(results), runs, concepts, about)
+    names = [concept["name"] for concept in concepts]
+    plot = plot_of_methods(Path(results), names, methods, seeds)
+    write_gallery(Path(out), Path(template), Path(results), runs, concepts, about, plot)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,31 @@
-"""Rules base_images and tuned_images: draw the prompts of every group from noise that belongs to prompt and number."""
+"""Rules base_images, class_images and tuned_images: draw prompts from noise that belongs to prompt and number."""
 
 import json
 from pathlib import Path
 
+import torch
+
 from nullbooth import load_adapter, models
+from nullbooth.attention import overlay, recording_attention, word_tokens
 from nullbooth.identity import prompt_seed
 from nullbooth.images import to_pil
 from nullbooth.progress import log_to, reporter
 from nullbooth.sampling import sample
+
+
+def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str], draw) -> list[dict]:
+    """Draw `wanted` once more, and save where each word acts that stands in its prompt; says which files show what."""
+    denoiser = models.denoiser_of(pipeline)
+    with recording_attention(denoiser, len(wanted), denoiser.config.sample_size) as maps:
+        pictures = draw(wanted)
+    shown = []
+    for i, (entry, picture, found) in enumerate(zip(wanted, pictures, maps.mean(), strict=True)):
+        for word in words:
+            heat = found[word_tokens(pipeline.tokenizer, entry["prompt"], word)].mean(0)
+            name = f"attention-{i}-{word}.png".replace("/", "-")
+            to_pil(overlay(picture, heat)).save(folder / name)
+            shown.append({"prompt": entry["prompt"], "seed": entry["seed"], "word": word, "file": name})
+    return shown
 
 
 def main(
@@ -18,28 +36,36 @@ def main(
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     if adapter is not None:
         load_adapter(pipeline, adapter)
+
+    def draw(wanted: list[dict], progress=lambda done, total: None) -> torch.Tensor:
+        return sample(
+            pipeline,
+            [w["prompt"] for w in wanted],
+            [w["seed"] for w in wanted],
+            steps=sampler["steps"],
+            guidance=sampler["guidance"],
+            batch=config["sample"]["batch"],
+            precision=sampling["precision"],
+            progress=progress,
+        )
+
     wanted = [
         {"group": group, "prompt": prompt, "seed": prompt_seed(prompt, sampling["seed"] + k)}
         for group, texts in prompts.items()
         for prompt in texts
         for k in range(sampling["per_prompt"])
     ]
-    pictures = sample(
-        pipeline,
-        [w["prompt"] for w in wanted],
-        [w["seed"] for w in wanted],
-        steps=sampler["steps"],
-        guidance=sampler["guidance"],
-        batch=config["sample"]["batch"],
-        precision=sampling["precision"],
-        progress=reporter("pictures"),
-    )
+    pictures = draw(wanted, reporter("pictures"))
     folder = Path(out)
     folder.mkdir(parents=True)
     for i, (entry, picture) in enumerate(zip(wanted, pictures, strict=True)):
         entry["file"] = f"{entry['group']}-{i:03d}.png"
         to_pil(picture).save(folder / entry["file"])
-    (folder / "images.json").write_text(json.dumps({"identity": identity, "images": wanted}, indent=1))
+    found = {"identity": identity, "images": wanted}
+    if words := sampling.get("attention"):
+        looked_at = [w for w in wanted if w["group"] == "subject"][:2]
+        found["attention"] = attention_maps(folder, pipeline, looked_at, words, draw)
+    (folder / "images.json").write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""Where in a picture a word of its prompt acts: cross-attention maps (DAAM, arXiv 2210.04885)."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Maps:
+    """The running mean of attention over blocks, heads and steps: `[n, tokens, size, size]` of the last `n` rows."""
+
+    def __init__(self, n: int, size: int):
+        self.n, self.size, self.count, self.total = n, size, 0, 0.0
+
+    def add(self, probabilities: Tensor) -> None:
+        """Add one block's attention `[rows, pixels, tokens]`, the mean of its heads. Pictures are square."""
+        probabilities = probabilities[-self.n :].float().cpu()
+        side = math.isqrt(probabilities.shape[1])
+        if side * side != probabilities.shape[1]:
+            raise ValueError(f"attention over {probabilities.shape[1]} pixels: only square pictures have maps")
+        maps = probabilities.mT.unflatten(-1, (side, side))
+        self.total = self.total + F.interpolate(maps, (self.size, self.size), mode="bilinear")
+        self.count += 1
+
+    def mean(self) -> Tensor:
+        """`[n, tokens, size, size]`; over the tokens, each pixel's shares add to 1."""
+        if not self.count:
+            raise ValueError("no cross-attention ran: there are no maps")
+        return self.total / self.count
+
+
+@contextmanager
+def recording_attention(denoiser: nn.Module, n: int, size: int) -> Iterator[Maps]:
+    """Collect the attention of every cross-attention block while the denoiser runs, whatever its processor.
+
+    `n` is the number of prompts: of a guided batch the last half, which is the conditional one, is kept.
+    """
+    maps, handles = Maps(n, size), []
+    for block in denoiser.modules():
+        if getattr(block, "is_cross_attention", False):
+            queries: list[Tensor] = []
+            handles.append(block.to_q.register_forward_hook(_keep(queries)))
+            handles.append(block.to_k.register_forward_hook(_attend(block, queries, maps)))
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keep(queries: list[Tensor]) -> Callable:
+    def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+        queries[:] = [output]
+
+    return hook
+
+
+def _attend(block: Any, queries: list[Tensor], maps: Maps) -> Callable:
+    def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+        q, k = (x[-maps.n :].float().unflatten(-1, (block.heads, -1)).transpose(1, 2) for x in (queries[0], output))
+        q = q if block.norm_q is None else block.norm_q(q)
+        k = k if block.norm_k is None else block.norm_k(k)
+        maps.add((block.scale * q @ k.mT).softmax(-1).mean(1))
+
+    return hook
+
+
+def word_tokens(tokenizer: Any, prompt: str, word: str) -> list[int]:
+    """Positions of a word's tokens in a tokenised prompt. Raises ValueError if it is not there."""
+    ids = tokenizer(prompt).input_ids
+    wanted = tokenizer(word, add_special_tokens=False).input_ids
+    for i in range(len(ids) - len(wanted) + 1):
+        if wanted and ids[i : i + len(wanted)] == wanted:
+            return list(range(i, i + len(wanted)))
+    raise ValueError(f"{word!r} is not among the tokens of {prompt!r}")
+
+
+def overlay(picture: Tensor, heat: Tensor, size: int = 256) -> Tensor:
+    """A picture `[3, h, w]` in [-1, 1] in grey under a map `[h', w']` in colour, brightest where the map is highest."""
+    import matplotlib
+
+    x = F.interpolate(picture[None], (size, size), mode="bilinear")[0].mean(0).clamp(-1, 1) / 2 + 0.5
+    heat = F.interpolate(heat[None, None], (size, size), mode="bicubic")[0, 0].clamp(min=0)
+    heat = (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12)
+    color = torch.from_numpy(matplotlib.colormaps["inferno"](heat.numpy())[..., :3]).float()
+    blend = 0.35 * x[..., None] + 0.65 * color
+    return (blend * 2 - 1).permute(2, 0, 1)
