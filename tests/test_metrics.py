@@ -15,10 +15,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Din
 from nullbooth.metrics import (
     Encoder,
     attribute_accuracy,
-    bootstrap_mean,
+    diversity,
     embed_images,
     embed_texts,
     load_encoder,
+    lpips,
     named_attribute,
     paired_drift,
     subject_fidelity,
@@ -61,22 +62,52 @@ def test_paired_drift_is_half_of_one_minus_cosine_pair_by_pair():
     np.testing.assert_allclose(paired_drift(-base, base), 1, atol=1e-6)
 
 
-def test_bootstrap_interval_covers_the_mean():
-    rng = np.random.default_rng(1)
-    found = [bootstrap_mean(rng.normal(3.0, 2.0, 40), n=500, seed=i) for i in range(200)]
-    covered = np.mean([f["low"] <= 3.0 <= f["high"] for f in found])
-    assert 0.89 <= covered <= 0.99
-    width = np.mean([f["high"] - f["low"] for f in found])
-    assert width == pytest.approx(2 * 1.96 * 2.0 / 40**0.5, rel=0.1)
+def test_diversity_pairs_pictures_of_one_prompt():
+    x = unit(5, 6, 0)
+    found = diversity(x, ["a", "b", "a", "c", "a"])
+    assert list(found) == ["a"]
+    expected = [(1 - x[i] @ x[j]) / 2 for i, j in ((0, 2), (0, 4), (2, 4))]
+    torch.testing.assert_close(found["a"], torch.stack(expected))
 
 
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=20))
-def test_bootstrap_of_a_few_values(values):
-    found = bootstrap_mean(values, n=50)
-    assert found["n"] == len(values)
-    assert found["value"] == pytest.approx(np.mean(values), abs=1e-9)
-    assert min(values) - 1e-9 <= found["low"] <= found["high"] <= max(values) + 1e-9
-    assert bootstrap_mean(torch.tensor(values, dtype=torch.float64), n=50) == found
+class AlexNetFeatures(torch.nn.Sequential):
+    """The convolutions of AlexNet as torchvision lays them out, with random weights."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        conv, relu, pool = torch.nn.Conv2d, torch.nn.ReLU, torch.nn.MaxPool2d
+        super().__init__(
+            conv(3, 64, 11, 4, 2), relu(), pool(3, 2), conv(64, 192, 5, padding=2), relu(), pool(3, 2),
+            conv(192, 384, 3, padding=1), relu(), conv(384, 256, 3, padding=1), relu(),
+            conv(256, 256, 3, padding=1), relu(), pool(3, 2),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [64, 97])
+def test_lpips_is_that_of_torchmetrics(monkeypatch, size):
+    """Same trunk, and the heads that come with torchmetrics."""
+    from torchmetrics.functional.image import lpips as theirs
+
+    trunk = AlexNetFeatures()
+    monkeypatch.setattr(theirs, "_get_tv_model_features", lambda name, pretrained: trunk)
+    judge = theirs._LPIPS(pretrained=True, net="alex", pnet_rand=True, use_dropout=True)
+    weights = {f"features.{name}": value for name, value in trunk.state_dict().items()}
+    weights |= {f"lin{i}.model.1.weight": head.model[-1].weight for i, head in enumerate(judge.lins)}
+    x, y = pictures(6, size).split(3)
+    with torch.no_grad():
+        expected = judge.eval()(x, y).flatten()
+    torch.testing.assert_close(lpips(weights, x, y), expected, rtol=1e-4, atol=1e-6)
+    assert (lpips(weights, x, x) == 0).all()
+    assert (expected > 0).all()
+
+
+def test_lpips_of_small_pictures_is_that_of_larger_ones():
+    trunk = AlexNetFeatures()
+    weights = {f"features.{name}": value for name, value in trunk.state_dict().items()}
+    weights |= {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1) for i, n in enumerate((64, 192, 384, 256, 256))}
+    x, y = pictures(4, 32).split(2)
+    large = [F.interpolate(z, (64, 64), mode="bicubic", antialias=True) for z in (x, y)]
+    torch.testing.assert_close(lpips(weights, x, y), lpips(weights, *large))
 
 
 # --- attributes --------------------------------------------------------------------------------------
@@ -211,9 +242,9 @@ def test_attribute_accuracy_counts_what_prompts_name(dino_folder):
     prompts = ["a blue star on the left", "a small green star on a dotted red background", "a ring on a red background"]
     assert attribute_accuracy(encoder, pictures(3, 16), prompts) == {
         "shape": [1.0, 1.0, 0.0],
-        "color": [1.0, 0.0],
-        "background": [1.0, 1.0],
-        "pattern": [1.0, 0.0],
-        "size": [1.0],
-        "position": [1.0],
+        "color": [1.0, 0.0, None],
+        "background": [None, 1.0, 1.0],
+        "pattern": [None, 1.0, 0.0],
+        "size": [None, 1.0, None],
+        "position": [1.0, None, None],
     }

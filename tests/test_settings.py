@@ -7,7 +7,7 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from nullbooth.settings import SettingsError, complete, fill_prompt, subject_words
+from nullbooth.settings import SettingsError, complete, fill_prompt, subject_words, sweep_points
 from nullbooth.training import TrainSettings
 
 NEEDED = {
@@ -52,11 +52,20 @@ def test_defaults_are_filled_in_at_every_depth(schema):
     assert config["concepts"][0]["holdout"] is None
     assert config["methods"][0] == {
         "name": "ours",
+        "method": "nullbooth",
         "scope": "pooled",
         "rank": 16,
         "alpha": None,
         "rule": None,
         "train": {},
+        "sweep": [{}],
+    }
+    assert config["comparison"] == {
+        "concepts": [],
+        "seeds": [0, 1, 2],
+        "steps": 20,
+        "reference": None,
+        "methods": [],
     }
     assert config["train"]["learning_rate"] == 0.002
     assert config["validate"]["every"] == 0
@@ -259,3 +268,35 @@ def test_placeholders_are_filled_and_strangers_refused():
     assert fill_prompt("a {subject} beside a {class}", words) == "a sks dog beside a dog"
     with pytest.raises(SettingsError, match=r"\{sbject\} stands for nothing; use \{subject\} or \{class\}"):
         fill_prompt("a {sbject}", words)
+
+
+# --- sweeps ------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_the_method_once_for_each_entry():
+    method = {"name": "lora", "rank": 4, "train": {"batch": 2, "steps": 9}, "sweep": [{}, {"steps": 5, "batch": 1}]}
+    plain, changed = sweep_points(method)
+    assert plain["name"] == "lora"
+    assert plain["train"] == {"batch": 2, "steps": 9}
+    assert changed["name"] == "lora-batch1-steps5"
+    assert changed["train"] == {"batch": 1, "steps": 5}
+    assert {p["curve"] for p in (plain, changed)} == {"lora"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "compared", "kind"),
+    [
+        ([{"name": "a", "sweep": [{"steps": 5}, {"steps": 5}]}], [], "methods"),
+        ([{"name": "a"}], [{"name": "a"}], "methods"),
+        ([{"name": "a"}], [{"name": "b", "sweep": [{"steps": 1}]}, {"name": "b"}], "comparison.methods"),
+    ],
+)
+def test_no_two_results_share_a_name(schema, methods, compared, kind):
+    config = {**NEEDED, "methods": methods, "comparison": {"methods": compared}}
+    with pytest.raises(SettingsError, match=f"^{kind}: the name .* is used twice"):
+        complete(config, schema)
+
+
+def test_a_method_may_be_compared_at_other_settings(schema):
+    config = {**NEEDED, "methods": [{"name": "a"}], "comparison": {"methods": [{"name": "a", "sweep": [{"steps": 5}]}]}}
+    assert complete(config, schema)["comparison"]["methods"][0]["name"] == "a"

@@ -1,0 +1,50 @@
+"""What an adapter changes in a layer, against running the features through it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nullbooth.mechanism import output_change, relative_norm, short_name
+from nullbooth.projector import RULES, decompose, free_share, projector
+
+
+@given(st.integers(0, 10**6))
+def test_output_change_is_that_of_the_features_themselves(seed):
+    rng = np.random.default_rng(seed)
+    x, weight, change = rng.normal(size=(50, 7)) + 1, rng.normal(size=(5, 7)), rng.normal(size=(5, 7))
+    expected = np.sqrt(((x @ change.T) ** 2).sum() / ((x @ weight.T) ** 2).sum())
+    assert output_change(weight, change, x.T @ x / len(x)) == pytest.approx(expected)
+
+
+def test_a_change_in_the_null_space_changes_no_output():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 9))
+    moment = x.T @ x / 4
+    p = projector(*decompose(moment), "energy", 1e-9).dense()
+    weight, change = rng.normal(size=(3, 9)), rng.normal(size=(3, 9)) @ p
+    assert output_change(weight, change, moment) < 1e-6
+    assert relative_norm(weight, change) > 0.1
+    assert output_change(weight, change, np.eye(9)) == pytest.approx(relative_norm(weight, change))
+
+
+@pytest.mark.parametrize(
+    ("site", "short"),
+    [
+        ("down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q", "down 0.1 to_q"),
+        ("mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0", "mid 0 to_out.0"),
+        ("up_blocks.3.attentions.0.transformer_blocks.1.attn2.to_k", "up 3.0.1 to_k"),
+        ("transformer_blocks.12.attn2.to_v", "transformer 12 to_v"),
+    ],
+)
+def test_short_names(site, short):
+    assert short_name(site) == short
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_free_share_is_the_projectors_trace(rule):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 12)) * np.logspace(0, -3, 12)
+    w, u = decompose(x.T @ x / 40)
+    value = 0.4 if rule == "fraction" else 1e-2
+    assert free_share(w, rule, value) == pytest.approx(projector(w, u, rule, value).free / 12)
