@@ -12,6 +12,9 @@ min_version("9.14")
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 pathvars:
     results=config.get("results", "results"),
 

@@ -85,7 +85,7 @@ def spectra(values: dict[str, NDArray], timesteps: list[float]) -> plt.Figure:
     """
     columns = min(4, len(values))
     rows = -(-len(values) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.2 * rows), squeeze=False, sharey=True)
+    figure, grid = plt.subplots(rows, columns, figsize=(2.3 * columns, 1.8 * rows), squeeze=False, sharey=True)
     color = plt.get_cmap("viridis")
     for axes, (name, w) in zip(grid.flat, values.items(), strict=False):
         for i, row in enumerate(w):
@@ -109,7 +109,7 @@ def heat_map(
     values: NDArray, rows: list[str], timesteps: list[float], label: str, log: bool = False, limits=(None, None)
 ) -> plt.Figure:
     """`values: [rows, timesteps]`, noise on the left; rows that do not depend on the timestep repeat their value."""
-    figure, axes = plt.subplots(figsize=(8.6, 1.2 + 0.24 * len(rows)))
+    figure, axes = plt.subplots(figsize=(6.6, 1.1 + 0.2 * len(rows)))
     positive = values[values > 0]
     norm = LogNorm(limits[0] or positive.min(), limits[1] or positive.max()) if log else Normalize(*limits)
     picture = axes.imshow(values, aspect="auto", cmap="viridis", norm=norm, interpolation="nearest")

@@ -12,7 +12,7 @@ def output_change(weight: NDArray, change: NDArray, moment: NDArray) -> float:
     sqrt(tr(D C D^T) / tr(W C W^T)) for weight `W: [out, in]`, its change `D: [out, in]` and the uncentred second
     moment `C: [in, in]`, since E|D x|^2 = tr(D C D^T): no feature needs to be run through the layer again.
     """
-    changed, before = (np.einsum("oi,ij,oj->", m, moment, m, optimize=True) for m in (change, weight))
+    changed, before = (((m @ moment) * m).sum() for m in (change, weight))
     return float(np.sqrt(max(0.0, changed) / before))
 
 

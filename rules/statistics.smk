@@ -57,7 +57,7 @@ rule heldout_trajectory:
     log:
         "<results>/logs/trajectories/heldout.log",
     benchmark:
-        "<results>/benchmarks/heldout/trajectories.tsv"
+        "<results>/benchmarks/trajectories/heldout.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: workflow.cores or 1
@@ -84,7 +84,7 @@ rule heldout_moments:
     log:
         "<results>/logs/covariances/heldout.log",
     benchmark:
-        "<results>/benchmarks/heldout/covariances.tsv"
+        "<results>/benchmarks/covariances/heldout.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: 1
@@ -109,13 +109,13 @@ rule spectra:
         spectra=report(
             "<results>/figures/spectra.svg",
             caption="../workflow/report/spectra.rst",
-            category="Statistics",
+            category="Protected features",
             labels={"what": "spectra of the moments", "form": "plot"},
         ),
         free=report(
             "<results>/figures/free_directions.svg",
             caption="../workflow/report/free_directions.rst",
-            category="Statistics",
+            category="Protected features",
             labels={"what": "free directions", "form": "heat map"},
         ),
         table="<results>/figures/free_directions.csv",

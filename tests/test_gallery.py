@@ -1,8 +1,10 @@
 """The page: every picture in place, everything escaped."""
 
 import json
+import re
 from pathlib import Path
 
+import browser
 import pytest
 from PIL import Image
 
@@ -13,27 +15,43 @@ NASTY = 'a "photo" of <script>alert(1)</script> & 星'
 FIGURES = [
     {"model": m, "group": g, "metric": k, "value": 0.5, "low": 0.4, "high": 0.6, "n": 1}
     for m in ("base", "tuned")
-    for g in ("subject", "class", "unrelated")
+    for g in ("subject", "class", "unrelated", "protected")
     for k in ("dino_fidelity", "dino_drift")
 ]
 
 
-def pictures(folder: Path, groups: list[str]) -> None:
+def pictures(folder: Path, groups: list[str], words: tuple[str, ...] = ()) -> None:
     folder.mkdir(parents=True)
     images = [{"group": g, "prompt": f"{NASTY} {g}", "seed": 1, "file": f"{g}-000.png"} for g in groups]
     for image in images:
         Image.new("RGB", (8, 8), "red").save(folder / image["file"])
-    (folder / "images.json").write_text(json.dumps({"images": images}))
+    maps = [
+        {"prompt": images[0]["prompt"], "seed": 1, "word": w, "file": f"attention-0-{i}.png"}
+        for i, w in enumerate(words)
+    ]
+    for entry in maps:
+        Image.new("RGB", (8, 8), "yellow").save(folder / entry["file"])
+    (folder / "images.json").write_text(json.dumps({"images": images, "attention": maps}))
 
 
 @pytest.fixture
 def page(tmp_path):
     results = tmp_path / "results"
-    pictures(results / "images/base/unrelated", ["unrelated"])
-    pictures(results / "images/base/thing", ["subject", "class"])
-    pictures(results / "images/thing/pooled/0", ["subject", "class", "unrelated"])
+    words = ("sks", "<i>dog</i>")
+    pictures(results / "images/base/unrelated", ["unrelated", "protected"])
+    pictures(results / "images/base/thing", ["subject", "class"], words)
+    pictures(results / "images/thing/pooled/0", ["subject", "class", "unrelated", "protected"], words)
     run = results / "runs/thing/pooled/0"
     run.mkdir(parents=True)
+    (results / "figures").mkdir()
+    (results / "evaluation").mkdir()
+    (results / "evaluation/metrics.csv").write_text("concept,method\n")
+    drawing = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><rect width="40" height="20"/></svg>'
+    for path in (
+        run / "change_protected.svg", run / "change_heldout.svg",
+        results / "figures/spectra.svg", results / "figures/free_directions.svg",
+    ):  # fmt: skip
+        path.write_text(drawing)
     (run / "metrics.json").write_text(json.dumps({"metrics": FIGURES}))
     (run / "loss.csv").write_text("step,loss\n1,2.0\n2,1.0\n")
     photographs = tmp_path / "photographs"
@@ -47,8 +65,9 @@ def page(tmp_path):
 
 def test_prompts_and_names_are_escaped(page):
     html = (page / "index.html").read_text()
-    assert "<script>" not in html
+    assert "<script>alert" not in html
     assert "<b>dog" not in html
+    assert "<i>dog" not in html
     assert "&lt;script&gt;alert(1)" in html
     assert "星" in html
 
@@ -59,6 +78,27 @@ def test_base_and_tuned_stand_side_by_side(page):
         assert f'src="base/{base}/{group}-000.png"' in html
         assert f'src="thing/pooled/0/{group}-000.png"' in html
         assert (page / f"thing/pooled/0/{group}-000.png").is_file()
+
+
+def test_attention_maps_of_base_and_tuned_stand_together(page):
+    html = (page / "index.html").read_text()
+    files = re.findall(r'src="([^"]*attention[^"]*)"', html)
+    assert files == [f"{who}/attention-0-{i}.png" for who in ("base/thing", "thing/pooled/0") for i in (0, 1)]
+    assert all((page / file).is_file() for file in files)
+
+
+def test_figures_of_run_and_statistics_are_beside_the_page(page):
+    html = (page / "index.html").read_text()
+    for file in (
+        "thing/pooled/0/change_protected.svg",
+        "thing/pooled/0/change_heldout.svg",
+        "spectra.svg",
+        "free_directions.svg",
+    ):
+        assert f'src="{file}"' in html
+        assert (page / file).is_file()
+    assert 'href="metrics.csv"' in html
+    assert (page / "metrics.csv").is_file()
 
 
 def test_contact_sheet_has_photographs_a_row_per_model_and_a_column_per_prompt(page):
@@ -87,3 +127,11 @@ def test_loss_curve_falls_with_the_loss(tmp_path):
     heights = [float(point.split(",")[1]) for point in loss_curve(tmp_path / "loss.csv").split()]
     assert heights == sorted(heights)  # SVG counts downwards
     assert heights[0] == 0
+
+
+@pytest.mark.parametrize("size", browser.SIZES)
+def test_the_page_works_in_a_browser(page, tmp_path, size):
+    with browser.opened(page / "index.html", size, tmp_path / "profile") as driver:
+        browser.assert_sound(driver)
+        browser.assert_slider_works(driver)
+        browser.assert_sound(driver)

@@ -222,6 +222,8 @@ def test_the_config_file_states_the_defaults(config, schema):
     """Its first lines say so: "Every key may be left out: config/schema.yaml holds the same defaults"."""
     expected = defaults(schema, schema)
     assert expected.pop("protect.rule") == {"energy": 1e-3}  # a comment there, so that another file can replace it
+    assert expected.pop("comparison.methods") == []  # as concepts and methods, an example stands in the file
+    assert expected.pop("comparison.reference") is None
     assert len(expected) > 25
     assert {path: at(config, path) for path in expected} == expected
 

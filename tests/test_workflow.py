@@ -1,19 +1,25 @@
 """Real runs of the workflow on the embedded model: every stage, and what runs again after which change."""
 
+import csv
 import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import browser
 import pytest
 import yaml
+from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).parents[1]
-STATISTICS = {"trajectory", "covariance", "pool", "projector"}
-LATER = {"tuned_images", "evaluate", "gallery", "samples"}
+STATISTICS = {"trajectory", "covariance", "pool", "projector", "spectra"}
+HELDOUT = {"heldout_trajectory", "heldout_moments"}
+LATER = {"tuned_images", "evaluate", "evaluation", "mechanism", "gallery", "samples"}
+MEASURED = {"evaluate", "evaluation", "gallery", "samples"}
 
 
 def snakemake(*arguments: str) -> subprocess.CompletedProcess:
@@ -95,6 +101,12 @@ def test_a_result_has_one_name(target):
         ({"protect": {"prompts": "nowhere.txt"}}, "nowhere.txt"),
         ({"evaluate": {"dino": "no/such/folder"}}, "evaluate.dino: 'no/such/folder'"),
         ({"evaluate": {"clip": "config"}}, "evaluate.clip: config has no config.json"),
+        ({"comparison": {"concepts": ["rex"]}}, "comparison.concepts: 'rex' is none of concepts: starling"),
+        ({"comparison": {"reference": "sgd"}}, "comparison.reference: 'sgd' is none of its methods: nullbooth,"),
+        (
+            {"sample": {"prompts": {"unrelated": "config/prompts/minimal.txt"}}},
+            "sample.prompts.unrelated: 'a moon' is also protected (4 such prompts)",
+        ),
     ],
 )
 def test_config_errors_name_the_key(tmp_path, change, message):
@@ -123,6 +135,66 @@ def test_minimal_run_makes_the_gallery(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", browser.SIZES)
+def test_the_gallery_works_in_a_browser(finished, tmp_path, size):
+    with browser.opened(finished.folder / "results/samples/index.html", size, tmp_path / "profile") as driver:
+        browser.assert_sound(driver)
+        browser.assert_slider_works(driver)
+        titles = [e.text for e in driver.find_elements("css selector", "h2, h3")]
+    assert "Where its words act" in titles
+    assert "Room to learn" in titles
+    assert "Methods side by side" in titles, "there are two methods"
+
+
+@pytest.mark.slow
+def test_all_measurements_are_one_tidy_table(finished):
+    with open(finished.folder / "results/evaluation/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["concept", "method", "seed", "group", "metric", "value", "low", "high", "n"]
+    assert all(float(r["low"]) - 1e-9 <= float(r["value"]) <= float(r["high"]) + 1e-9 for r in rows)
+    keys = [(r["concept"], r["method"], r["seed"], r["group"], r["metric"]) for r in rows]
+    assert len(set(keys)) == len(keys)
+    value = {k: float(r["value"]) for k, r in zip(keys, rows, strict=True)}
+    found = value["starling", "timestep - pooled", "all", "unrelated", "dino_drift"]
+    parts = [value["starling", m, "0", "unrelated", "dino_drift"] for m in ("timestep", "pooled")]
+    assert found == pytest.approx(parts[0] - parts[1], abs=1e-9)
+    drifts = {m for *_, group, m in keys if group == "protected"}
+    assert {
+        "dino_drift",
+        "clip_drift",
+        "pixel_mse",
+        "clip_text_change",
+        "dino_kid",
+        "clip_fid",
+        "dino_coverage",
+    } <= drifts
+    assert ("starling", "pooled", "0", "class", "pres") in value
+    as_json = json.loads((finished.folder / "results/evaluation/metrics.json").read_text())
+    assert len(as_json) == len(rows)
+
+
+@pytest.mark.slow
+def test_protected_prompts_change_less_in_every_layer(finished):
+    for method in ("pooled", "timestep"):
+        with open(finished.folder / f"results/runs/starling/{method}/0/mechanism.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 3 * len({r["site"] for r in rows})
+        ratios = [float(r["protected"]) / float(r["heldout"]) for r in rows if float(r["heldout"]) > 1e-6]
+        assert statistics.median(ratios) < 0.5, method
+
+
+@pytest.mark.slow
+def test_free_directions_are_those_that_training_reports(finished):
+    with open(finished.folder / "results/figures/free_directions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    static = [r for r in rows if not r["timestep"]]
+    assert len(static) == 1
+    share = int(static[0]["free"]) / int(static[0]["width"])
+    log = (finished.folder / "results/logs/adapters/starling/timestep/0.log").read_text()
+    assert f"free directions of to_k: {share:.0%}" in log
+
+
+@pytest.mark.slow
 def test_every_job_has_a_log_and_a_benchmark(finished):
     results = finished.folder / "results"
     logs = {p.relative_to(results / "logs").with_suffix("") for p in (results / "logs").rglob("*.log")}
@@ -130,7 +202,7 @@ def test_every_job_has_a_log_and_a_benchmark(finished):
         p.relative_to(results / "benchmarks").with_suffix("") for p in (results / "benchmarks").rglob("*.tsv")
     }
     assert logs == benchmarks
-    assert len(logs) == 18
+    assert len(logs) == 24
     assert "s left" in (results / "logs/trajectories/00.log").read_text()
 
 
@@ -168,7 +240,8 @@ def test_another_protected_prompt_runs_the_statistics(finished):
     finally:
         finished.prompts.write_text(before)
     assert set(jobs) >= STATISTICS | {"adapter"} | LATER
-    assert "base_images" not in jobs
+    assert not set(jobs) & HELDOUT
+    assert jobs.get("base_images", 0) <= 1, "the base model's pictures of a concept do not depend on what is protected"
 
 
 @pytest.mark.slow
@@ -176,11 +249,12 @@ def test_another_protected_prompt_runs_the_statistics(finished):
     ("change", "runs"),
     [
         ({"train": {"steps": 5, "batch": 2}}, {"adapter"} | LATER),
+        ({"comparison": {"steps": 5}}, set()),
         ({"seeds": [0, 1]}, {"adapter"} | LATER),
         ({"device": "cpu"}, set()),
-        ({"protect": {"rule": {"energy": 0.01}}}, {"adapter"} | LATER),
-        ({"sample": {"seed": 1}}, {"base_images"} | LATER),
-        ({"sampler": {"guidance": 2.0}}, STATISTICS | {"adapter", "base_images"} | LATER),
+        ({"protect": {"rule": {"energy": 0.01}}}, {"adapter", "spectra"} | LATER),
+        ({"sample": {"seed": 1}}, {"base_images", "tuned_images"} | MEASURED),
+        ({"sampler": {"guidance": 2.0}}, STATISTICS | HELDOUT | {"adapter", "base_images"} | LATER),
     ],
 )
 def test_what_runs_again(finished, change, runs):
@@ -197,7 +271,7 @@ def test_another_encoder_in_the_same_place_measures_again(finished):
     shutil.copytree(ROOT / "resources/evaluators", encoders, dirs_exist_ok=True)
     arguments = finished.arguments(evaluate={name: str(encoders / name) for name in ("clip", "dino")})
     try:
-        assert set(planned(*arguments)) == LATER - {"tuned_images"}
+        assert set(planned(*arguments)) == MEASURED
         done = snakemake(*arguments)
         assert done.returncode == 0, done.stderr[-6000:]
         assert planned(*arguments) == {}
@@ -205,7 +279,7 @@ def test_another_encoder_in_the_same_place_measures_again(finished):
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)
-        assert set(planned(*arguments)) == LATER - {"tuned_images"}
+        assert set(planned(*arguments)) == MEASURED
     finally:
         done = snakemake(*finished.arguments())
         assert done.returncode == 0, done.stderr[-6000:]
@@ -231,3 +305,78 @@ def test_statics_are_stored_once(finished):
     assert len(static) == 1
     assert all(".to_k" in site or ".to_v" in site for site in static[0]["sites"])
     assert counts == [counts[1] + 1, counts[1], counts[1]]
+
+
+RIVALS = [
+    {"name": "ours", "rank": 4, "sweep": [{"steps": 2}, {"steps": 4}]},
+    {"name": "prior", "method": "dreambooth-prior", "train": {"learning_rate": 1e-4, "steps": 2}},
+    {"name": "corda", "method": "corda", "rank": 4, "train": {"steps": 2}},
+]
+COMPARISON = {"seeds": [0], "steps": 3, "reference": "prior", "methods": RIVALS}
+
+
+@pytest.fixture(scope="module")
+def compared(finished) -> Run:
+    """The finished run with a comparison beside it."""
+    arguments = finished.arguments(comparison=COMPARISON, sample={"class_images": 6})
+    done = snakemake(str(finished.folder / "results/comparison"), *arguments)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", browser.SIZES)
+def test_the_comparison_has_a_curve_and_a_row_for_each_method(compared, tmp_path, size):
+    folder = compared.folder / "results/comparison"
+    found = json.loads((folder / "comparison.json").read_text())
+    assert {row["curve"] for row in found["methods"]} == {"ours", "prior", "corda"}
+    assert [p["point"] for p in found["points"]] == ["ours-steps2", "ours-steps4", "prior", "corda"]
+    assert any(p["pareto"] for p in found["points"])
+    assert all(p["step_seconds"] > 0 for p in found["points"])
+    prior = next(row for row in found["methods"] if row["curve"] == "prior")
+    assert prior["equal"]["ratio"] == 1
+    assert prior["subject_seconds"] > 0
+    assert prior["model_seconds"] == 0
+    with browser.opened(folder / "index.html", size, tmp_path / "profile") as driver:
+        browser.assert_sound(driver)
+        plot = driver.find_element("css selector", "#trade-off svg").get_attribute("textContent")
+        rows = driver.find_elements("css selector", "tbody tr")
+        assert len(rows) == 3
+    assert all(name in plot for name in ("ours", "prior", "corda", "Pareto front", "photographs"))
+
+
+@pytest.mark.slow
+def test_a_comparison_leaves_everything_else_as_it_is(compared):
+    assert planned(*compared.arguments()) == {}
+    again = compared.arguments(comparison=COMPARISON, sample={"class_images": 6})
+    assert planned(str(compared.folder / "results/comparison"), *again) == {}
+
+
+@pytest.mark.slow
+def test_the_report_works_in_a_browser(compared, tmp_path):
+    arguments = compared.arguments(comparison=COMPARISON, sample={"class_images": 6})
+    targets = [str(compared.folder / "results" / name) for name in ("samples", "comparison")]
+    done = snakemake(*targets, *arguments, "--report", str(tmp_path / "report.zip"))
+    assert done.returncode == 0, done.stderr[-6000:]
+    shutil.unpack_archive(tmp_path / "report.zip", tmp_path)
+    with browser.opened(tmp_path / "report/report.html", "laptop", tmp_path / "profile") as driver:
+
+        def click(path: str) -> None:
+            WebDriverWait(driver, 20).until(lambda d: [e for e in d.find_elements("xpath", path) if e.is_displayed()])[
+                0
+            ].click()
+
+        for category in ("Gallery", "Comparison", "Measurements", "Mechanism", "Protected features"):
+            click(f"//a[contains(., '{category}')]")
+            click("//a[@iconname='eye']")
+            frame = WebDriverWait(driver, 20).until(
+                lambda d: d.find_elements("css selector", "iframe, table, img, svg")
+            )
+            assert frame
+            driver.get((tmp_path / "report/report.html").as_uri())
+        assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+    pages = sorted((tmp_path / "report/data/raw").glob("*/index.html"))
+    assert len(pages) == 2
+    for page in pages:
+        with browser.opened(page, "laptop", tmp_path / "profile") as driver:
+            browser.assert_sound(driver)

@@ -61,7 +61,7 @@ def table_row(curve: str, point: Point, equal: dict, method: str, once: dict[str
         "step_seconds": point.step_seconds,
         "train_seconds": point.train_seconds,
         "subject_seconds": once["class images"] if method in WITH_CLASS_IMAGES else 0.0,
-        "model_seconds": once["statistics"] if method in ("nullbooth", "corda") else 0.0,
+        "model_seconds": {"nullbooth": once["statistics"], "corda": once["trajectories"]}.get(method, 0.0),
     }
 
 
@@ -101,10 +101,10 @@ def main(
     (page / "trade-off.svg").write_text(plot)
 
     benchmarks = results / "benchmarks"
+    jobs = {kind: [p for p in (benchmarks / kind).glob("*.tsv") if p.stem != "heldout"] for kind in STATISTICS}
     once = {
-        "statistics": cost(
-            [p for kind in STATISTICS for p in sorted((benchmarks / kind).glob("*.tsv"))] or [benchmarks]
-        ),
+        "statistics": cost(sum(jobs.values(), [])) if all(jobs.values()) else None,
+        "trajectories": cost(jobs["trajectories"]) if jobs["trajectories"] else None,
         "class images": cost([benchmarks / "images" / "class" / f"{concept}.tsv" for concept in concepts]),
     }
     table, rows = [], []
