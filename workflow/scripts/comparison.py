@@ -65,6 +65,45 @@ def table_row(curve: str, point: Point, equal: dict, method: str, once: dict[str
     }
 
 
+def costs(benchmarks: Path, concepts: list[str]) -> dict[str, float | None]:
+    """Seconds of what is done once for all runs."""
+    jobs = {kind: [p for p in (benchmarks / kind).glob("*.tsv") if p.stem != "heldout"] for kind in STATISTICS}
+    return {
+        "statistics": cost([p for paths in jobs.values() for p in paths]) if all(jobs.values()) else None,
+        "trajectories": cost(jobs["trajectories"]) if jobs["trajectories"] else None,
+        "class images": cost([benchmarks / "images" / "class" / f"{concept}.tsv" for concept in concepts]),
+    }
+
+
+def plot(curves: dict[str, list[Point]], front: list[tuple[float, float]], reference: str, target: float):
+    """The trade-off of all curves, each drawn in the order of its fidelity."""
+    known = next(iter(curves.values()))[0]
+    landmarks = {"base model": known.mean(("base", "subject", "dino_fidelity"))["value"]}
+    landmarks[f"best of {reference}"] = target
+    if (photographs := ("photographs", "subject", "dino_fidelity")) in known.values:
+        landmarks["photographs"] = known.mean(photographs)["value"]
+    drawn = {
+        curve: sorted(
+            ({"drift": p.mean(DRIFT), "fidelity": p.mean(FIDELITY)} for p in points),
+            key=lambda q: q["fidelity"]["value"],
+        )
+        for curve, points in curves.items()
+    }
+    return figures.trade_off(drawn, front, landmarks)
+
+
+def point_rows(found: list[Point], front: list[int], points: dict[str, dict]) -> list[dict]:
+    """Every point with its settings, measurements and times."""
+    rows = []
+    for i, point in enumerate(found):
+        row = {"method": point.curve, "point": point.name, "pareto": i in front, **points[point.name]["train"]}
+        for name, key in COLUMNS.items():
+            if key in point.values:
+                row |= {name if k == "value" else f"{name}_{k}": v for k, v in point.mean(key).items() if k != "n"}
+        rows.append({**row, "step_seconds": point.step_seconds, "train_seconds": point.train_seconds})
+    return rows
+
+
 def main(
     out: str,
     results: str,
@@ -85,51 +124,30 @@ def main(
     target, equal = at_equal_fidelity(found, reference)
     means = [(p.values[DRIFT].mean(), p.values[FIDELITY].mean()) for p in found]
     front = pareto_front(means)
-    landmarks = {"base model": found[0].mean(("base", "subject", "dino_fidelity"))["value"]}
-    landmarks[f"best of {reference}"] = target
-    if (photographs := ("photographs", "subject", "dino_fidelity")) in found[0].values:
-        landmarks["photographs"] = found[0].mean(photographs)["value"]
-    plotted = {
-        curve: sorted(
-            ({"drift": p.mean(DRIFT), "fidelity": p.mean(FIDELITY)} for p in ps), key=lambda q: q["fidelity"]["value"]
-        )
-        for curve, ps in curves.items()
-    }
-    drawing = figures.trade_off(plotted, [means[i] for i in front], landmarks)
+    drawing = plot(curves, [means[i] for i in front], reference, target)
     figures.save(drawing, page / "trade-off.png")
-    plot = figures.svg(drawing)
-    (page / "trade-off.svg").write_text(plot)
+    svg = figures.svg(drawing)
+    (page / "trade-off.svg").write_text(svg)
 
-    benchmarks = results / "benchmarks"
-    jobs = {kind: [p for p in (benchmarks / kind).glob("*.tsv") if p.stem != "heldout"] for kind in STATISTICS}
-    once = {
-        "statistics": cost(sum(jobs.values(), [])) if all(jobs.values()) else None,
-        "trajectories": cost(jobs["trajectories"]) if jobs["trajectories"] else None,
-        "class images": cost([benchmarks / "images" / "class" / f"{concept}.tsv" for concept in concepts]),
-    }
-    table, rows = [], []
+    table, once = [], costs(results / "benchmarks", concepts)
     for curve, ps in curves.items():
         point = best_point(ps, target)
         row = table_row(curve, point, equal[curve], points[point.name]["method"], once)
         run = Path(concepts[0]) / point.name / str(seeds[0])
         table.append({**row, "pictures": strip(results, page, run, curve)})
     table.sort(key=lambda row: (row["equal"]["value"], row["drift"]["value"]))
-    for i, point in enumerate(found):
-        row = {"method": point.curve, "point": point.name, "pareto": i in front, **points[point.name]["train"]}
-        for name, key in COLUMNS.items():
-            if key in point.values:
-                row |= {name if k == "value" else f"{name}_{k}": v for k, v in point.mean(key).items() if k != "n"}
-        rows.append({**row, "step_seconds": point.step_seconds, "train_seconds": point.train_seconds})
+    rows = point_rows(found, front, points)
     with open(page / "points.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
     summary = {"fidelity": target, "reference": reference, "once": once, "methods": table, "points": rows}
     (page / "comparison.json").write_text(json.dumps(summary, indent=1))
-    base = [e for part in (concepts[0], "unrelated")
-            for e in strip(results, page, Path("base") / f"{part}@{steps}", f"base-{part}")]  # fmt: skip
+    base = []
+    for part in (concepts[0], "unrelated"):
+        base += strip(results, page, Path("base") / f"{part}@{steps}", f"base-{part}")
     about = {"reference": reference, "target": target, "seeds": len(seeds), "steps": steps, "small": small}
-    render(Path(template), page / "index.html", table=table, base=base, about=about, concepts=concepts, plot=plot)
+    render(Path(template), page / "index.html", table=table, base=base, about=about, concepts=concepts, plot=svg)
 
 
 if __name__ == "__main__":
