@@ -33,8 +33,10 @@ try:
         for name, path in config["evaluate"].items()
         if name != "lpips"
     }
-    if config["evaluate"]["lpips"]:
-        ENCODERS["lpips"] = file_digest(Path(config["evaluate"]["lpips"]))
+    if lpips := config["evaluate"]["lpips"]:
+        if not Path(lpips).is_file():
+            raise SettingsError(f"evaluate.lpips: {lpips!r} is no file; leave it null to do without")
+        ENCODERS["lpips"] = file_digest(Path(lpips))
     for entry in config["concepts"]:
         for key in filter(entry.get, ("images", "holdout")):
             folder = list_images(entry[key])[0].parent  # captions beside the photographs count too

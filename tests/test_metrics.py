@@ -19,6 +19,7 @@ from nullbooth.metrics import (
     embed_images,
     embed_texts,
     load_encoder,
+    load_lpips,
     lpips,
     named_attribute,
     paired_drift,
@@ -99,6 +100,17 @@ def test_lpips_is_that_of_torchmetrics(monkeypatch, size):
     torch.testing.assert_close(lpips(weights, x, y), expected, rtol=1e-4, atol=1e-6)
     assert (lpips(weights, x, x) == 0).all()
     assert (expected > 0).all()
+
+
+def test_lpips_weights_are_all_there_or_the_missing_one_is_named(tmp_path):
+    weights = {f"features.{name}": value for name, value in AlexNetFeatures().state_dict().items()}
+    weights |= {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1) for i, n in enumerate((64, 192, 384, 256, 256))}
+    save_file(weights, tmp_path / "whole.safetensors")
+    assert load_lpips(tmp_path / "whole.safetensors").keys() == weights.keys()
+    del weights["lin3.model.1.weight"]
+    save_file(weights, tmp_path / "part.safetensors")
+    with pytest.raises(ValueError, match=r"part.safetensors has no lin3\.model\.1\.weight"):
+        load_lpips(tmp_path / "part.safetensors")
 
 
 def test_lpips_of_small_pictures_is_that_of_larger_ones():

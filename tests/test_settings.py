@@ -7,6 +7,7 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
+from nullbooth.rivals import RIVALS
 from nullbooth.settings import SettingsError, complete, fill_prompt, subject_words, sweep_points
 from nullbooth.training import TrainSettings
 
@@ -218,6 +219,10 @@ def test_the_config_file_is_valid_and_says_everything(config, schema):
     assert set(config["methods"][0]) == set(schema["$defs"]["method"]["properties"])
 
 
+def test_the_schema_knows_every_rival(schema):
+    assert schema["$defs"]["method"]["properties"]["method"]["enum"] == ["nullbooth", *RIVALS]
+
+
 def test_the_config_file_states_the_defaults(config, schema):
     """Its first lines say so: "Every key may be left out: config/schema.yaml holds the same defaults"."""
     expected = defaults(schema, schema)
@@ -226,6 +231,10 @@ def test_the_config_file_states_the_defaults(config, schema):
     assert expected.pop("comparison.reference") is None
     assert len(expected) > 25
     assert {path: at(config, path) for path in expected} == expected
+
+
+def test_every_method_can_be_asked_for(schema):
+    assert schema["$defs"]["method"]["properties"]["method"]["enum"] == ["nullbooth", *RIVALS]
 
 
 def test_the_config_file_states_the_defaults_of_a_concept_and_a_method(config, schema):

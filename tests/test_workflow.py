@@ -101,6 +101,7 @@ def test_a_result_has_one_name(target):
         ({"protect": {"prompts": "nowhere.txt"}}, "nowhere.txt"),
         ({"evaluate": {"dino": "no/such/folder"}}, "evaluate.dino: 'no/such/folder'"),
         ({"evaluate": {"clip": "config"}}, "evaluate.clip: config has no config.json"),
+        ({"evaluate": {"lpips": "nowhere.safetensors"}}, "evaluate.lpips: 'nowhere.safetensors' is no file"),
         ({"comparison": {"concepts": ["rex"]}}, "comparison.concepts: 'rex' is none of concepts: starling"),
         ({"comparison": {"reference": "sgd"}}, "comparison.reference: 'sgd' is none of its methods: nullbooth,"),
         (

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from nullbooth import metrics
 from nullbooth.distances import DISTANCES
@@ -79,7 +78,7 @@ def measure_group(group, prompts, pictures, encoders, reference, lpips, identifi
 
 def main(out: str, tuned: str, base: list[str], encoders: dict, identity: dict, concept: dict) -> None:
     loaded = {name: metrics.load_encoder(encoders[name]) for name in ("clip", "dino")}
-    lpips = load_file(encoders["lpips"]) if encoders["lpips"] else None
+    lpips = metrics.load_lpips(encoders["lpips"]) if encoders["lpips"] else None
     photographs = list_images(concept["holdout"] or concept["images"])
     reference = {
         name: metrics.embed_images(encoder, torch.stack([load_image(path, encoder.size) for path in photographs]))
