@@ -106,7 +106,7 @@ def test_a_result_has_one_name(target):
         ({"comparison": {"reference": "sgd"}}, "comparison.reference: 'sgd' is none of its methods: nullbooth,"),
         (
             {"sample": {"prompts": {"unrelated": "config/prompts/minimal.txt"}}},
-            "sample.prompts.unrelated: 'a moon' is also protected (4 such prompts)",
+            "sample.prompts.unrelated: 'a large red circle on a blue background' is also protected (4 such prompts)",
         ),
     ],
 )
