@@ -168,6 +168,11 @@ def attribute_accuracy(encoder: Encoder, x: Tensor, prompts: list[str]) -> dict[
     return hits
 
 
+def only_named(hits: dict[str, list[float | None]]) -> dict[str, list[float]]:
+    """`attribute_accuracy` without the prompts that leave an attribute open."""
+    return {name: [value for value in values if value is not None] for name, values in hits.items()}
+
+
 def named_attribute(name: str, values: list[str], prompt: str) -> str | None:
     """The value of an attribute that a prompt of the embedded world names, or None if it leaves it open."""
     before, _, ground = prompt.partition(" on a ")

@@ -13,7 +13,8 @@ import torch
 
 from nullbooth.identity import prompt_seed
 from nullbooth.images import list_images, load_image, to_pil
-from nullbooth.metrics import attribute_accuracy, bootstrap_mean, load_encoder
+from nullbooth.intervals import bootstrap_mean
+from nullbooth.metrics import attribute_accuracy, load_encoder, only_named
 from nullbooth.models import load_pipeline
 from nullbooth.progress import reporter
 from nullbooth.sampling import sample
@@ -46,7 +47,7 @@ def drawn_accuracy(resources: Path, n: int, steps: int, guidance: float, sheet: 
         rows = [torch.cat(list(drawn[i : i + 12]), 2) for i in range(0, 96, 12)]
         to_pil(torch.cat(rows, 1)).save(sheet)
     hits = attribute_accuracy(load_encoder(str(resources / "evaluators/dino")), drawn, prompts)
-    return {name: bootstrap_mean(values) for name, values in hits.items()}
+    return {name: bootstrap_mean(values) for name, values in only_named(hits).items()}
 
 
 def judge_accuracy(resources: Path, n: int = 2000) -> dict:
@@ -55,7 +56,7 @@ def judge_accuracy(resources: Path, n: int = 2000) -> dict:
     scenes = [random_scene(rng) for _ in range(n)]
     x = torch.cat([render(scenes[i : i + 100], rng) for i in range(0, n, 100)]) * 2 - 1
     hits = attribute_accuracy(load_encoder(str(resources / "evaluators/dino")), x, [caption(s) for s in scenes])
-    return {name: bootstrap_mean(values) for name, values in hits.items()}
+    return {name: bootstrap_mean(values) for name, values in only_named(hits).items()}
 
 
 @torch.no_grad()
