@@ -109,14 +109,14 @@ rule spectra:
         spectra=report(
             "<results>/figures/spectra.svg",
             caption="../workflow/report/spectra.rst",
-            category="Protected features",
-            labels={"what": "spectra of the moments", "form": "plot"},
+            category="Moments",
+            labels={"figure": "spectra of the moments"},
         ),
         free=report(
             "<results>/figures/free_directions.svg",
             caption="../workflow/report/free_directions.rst",
-            category="Protected features",
-            labels={"what": "free directions", "form": "heat map"},
+            category="Moments",
+            labels={"figure": "free directions"},
         ),
         table="<results>/figures/free_directions.csv",
     log:

@@ -367,7 +367,7 @@ def test_the_report_works_in_a_browser(compared, tmp_path):
                 0
             ].click()
 
-        for category in ("Gallery", "Comparison", "Measurements", "Mechanism", "Protected features"):
+        for category in ("Gallery", "Comparison", "Measurements", "Mechanism", "Moments"):
             click(f"//a[contains(., '{category}')]")
             click("//a[@iconname='eye']")
             frame = WebDriverWait(driver, 20).until(
