@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from nullbooth.comparison import stacked
+from nullbooth.comparison import read_runs, stacked
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.progress import log_to
 
@@ -47,10 +47,7 @@ def main(
 ) -> None:
     rows = []
     for concept in concepts:
-        runs = {
-            m: [json.loads((Path(results) / "runs" / concept / m / str(s) / "metrics.json").read_text()) for s in seeds]
-            for m in methods
-        }
+        runs = {m: [run for [run] in read_runs(Path(results), m, [concept], seeds)] for m in methods}
         rows += rows_of(concept, runs, seeds)
     with open(csv_path, "w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
