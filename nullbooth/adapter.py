@@ -20,14 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nullbooth.projector import Projector
+from nullbooth.tensors import load_tensors, save_tensors
+from nullbooth.text import InputError
 
 FORMAT = "nullbooth-adapter-1"
 SCOPES = ("timestep", "pooled", "shared")
+MEND = "copy it again, or delete it and learn the subject again"
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Adapter(nn.Module):
 
 def write_adapter(path: Path | str, tensors: dict[str, Tensor], info: AdapterInfo) -> None:
     """Write changes of weights as a safetensors file: by site `up` and `down`, or `delta`."""
-    save_file(tensors, path, {"format": FORMAT, "info": json.dumps(asdict(info))})
+    save_tensors(path, tensors, {"format": FORMAT, "info": json.dumps(asdict(info))})
 
 
 def nearest_index(timesteps: Tensor, timestep: Tensor) -> Tensor:
@@ -221,17 +222,48 @@ def timestep_argument(args: tuple, kwargs: dict[str, Any]) -> Tensor:
     return torch.as_tensor(value)
 
 
-def read_adapter(path: Path | str) -> tuple[dict[str, Tensor], AdapterInfo]:
-    """Tensors and description of a saved adapter. Raises ValueError if the file is something else."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(
-                f"{path}: not a NullBooth adapter (format {metadata.get('format')!r}, expected {FORMAT!r})"
-            )
-        info = json.loads(metadata["info"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    return tensors, AdapterInfo(**{**info, "timesteps": tuple(info["timesteps"])})
+def read_adapter(path: Path | str, model: str | None = None) -> tuple[dict[str, Tensor], AdapterInfo]:
+    """Tensors (float32) and description of a saved adapter, which must be of `model` where that identity is given.
+
+    Raises InputError if the file is something else or damaged.
+    """
+    tensors, metadata = load_tensors(path, FORMAT, "a NullBooth adapter", MEND)
+    try:
+        said = json.loads(metadata["info"])
+        info = AdapterInfo(**{**said, "timesteps": tuple(map(float, said["timesteps"]))})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: its description is broken; {MEND}") from error
+    if model is not None and info.model != model:
+        raise InputError(f"{path}: made for the model {info.model}, not for {model}; train it again for this one")
+    if problem := _unsound(tensors, info):
+        raise InputError(f"{path}: {problem}; the file is damaged: {MEND}")
+    return {key: value.float() for key, value in tensors.items()}, info
+
+
+def _unsound(tensors: dict[str, Tensor], info: AdapterInfo) -> str | None:
+    """What is wrong with an adapter's tensors, if anything: shapes must agree site by site, and entries be finite."""
+    steps = (1, len(info.timesteps))
+    if not steps[1] or not all(map(math.isfinite, info.timesteps)):
+        return f"timesteps {info.timesteps[:3]}"
+    sites: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, value in tensors.items():
+        if not value.is_floating_point() or not value.float().isfinite().all():
+            return f"{key} has entries that are no finite numbers"
+        site, _, part = key.rpartition(".")
+        sites.setdefault(site, {})[part] = tuple(value.shape)
+    for site, shapes in sites.items():
+        match shapes:
+            case {"up": (_, a), "down": (s, b, _), **rest} if a == b and s in steps and not rest:
+                pass
+            case {"delta": (_, a), "vectors": (s, b, c), "gain": (t, d), "keep": (u,), **rest} if (
+                (a, c, t, u) == (b, d, s, s) and s in steps and not rest
+            ):
+                pass
+            case {"delta": _, **rest} if not rest:
+                pass
+            case _:
+                return f"{site or 'a tensor without a site'} has {shapes}, which is no change of a weight"
+    return None if sites else "no tensor is in it"
 
 
 class LoadedAdapter:
@@ -246,7 +278,7 @@ class LoadedAdapter:
             expected = self._shape(tensors, name)
             weight = parameters.get(f"{name}.weight", parameters.get(name))
             if weight is None or weight.shape != expected:
-                raise ValueError(
+                raise InputError(
                     f"this adapter changes {name} of shape {tuple(expected)}, which this "
                     f"{type(denoiser).__name__} does not have: it was made for {info.denoiser} {info.model}"
                 )
@@ -306,34 +338,40 @@ class LoadedAdapter:
             weight.copy_(self.original[name])
 
 
-def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0) -> LoadedAdapter:
+def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str | None = None) -> LoadedAdapter:
     """Make a diffusers pipeline use a saved adapter, with any number of steps (nearest cached timestep).
 
-    `scale` multiplies the change of the weights. Undo with `.unload()`.
+    `scale` multiplies the change of the weights. Undo with `.unload()`. Raises InputError if the file is damaged, or of
+    another model: one with other layers, or another identity than `model` where that is given.
     """
     from nullbooth.models import denoiser_of
 
-    tensors, info = read_adapter(path)
-    return LoadedAdapter(denoiser_of(pipeline), tensors, info, scale)
+    tensors, info = read_adapter(path, model)
+    try:
+        return LoadedAdapter(denoiser_of(pipeline), tensors, info, scale)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def export_lora(path: Path | str, out: Path | str, prefix: str = "unet") -> None:
     """Write an adapter as a LoRA file for `pipe.load_lora_weights`; alpha is folded in (equal to the rank).
 
-    Raises ValueError where no single LoRA equals the adapter: `timestep` scope, and full rank.
+    Raises InputError where no single LoRA equals the adapter: `timestep` scope, and full rank.
     """
     tensors, info = read_adapter(path)
+    if Path(out).exists() and Path(out).samefile(path):
+        raise InputError(f"{out}: the adapter itself; give the LoRA another name")
     lora = {}
     for key, value in tensors.items():
         name, part = key.rsplit(".", 1)
         if part not in ("down", "up"):
-            raise ValueError(f"{path}: a full-rank adapter is no LoRA; train with an integer method rank")
+            raise InputError(f"{path}: a full-rank adapter is no LoRA; train with an integer method rank")
         if part == "down" and len(value) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{path}: scope {info.scope} has other weights at each timestep, which no LoRA file can say; "
                 "train with scope pooled, or load it with nullbooth.load_adapter"
             )
         lora[f"{prefix}.{name}.lora_{'A' if part == 'down' else 'B'}.weight"] = (
             value[0] if part == "down" else value
         ).contiguous()
-    save_file(lora, out, {"format": "pt"})
+    save_tensors(out, lora, {"format": "pt"})

@@ -1,9 +1,18 @@
 """Progress of long work as lines in a log, with the time left."""
 
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
+
+_BEGAN = time.monotonic()
+
+
+def spent() -> dict[str, float]:
+    """Seconds since this process imported the library, and its largest memory so far in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": round(time.monotonic() - _BEGAN, 2), "peak_mib": round(peak, 1)}
 
 
 def reporter(what: str, log: Callable[[str], None] = print, every: float = 5.0) -> Callable[[int, int], None]:
@@ -23,8 +32,8 @@ def reporter(what: str, log: Callable[[str], None] = print, every: float = 5.0) 
 
 def log_to(path: str) -> None:
     """Send everything this process prints, tracebacks and warnings included, to a log file."""
-    file = open(path, "w", buffering=1)  # noqa: SIM115 (open for as long as the process lives)
+    file = open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 (open for as long as the process lives)
     sys.stdout.flush()
     os.dup2(file.fileno(), sys.stdout.fileno())
     os.dup2(file.fileno(), sys.stderr.fileno())
-    sys.stdout.reconfigure(line_buffering=True)
+    sys.stdout.reconfigure(line_buffering=True, encoding="utf-8", errors="backslashreplace")

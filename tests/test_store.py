@@ -3,6 +3,7 @@
 import json
 import re
 
+import damage
 import numpy as np
 import pytest
 import zarr
@@ -91,7 +92,77 @@ def test_a_reader_may_expect_less_than_there_is(tmp_path):
 def test_a_missing_array_is_refused(tmp_path):
     store.write(tmp_path / "a.zarr", {"x": [1.0], "y": [2.0]}, IDENTITY)
     (tmp_path / "a.zarr" / "y" / "zarr.json").unlink()
-    with pytest.raises(store.StoreError, match=r"a\.zarr: incomplete, y is missing"):
+    with pytest.raises(store.StoreError, match=r"a\.zarr: incomplete, y/zarr\.json is missing"):
+        store.read(tmp_path / "a.zarr", IDENTITY)
+
+
+def all_of(path) -> dict[str, list]:
+    """Arrays and attributes, read anew."""
+    group = store.read(path, IDENTITY)
+    return {name: group[name][:].tolist() for name in group.attrs["arrays"]} | {"attributes": dict(group.attrs)}
+
+
+ROWS = np.arange(12.0).reshape(4, 3)
+FILES = ["zarr.json", "x/zarr.json", "x/c/0/0", "x/c/3/0", "y/c/0"]
+
+
+def small_store(path) -> dict[str, list]:
+    store.write(path, {"x": ROWS, "y": np.arange(3)}, IDENTITY, chunk_rows={"x": 1}, timestep=7.5)
+    return all_of(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_noticed_by_name(tmp_path, name):
+    good, path = small_store(tmp_path / "a.zarr"), tmp_path / "a.zarr" / name
+    content, refused = path.read_bytes(), 0
+    for place in range(0, len(content), max(1, len(content) // 40)):
+        damage.flip_bit(path, place)
+        try:
+            assert all_of(tmp_path / "a.zarr") == good  # white space of zarr.json
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(str(tmp_path / "a.zarr"))
+            assert "delete" in str(error)
+        path.write_bytes(content)
+    assert refused > 10
+    if name != "zarr.json":
+        assert refused == len(range(0, len(content), max(1, len(content) // 40)))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", [damage.truncate, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_a_file_cut_off_or_missing_is_noticed_by_name(tmp_path, name, harm):
+    """Zarr alone would read zeros where a chunk is missing."""
+    small_store(tmp_path / "a.zarr")
+    harm(tmp_path / "a.zarr" / name)
+    with pytest.raises(ValueError, match=rf"a\.zarr.*{'' if name == 'zarr.json' else name}"):
+        all_of(tmp_path / "a.zarr")
+
+
+def test_a_chunk_that_goes_missing_while_a_store_is_open_is_noticed(tmp_path):
+    small_store(tmp_path / "a.zarr")
+    group = store.read(tmp_path / "a.zarr")
+    (tmp_path / "a.zarr/x/c/3/0").unlink()
+    assert group["x"][:3].tolist() == ROWS[:3].tolist()
+    with pytest.raises(store.StoreError, match=r"a\.zarr: x/c/3/0 is not what was written there"):
+        group["x"][3]
+
+
+def test_a_chunk_of_another_store_is_noticed(tmp_path):
+    """Chunks of zeros are not written: one that is there all the same is none of this store's."""
+    store.write(tmp_path / "zeros.zarr", {"x": np.zeros((4, 3))}, IDENTITY)
+    small_store(tmp_path / "a.zarr")
+    assert store.read(tmp_path / "zeros.zarr")["x"][:].sum() == 0
+    (tmp_path / "zeros.zarr/x/c/0").mkdir(parents=True)
+    (tmp_path / "a.zarr/x/c/0/0").rename(tmp_path / "zeros.zarr/x/c/0/0")
+    with pytest.raises(store.StoreError, match=r"zeros\.zarr: x/c/0/0 is not what was written there"):
+        store.read(tmp_path / "zeros.zarr")["x"][:]
+
+
+def test_a_store_of_an_earlier_version_is_refused(tmp_path):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
+    group.attrs.update({"identity": IDENTITY, "versions": {}, "arrays": []})
+    with pytest.raises(store.StoreError, match=r"a\.zarr/zarr\.json: damaged, or not written by this version"):
         store.read(tmp_path / "a.zarr", IDENTITY)
 
 
@@ -118,6 +189,42 @@ def test_a_half_written_store_is_invisible(tmp_path):
         store.read(path)
     store.write(path, {"x": [2.0]}, IDENTITY)  # what was left over does no harm
     assert list(store.read(path)) == ["x"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+class Deadly:
+    """An array whose data kill the process that writes them."""
+
+    __array__ = damage.die
+
+
+def test_a_killed_writer_leaves_the_store_that_was_there(tmp_path):
+    path = tmp_path / "a.zarr"
+    store.write(path, {"x": [1.0]}, IDENTITY)
+    assert damage.killed(lambda: store.write(path, {"x": [2.0], "y": Deadly()}, IDENTITY))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert store.read(path, IDENTITY)["x"][:].tolist() == [1.0]
+    store.write(path, {"x": [3.0]}, IDENTITY)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+class Overtaken:
+    """An array of a writer that lost its Snakemake: before it is done, the next run writes the same store."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __array__(self, dtype=None, copy=None):
+        store.write(self.path, {"x": ROWS, "y": ROWS}, IDENTITY)
+        return ROWS + 1
+
+
+def test_two_writers_of_one_store_do_not_mix(tmp_path):
+    path = tmp_path / "a.zarr"
+    with pytest.raises((store.StoreError, FileNotFoundError), match=r"a\.zarr: another process removed x/"):
+        store.write(path, {"x": ROWS + 1, "y": Overtaken(path)}, IDENTITY)
+    assert store.read(path, IDENTITY)["x"][:].tolist() == ROWS.tolist()
+    assert store.read(path, IDENTITY)["y"][:].tolist() == ROWS.tolist()
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
 
 

@@ -1,0 +1,57 @@
+"""Safetensors files that are whole or absent, with a checksum of their content that every reader compares."""
+
+import json
+import os
+import re
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nullbooth.files import whole
+from nullbooth.text import InputError
+
+
+def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """CRC-32 of names, types, shapes and values of CPU tensors, and of what is said of them."""
+    crc = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
+
+
+def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors and metadata, with their checksum. Raises OSError that names the file if it cannot be written."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole(path) as partial:
+        try:
+            save_file(tensors, partial, {**metadata, "checksum": checksum(tensors, metadata)})
+        except SafetensorError as error:
+            if number := re.search(r"os error (\d+)", str(error)):  # it knows no OSError
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
+
+
+def load_tensors(path: Path | str, form: str, what: str, mend: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that `save_tensors` wrote with `format: form` in its metadata.
+
+    Raises InputError that names the file if it is not `what`, or broken: then `mend` says what to do.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != form:
+                raise InputError(f"{path}: not {what} (format {metadata.get('format')!r}, expected {form!r})")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except SafetensorError as error:
+        raise InputError(f"{path}: broken, or no safetensors file ({error}); {mend}") from error
+    expected = metadata.pop("checksum", None)
+    if checksum(tensors, metadata) != expected:
+        raise InputError(f"{path}: broken, its content does not match its checksum {expected}; {mend}")
+    return tensors, metadata
