@@ -16,7 +16,7 @@ report: "workflow/report/workflow.rst"
 
 
 pathvars:
-    results=config.get("results", "results"),
+    results=str(config.get("results", "results")),
 
 
 include: "rules/common.smk"
@@ -25,17 +25,22 @@ include: "rules/train.smk"
 include: "rules/sample.smk"
 include: "rules/evaluation.smk"
 include: "rules/gallery.smk"
+include: "rules/plan.smk"
 
 
+# Snakemake looks no further than a page that is there; the rule asks for all that it rests on, too.
 rule samples:
     default_target: True
     input:
         rules.gallery.output,
+        rules.gallery.input,
+        collect("<kept>/runs/{run}/adapter.safetensors", run=kept_runs(RUNS)),
+        statistics_in_use,
 
 
 rule trajectories:
     input:
-        collect("<results>/trajectories/{shard}.zarr", shard=SHARDS),
+        collect("<results>/trajectories/{i:02d}.zarr", i=range(len(SHARDS))),
 
 
 rule covariances:
@@ -50,4 +55,4 @@ rule projectors:
 
 rule adapters:
     input:
-        collect("<results>/runs/{run}/adapter.safetensors", run=RUNS),
+        collect("<results>/runs/{run}", run=RUNS),

@@ -70,13 +70,13 @@ def _attend(block: Any, queries: list[Tensor], maps: Maps) -> Callable:
 
 
 def word_tokens(tokenizer: Any, prompt: str, word: str) -> list[int]:
-    """Positions of a word's tokens in a tokenised prompt. Raises ValueError if it is not there."""
+    """Positions of a word's tokens in a tokenised prompt; none if it is not there."""
     ids = tokenizer(prompt).input_ids
     wanted = tokenizer(word, add_special_tokens=False).input_ids
     for i in range(len(ids) - len(wanted) + 1):
         if wanted and ids[i : i + len(wanted)] == wanted:
             return list(range(i, i + len(wanted)))
-    raise ValueError(f"{word!r} is not among the tokens of {prompt!r}")
+    return []
 
 
 def overlay(picture: Tensor, heat: Tensor, size: int = 256) -> Tensor:

@@ -1,6 +1,5 @@
 """Methods beside each other: how much of the subject for how much drift, with intervals from prompts and seeds."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nullbooth.files import read_json
 from nullbooth.intervals import QUANTILES, bootstrap_mean, resampled_means
 
 FIDELITY = ("tuned", "subject", "dino_fidelity")
@@ -52,7 +52,7 @@ def stacked(runs: list[list[dict]]) -> dict[Key, NDArray]:
 def read_runs(results: Path, method: str, concepts: list[str], seeds: list[int]) -> list[list[dict]]:
     """metrics.json of one method, `[seeds][concepts]`."""
     places = [[results / "runs" / c / method / str(s) / "metrics.json" for c in concepts] for s in seeds]
-    return [[json.loads(path.read_text()) for path in row] for row in places]
+    return [[read_json(path) for path in row] for row in places]
 
 
 def read_point(results: Path, curve: str, name: str, concepts: list[str], seeds: list[int]) -> Point:

@@ -9,6 +9,8 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm, Normalize
 from numpy.typing import NDArray
 
+from nullbooth.files import whole
+
 matplotlib.use("Agg")
 matplotlib.rcParams.update(
     {
@@ -31,7 +33,8 @@ def save(figure: plt.Figure, *paths: Path | str) -> None:
     """Write a figure, by the suffix of each path, without the date that would make every file another."""
     for path in paths:
         dated = {"Date": None} if Path(path).suffix == ".svg" else None
-        figure.savefig(path, metadata=dated, dpi=160)
+        with whole(path) as partial:
+            figure.savefig(partial, metadata=dated, dpi=160)
     plt.close(figure)
 
 

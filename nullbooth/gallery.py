@@ -1,7 +1,6 @@
 """The page that shows base and tuned model side by side, and a contact sheet per concept."""
 
 import csv
-import json
 import shutil
 import textwrap
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from nullbooth.images import list_images
+from nullbooth.files import read_json
+from nullbooth.images import list_images, open_image, read_drawn
 
 GROUPS = {
     "subject": "The subject, in new places",
@@ -26,10 +26,11 @@ TILE = 128
 
 def collect_images(folder: Path, page: Path, name: str) -> dict[tuple[str, str, int], str]:
     """Copy a folder of pictures beside the page; their addresses by group, prompt and seed."""
-    target = page / name
-    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(".snakemake*", "*.json"))
-    listed = json.loads((folder / "images.json").read_text())["images"]
-    return {(e["group"], e["prompt"], e["seed"]): f"{name}/{e['file']}" for e in listed}
+    drawn = read_drawn(folder)
+    (page / name).mkdir(parents=True)
+    for entry in [*drawn["images"], *drawn.get("attention", [])]:
+        shutil.copy(folder / entry["file"], page / name / entry["file"])
+    return {(e["group"], e["prompt"], e["seed"]): f"{name}/{e['file']}" for e in drawn["images"]}
 
 
 def figure(metrics: list[dict], model: str, group: str, metric: str) -> dict | None:
@@ -66,9 +67,9 @@ def contact_sheet(
     def row(y: int, label: str, files: list[str]) -> None:
         draw.multiline_text((6, y + TILE // 2 - 12), textwrap.fill(label, 16), "black", font)
         for i, name in enumerate(files):
-            with Image.open(page / name) as picture:
-                method = Image.Resampling.NEAREST if picture.width < TILE else Image.Resampling.LANCZOS
-                square = ImageOps.fit(ImageOps.exif_transpose(picture).convert("RGB"), (TILE, TILE), method)
+            picture = open_image(page / name)
+            method = Image.Resampling.NEAREST if picture.width < TILE else Image.Resampling.LANCZOS
+            square = ImageOps.fit(picture, (TILE, TILE), method)
             sheet.paste(square, (margin + i * pitch, y))
 
     row(0, "photographs", photographs[:COLUMNS])
@@ -88,7 +89,7 @@ def attention_maps(drawn: dict[str, tuple[Path, str]]) -> list[dict]:
     """Maps by prompt. drawn: by the label of who drew it, a folder of pictures and the address of its copy."""
     found: dict[str, list[dict]] = {}
     for label, (folder, address) in drawn.items():
-        for entry in json.loads((folder / "images.json").read_text()).get("attention", []):
+        for entry in read_drawn(folder).get("attention", []):
             found.setdefault(entry["prompt"], []).append(
                 {"word": entry["word"], "label": label, "file": f"{address}/{entry['file']}"}
             )
@@ -131,14 +132,14 @@ def concept_section(page: Path, results: Path, concept: dict, runs: list[str], a
     for run in (r for r in runs if r.split("/")[0] == name):
         folder = results / "runs" / run
         label = " ".join(run.split("/")[1:]) if about["seeds"] > 1 else run.split("/")[1]
-        drawn[label if about["methods"] > 1 else "tuned model"] = (results / "images" / run, run)
-        images = collect_images(results / "images" / run, page, run)
+        drawn[label if about["methods"] > 1 else "tuned model"] = (folder / "images", run)
+        images = collect_images(folder / "images", page, run)
         change = [
             (shutil.copy(folder / file, page / run / file).relative_to(page).as_posix(), title)
             for file, title in CHANGES.items()
             if (folder / file).is_file()
         ]
-        metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+        metrics = read_json(folder / "metrics.json")["metrics"]
         tuned.append(
             {
                 "label": label,

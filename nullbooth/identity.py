@@ -3,7 +3,11 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
+
+from nullbooth.files import read_json, write_text
+from nullbooth.text import InputError, read_text
 
 _WEIGHTS = (".safetensors", ".json", ".txt", ".model")
 _REMEMBERED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nullbooth" / "fingerprints.json"
@@ -20,7 +24,7 @@ def file_digest(path: Path) -> str:
 
 
 def model_identity(model: str, revision: str | None = None, key: str = "model", index: str = "model_index.json") -> str:
-    """Hash of a local model's files, or `id@revision` of a Hub model. `key` is the setting that names it, `index` the
+    """Hash of a local model's files, or `id@commit` of a Hub model. `key` is the setting that names it, `index` the
     file that every such folder has: model_index.json of a diffusers pipeline, config.json of one transformers model.
 
     A file's hash is remembered by path, size, modification time and change time, so that large models are
@@ -30,11 +34,11 @@ def model_identity(model: str, revision: str | None = None, key: str = "model", 
     if not folder.exists():
         if model.startswith((".", "/", "~")) or model.count("/") != 1:
             raise FileNotFoundError(f"{key}: {model!r} is neither a folder nor a Hub id (owner/name)")
-        return f"{model}@{revision or 'main'}"
+        return f"{model}@{hub_commit(model, revision, key, index)}"
     if not (folder / index).is_file():
         kind = "diffusers pipeline" if index == "model_index.json" else "transformers model"
         raise FileNotFoundError(f"{key}: {folder} has no {index}; give the folder of a {kind}")
-    remembered = json.loads(_REMEMBERED.read_text()) if _REMEMBERED.is_file() else {}
+    remembered = read_json(_REMEMBERED) if _REMEMBERED.is_file() else {}
     files, known = {}, dict(remembered)
     for path in sorted(p for p in folder.rglob("*") if p.suffix in _WEIGHTS):
         stat = path.stat()
@@ -43,22 +47,55 @@ def model_identity(model: str, revision: str | None = None, key: str = "model", 
             known[place] = file_digest(path)
         files[path.relative_to(folder).as_posix()] = known[place]
     if known != remembered:
-        _REMEMBERED.parent.mkdir(parents=True, exist_ok=True)
-        partial = _REMEMBERED.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(known))
-        partial.replace(_REMEMBERED)
+        write_text(_REMEMBERED, json.dumps(known))
     return digest(files)
 
 
-def read_prompts(path: Path | str) -> list[str]:
+def model_folder(model: str, commit: str | None) -> Path | None:
+    """The folder with a pipeline's weights: its own, or that of the Hub's cache; None if they are not here."""
+    if commit is None:
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(model, "model_index.json", revision=commit)
+    folder = Path(path).parent if isinstance(path, str) else None
+    return folder if folder and list(folder.glob("unet/*.safetensors")) else None
+
+
+def hub_commit(model: str, revision: str | None, key: str, index: str) -> str:
+    """The commit of a Hub model: of the copy in the Hub's cache if there is one, so that jobs without network agree.
+
+    Raises FileNotFoundError if it is neither there nor to be had.
+    """
+    if revision and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        try:
+            path = hf_hub_download(model, index, revision=revision, local_files_only=True)
+        except LocalEntryNotFoundError:
+            path = hf_hub_download(model, index, revision=revision)
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().partition(".")[0]
+        raise FileNotFoundError(
+            f"{key}: {model!r}, revision {revision or 'main'}: no such folder here, not in the Hub's cache, and not to "
+            f"be had from the Hub ({reason}); download it first, or give the folder of a model"
+        ) from error
+    return Path(path).parent.name
+
+
+def read_prompts(path: Path | str, key: str | None = None) -> list[str]:
     """Prompts of a text file, one a line, without blank lines, comments (#) and repetitions, sorted.
 
-    Sorted, because the moments do not depend on the order: neither should the cache.
+    Sorted, because the moments do not depend on the order: neither should the cache. `key` is the setting that names
+    the file. Raises InputError if there are none.
     """
-    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines())
+    lines = (line.strip() for line in read_text(path, key).split("\n"))  # not splitlines: U+2028 may stand in a prompt
     prompts = sorted({line for line in lines if line and not line.startswith("#")})
     if not prompts:
-        raise ValueError(f"{path}: no prompts in it; write one a line")
+        raise InputError(f"{f'{key}: ' if key else ''}{path}: no prompts in it; write one a line")
     return prompts
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nullbooth.models import load_whole
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -38,11 +40,12 @@ def load_encoder(path: str, revision: str | None = None) -> Encoder:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import cached_file
 
-    model = AutoModel.from_pretrained(path, revision=revision, use_safetensors=True, dtype=torch.float32).eval()
+    options = {"revision": revision, "trust_remote_code": False}
+    model = load_whole(AutoModel, path, f"evaluate: {path}", dtype=torch.float32, **options).eval()
     config = json.loads(Path(cached_file(path, "preprocessor_config.json", revision=revision)).read_text())
     size = config.get("crop_size") if config.get("do_center_crop", True) else config["size"]
     size = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision) if hasattr(model, "get_text_features") else None
+    tokenizer = AutoTokenizer.from_pretrained(path, **options) if hasattr(model, "get_text_features") else None
     heads = attributes = None
     if (Path(path) / "heads.json").is_file():
         attributes = json.loads((Path(path) / "heads.json").read_text())

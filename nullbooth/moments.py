@@ -35,12 +35,6 @@ class Moment:
         return self.total / self.rows
 
 
-def merge(moments: Iterable[Moment]) -> Moment:
-    """The moment of all rows together. Shapes must agree; there must be at least one."""
-    moments = list(moments)
-    return Moment(sum(m.total for m in moments), sum(m.rows for m in moments))
-
-
 def pool(moments: Iterable[Moment]) -> Moment:
     """Moments of several timesteps as one, each timestep with the same weight whatever its row count."""
     moments = list(moments)

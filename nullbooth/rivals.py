@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "oft", "corda")
-WITH_CLASS_IMAGES = ("dreambooth-prior", "custom-diffusion")
+from nullbooth.settings import RIVALS
+
 _UNLIKE_LORA = ("oft", "corda")  # peft methods whose change is not up @ down
 
 

@@ -4,31 +4,50 @@ import copy
 import difflib
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
 
+from nullbooth.text import InputError, has_secret, shown, strange_character
 
-class SettingsError(ValueError):
+RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "oft", "corda")
+WITH_CLASS_IMAGES = ("dreambooth-prior", "custom-diffusion")
+# Names of results: some are taken, and tables read others as an absent value.
+_RESERVED = ("base", "class", "unrelated", "null", "none", "nan", "na")
+_DEPTH = 20  # of dictionaries and lists within each other
+_LONGEST = 2000  # characters of one setting
+_LINES = 8  # of a message
+
+
+class SettingsError(InputError):
     """The config does not fit its schema."""
 
 
 def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """A copy of `config` with the schema's defaults filled in, at every depth. Raises SettingsError."""
+    if found := list(_unusable(config, "")):
+        raise SettingsError("\n".join(found[:_LINES]))
     config = copy.deepcopy(config)
     _fill(config, schema, schema)
-    errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
+    errors = sorted(_Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
     if errors:
-        raise SettingsError("\n".join(_explain(error) for error in errors))
-    compared = config.get("comparison", {}).get("methods", [])
-    points = [p["name"] for entry in [*config.get("methods", []), *compared] for p in sweep_points(entry)]
+        raise SettingsError("\n".join(_explain(error) for error in errors[:_LINES]))
+    lists = {key: config.get(key, []) for key in ("concepts", "methods")}
+    lists["comparison.methods"] = config.get("comparison", {}).get("methods", [])
+    for kind, entries in lists.items():
+        for i, entry in enumerate(entries):
+            if entry["name"].lower() in _RESERVED:
+                raise SettingsError(f"{kind}.{i}.name: {entry['name']!r} has a meaning of its own; choose another name")
+    points = [p["name"] for kind in ("methods", "comparison.methods") for e in lists[kind] for p in sweep_points(e)]
     for kind, names in {
-        "concepts": [entry["name"] for entry in config.get("concepts", [])],
-        "comparison.methods": [entry["name"] for entry in compared],
+        "concepts": [entry["name"] for entry in lists["concepts"]],
+        "comparison.methods": [entry["name"] for entry in lists["comparison.methods"]],
         "methods": points,
     }.items():
-        if doubled := {name for name in names if names.count(name) > 1}:
-            raise SettingsError(f"{kind}: the name {sorted(doubled)[0]!r} is used twice; names must differ")
+        folded = [name.lower() for name in names]  # some file systems take Dog and dog for one
+        if doubled := [name for name in names if folded.count(name.lower()) > 1]:
+            raise SettingsError(f"{kind}: the name {doubled[-1]!r} is used twice; names must differ, not in case alone")
     return config
 
 
@@ -50,10 +69,51 @@ def fill_prompt(prompt: str, words: dict[str, str]) -> str:
     """`prompt` with its {subject} and {class} replaced. Raises SettingsError for any other placeholder."""
     for name, value in words.items():
         prompt = prompt.replace(f"{{{name}}}", value)
-    if stray := re.search(r"\{\w*\}", prompt):
+    if stray := re.search(r"\{[^{}]*\}", prompt):
         known = " or ".join(f"{{{name}}}" for name in words)
-        raise SettingsError(f"{prompt!r}: {stray[0]} stands for nothing; use {known}")
+        raise SettingsError(f"{shown(prompt)}: {shown(stray[0])[1:-1]} stands for nothing; use {known}")
     return prompt
+
+
+def _is_integer(_checker: Any, value: object) -> bool:
+    """JSON Schema takes 3.0 for an integer, Python's range does not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+)
+
+
+def _unusable(value: Any, where: str, depth: int = 0) -> Iterator[str]:
+    """What no setting can be, whatever the schema says. Values that may be secrets are not repeated."""
+    if depth > _DEPTH:
+        yield f"{where}: nested deeper than {_DEPTH} times; is an anchor (&, *) of YAML part of itself?"
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(key, str) and len(key) < 100 and not strange_character(key):
+                yield from _unusable(inner, f"{where}.{key}".lstrip("."), depth + 1)
+            else:
+                yield f"{where or 'config'}: the key {shown(key)} is not plain text; put it in quotes"
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _unusable(inner, f"{where}.{i}", depth + 1)
+    elif isinstance(value, str):
+        if has_secret(value):
+            yield f"{where}: a token or password stands in it, and would be shown; for the Hub, set HF_TOKEN instead"
+        elif len(value) > _LONGEST:
+            yield f"{where}: {shown(value)}: {len(value)} characters; give at most {_LONGEST}"
+        elif strange := strange_character(value):
+            yield f"{where}: {shown(value)}: the control character {strange} stands in it; remove it"
+    elif isinstance(value, int):
+        if abs(value) >= 1 << 63:
+            yield f"{where}: the number is too large; it must be below 2^63"
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield f"{where}: {value} is not a finite number"
+    elif value is not None:
+        yield f"{where}: {value} is neither text nor a number; put it in quotes"
 
 
 def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +145,7 @@ def _explain(error: jsonschema.ValidationError) -> str:
             near = difflib.get_close_matches(str(key), known, 1, 0.5)
             mend = f"did you mean {near[0]!r}?" if near else f"keys here are {', '.join(known)}"
             lines.append(f"{f'{where}.' if where else ''}{key}: unknown key; {mend}")
-        return "\n".join(lines)
+        return "\n".join(lines[:_LINES])
     if error.validator == "anyOf":
         meant = next((sub for sub in error.context if sub.validator == "additionalProperties"), None)
         if meant is not None:
@@ -98,7 +158,9 @@ def _explain(error: jsonschema.ValidationError) -> str:
         hint = "; ".join(
             filter(None, (hint, "this is text: YAML takes 1.0e-3 for a number, not 1e-3, and --config none inside {}"))
         )
-    return f"{where}: {error.instance!r}: {error.message}" + (f" ({hint})" if hint else "")
+    value = shown(error.instance)
+    said = "cannot be used" if error.validator == "pattern" else error.message.replace(repr(error.instance), "")[:200]
+    return f"{where}: {value} {said.strip()}" + (f" ({hint})" if hint else "")
 
 
 def _is_number(value: Any) -> bool:

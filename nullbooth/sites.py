@@ -26,7 +26,7 @@ def find_sites(denoiser: nn.Module, projections: tuple[str, ...] = PROJECTIONS) 
     cross-attention if diffusers says so (`Attention.is_cross_attention`).
     Raises ValueError if the projections are fused, wrapped by an adapter, or if there are none.
     """
-    sites = {}
+    sites, seen = {}, set()
     for block, attention in denoiser.named_modules():
         if not getattr(attention, "is_cross_attention", False):
             continue
@@ -38,7 +38,8 @@ def find_sites(denoiser: nn.Module, projections: tuple[str, ...] = PROJECTIONS) 
                 "call unfuse_qkv_projections() on the denoiser first"
             )
         for name, module in attention.named_modules():
-            if any(fnmatchcase(name, pattern) for pattern in projections):
+            if matching := [pattern for pattern in projections if fnmatchcase(name, pattern)]:
+                seen.update(matching)
                 if hasattr(module, "base_layer"):
                     raise ValueError(
                         f"{block}.{name} is wrapped by another adapter ({type(module).__name__}); "
@@ -51,6 +52,10 @@ def find_sites(denoiser: nn.Module, projections: tuple[str, ...] = PROJECTIONS) 
             f"{type(denoiser).__name__} has no cross-attention linear named {' or '.join(projections)}; "
             "check protect.projections in the config"
         )
+    if unused := [pattern for pattern in projections if pattern not in seen]:
+        raise ValueError(
+            f"protect.projections: {unused[0]!r} is no linear of any cross-attention block; correct or remove it"
+        )
     return sites
 
 
@@ -60,7 +65,7 @@ def find_features(sites: dict[str, nn.Linear], forward: Callable[[int], object])
     `forward(0)` and `forward(1)` run the denoiser on the same latents and prompts at two different
     timesteps; an input equal in both does not depend on the timestep.
     """
-    first, second = _inputs(sites, lambda: forward(0)), _inputs(sites, lambda: forward(1))
+    first, second = read_inputs(sites, lambda: forward(0)), read_inputs(sites, lambda: forward(1))
     readers: dict[int, list[str]] = {}
     for name, x in first.items():
         readers.setdefault(id(x), []).append(name)
@@ -75,7 +80,7 @@ def find_features(sites: dict[str, nn.Linear], forward: Callable[[int], object])
     ]
 
 
-def _inputs(sites: dict[str, nn.Linear], run: Callable[[], object]) -> dict[str, Tensor]:
+def read_inputs(sites: dict[str, nn.Linear], run: Callable[[], object]) -> dict[str, Tensor]:
     """The very tensors that the sites read. They are kept alive, so that identities stay distinct."""
     seen: dict[str, Tensor] = {}
 

@@ -7,7 +7,7 @@ import zarr
 from torch import nn
 
 from nullbooth import store
-from nullbooth.moments import Moment, collecting, merge
+from nullbooth.moments import Moment, collecting
 from nullbooth.projector import Projector, projector
 from nullbooth.sites import Feature, find_features, find_sites
 from nullbooth.trajectories import denoiser_inputs
@@ -15,48 +15,41 @@ from nullbooth.trajectories import denoiser_inputs
 
 def moments_at(
     denoiser: nn.Module,
-    shards: list[str],
+    trajectory: str,
     step: int,
     projections: list[str],
     batch: int,
     identity: dict,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Moment], list[Feature], list[float]]:
-    """Moments by feature name at timestep index `step` over all stored trajectories, the features, and all timesteps.
+    """Moments by feature name at timestep index `step` over one stored trajectory, the features, and all timesteps.
 
     What does not depend on the timestep is collected at index 0 alone.
     """
-    groups = [store.read(path, identity) for path in shards]
-    timesteps = groups[0]["timesteps"][:].tolist()
+    group = store.read(trajectory, identity)
+    timesteps = group["timesteps"][:].tolist()
     other = timesteps[step - 1] if step else timesteps[-1]
     sites = find_sites(denoiser, tuple(projections))
     device = next(denoiser.parameters()).device
-    total, done = sum(group["latents"].shape[1] for group in groups), 0
-    features: list[Feature] = []
-    parts: list[dict[str, Moment]] = []
-    for group in groups:
-        latents = torch.from_numpy(group["latents"][step])
-        conditions = stored_conditions(group)
-        if not features:
-            probe = [denoiser_inputs(latents, t, conditions, slice(0, 1), device) for t in (timesteps[step], other)]
-            found = find_features(sites, lambda i, probe=probe: denoiser(**probe[i]))
-            features = [f for f in found if step == 0 or not f.static]
-        with collecting({f.name: sites[f.name] for f in features}) as moments:
-            for rows in (slice(i, i + batch) for i in range(0, len(latents), batch)):
-                denoiser(**denoiser_inputs(latents, timesteps[step], conditions, rows, device))
-                done += len(latents[rows])
-                progress(done, total)
-        parts.append(moments)
-    return {f.name: merge(part[f.name] for part in parts) for f in features}, features, timesteps
+    latents, conditions = torch.from_numpy(group["latents"][step]), stored_conditions(group)
+    probe = [denoiser_inputs(latents, t, conditions, slice(0, 1), device) for t in (timesteps[step], other)]
+    found = find_features(sites, lambda i: denoiser(**probe[i]))
+    features = [f for f in found if step == 0 or not f.static]
+    with collecting({f.name: sites[f.name] for f in features}) as moments:
+        for i in range(0, len(latents), batch):
+            denoiser(**denoiser_inputs(latents, timesteps[step], conditions, slice(i, i + batch), device))
+            progress(min(i + batch, len(latents)), len(latents))
+    return moments, features, timesteps
 
 
 def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, every: int) -> Callable[[], None]:
     """A function that runs the denoiser on all stored trajectories, each `every`th step, one sample at a time."""
+    of_any_prompts = {key: value for key, value in identity.items() if key != "prompts"}
 
     @torch.no_grad()
     def run() -> None:
         device = next(denoiser.parameters()).device
-        for group in (store.read(path, identity) for path in shards):
+        for group in (store.read(path, of_any_prompts) for path in shards):
             timesteps = group["timesteps"][:].tolist()
             conditions = stored_conditions(group)
             branches = len(next(iter(conditions.values())))

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nullbooth.adapter import Adapter
+from nullbooth.files import whole
 from nullbooth.rivals import FineTune
+from nullbooth.tensors import load_tensors, save_tensors
 from nullbooth.trajectories import unflatten
+
+CHECKPOINT = "nullbooth-checkpoint-1"
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,7 @@ def train(
     if start := len(done):
         log(f"resumed at step {start} of {s.steps}")
     began = time.monotonic()
-    with adapter.attached(denoiser), open(folder / "loss.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("step", "loss", "seconds"))
-        table.writerows((i, *row) for i, row in enumerate(done, 1))
+    with adapter.attached(denoiser):
         for step in range(start, s.steps):
             at = time.monotonic()
             before = adapter.snapshot() if adapter.scope == "shared" else None
@@ -173,7 +172,6 @@ def train(
             if not torch.isfinite(torch.tensor(total)):
                 raise FloatingPointError(f"the loss is {total} at step {step + 1}: lower train.learning_rate")
             done.append((total, round(time.monotonic() - at, 4)))
-            table.writerow((step + 1, *done[-1]))
             accelerator.log({"loss": total, "learning rate": lr.get_last_lr()[0]}, step=step + 1)
             n = step + 1
             if n % 20 == 0 or n == s.steps:
@@ -181,12 +179,15 @@ def train(
                 recent = sum(loss for loss, _ in done[-20:]) / len(done[-20:])
                 log(f"step {n}/{s.steps}  loss {recent:.4f}  {pace:.2f} s/step  {pace * (s.steps - n):.0f} s left")
             if n % s.checkpoint_every == 0 and n < s.steps:
-                file.flush()
                 _save_checkpoint(folder, run, done, adapter, optimizer)
             if validate is not None and validate_every and n % validate_every == 0:
                 pictures = validate(n)
                 accelerator.get_tracker("tensorboard").writer.add_images("validation", pictures, n)
     accelerator.end_training()
+    with whole(folder / "loss.csv") as partial, open(partial, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("step", "loss", "seconds"))
+        table.writerows((i, *row) for i, row in enumerate(done, 1))
 
 
 def _draw(data: TrainData, scheduler: Any, adapter: Adapter | FineTune, s: TrainSettings, index: int) -> dict[str, Any]:
@@ -259,24 +260,30 @@ def _save_checkpoint(
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
     checkpoints = folder / "checkpoints" / run
-    checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{len(done):06d}.safetensors"
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
-    for old in sorted(checkpoints.glob("*.safetensors"))[:-1]:
-        old.unlink()
+    save_tensors(path, tensors, {"format": CHECKPOINT})
+    for old in _checkpoints(checkpoints)[:-1]:
+        old.unlink(missing_ok=True)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, by their step."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.stem.isdigit())
 
 
 def _resume(
     folder: Path, run: str, adapter: Adapter | FineTune, optimizer: torch.optim.Optimizer, lr: Any
 ) -> list[tuple[float, float]]:
-    """Load the last checkpoint of this run, if there is one, and return losses and seconds of the steps up to it."""
-    found = sorted((folder / "checkpoints" / run).glob("*.safetensors"))
+    """Load the last checkpoint of this run, if there is one, and return losses and seconds of the steps up to it.
+
+    Raises ValueError that names the checkpoint if it is damaged.
+    """
+    found = _checkpoints(folder / "checkpoints" / run)
     if not found:
         return []
-    with safe_open(found[-1], "pt") as file:
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    tensors, _ = load_tensors(
+        found[-1], CHECKPOINT, "a checkpoint", "delete it, and training starts from the beginning"
+    )
     adapter.load_state_dict({k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")})
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from nullbooth.identity import prompt_seed, seeded_noise, step_generators
 from nullbooth.models import denoiser_of
+from nullbooth.text import InputError
+from nullbooth.tokens import check_read
 
 
 @dataclass
@@ -100,7 +102,15 @@ def record(
     batch: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Trajectory:
-    """Sample every prompt once with the pipeline itself and keep what its denoiser was given."""
+    """Sample every prompt once with the pipeline itself and keep what its denoiser was given.
+
+    Raises InputError for more steps than the scheduler has, and for prompts far longer than the text encoder reads.
+    """
+    limit = pipeline.scheduler.config.get("num_train_timesteps", steps)
+    if steps > limit:
+        raise InputError(f"sampler.steps: {steps}: {type(pipeline.scheduler).__name__} has {limit}; take fewer")
+    for warning in check_read(pipeline.tokenizer, prompts):
+        print(warning)
     parts = []
     for i in range(0, len(prompts), batch):
         texts = prompts[i : i + batch]

@@ -3,7 +3,8 @@
 
 rule evaluation:
     input:
-        metrics=collect("<results>/runs/{run}/metrics.json", run=RUNS),
+        metrics=collect("<kept>/runs/{run}/metrics.json", run=kept_runs(RUNS)),
+        shown=collect("<results>/runs/{run}", run=RUNS),
     output:
         table=report(
             "<results>/evaluation/metrics.csv",
@@ -35,31 +36,31 @@ rule evaluation:
 rule mechanism:
     input:
         adapter=rules.adapter.output.adapter,
-        covariances=collect("<results>/covariances/{step}.zarr", step=STEPS),
-        heldout="<results>/covariances/heldout.zarr",
+        covariances=collect(rules.covariance.output[0], step=STEPS),
+        heldout=rules.heldout_moments.output[0],
     output:
-        table="<results>/runs/{concept}/{method}/{seed}/mechanism.csv",
+        table="<kept>/<run>/{key}/mechanism.csv",
         protected=report(
-            "<results>/runs/{concept}/{method}/{seed}/change_protected.svg",
+            "<kept>/<run>/{key}/change_protected.svg",
             caption="../workflow/report/change.rst",
             category="Mechanism",
             labels={"concept": "{concept}", "method": "{method}", "seed": "{seed}", "prompts": "protected"},
         ),
         heldout=report(
-            "<results>/runs/{concept}/{method}/{seed}/change_heldout.svg",
+            "<kept>/<run>/{key}/change_heldout.svg",
             caption="../workflow/report/change.rst",
             category="Mechanism",
             labels={"concept": "{concept}", "method": "{method}", "seed": "{seed}", "prompts": "not protected"},
         ),
     log:
-        "<results>/logs/mechanism/{concept}/{method}/{seed}.log",
+        "<results>/logs/mechanism/{concept}/{method}/{seed}/{key}.log",
     benchmark:
-        "<results>/benchmarks/mechanism/{concept}/{method}/{seed}.tsv"
+        "<results>/benchmarks/mechanism/{concept}/{method}/{seed}/{key}.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
-        mem_mb=grown(4000),
+        mem_mb=grown(4000, "mechanism"),
         runtime=60,
     params:
         identity=IDENTITY,
@@ -72,9 +73,10 @@ rule mechanism:
 
 rule comparison:
     input:
-        metrics=collect("<results>/runs/{run}/metrics.json", run=COMPARED_RUNS),
-        losses=collect("<results>/runs/{run}/loss.csv", run=COMPARED_RUNS),
-        images=collect("<results>/images/{run}", run=COMPARED_RUNS),
+        metrics=collect("<kept>/runs/{run}/metrics.json", run=kept_runs(COMPARED_RUNS)),
+        losses=collect("<kept>/runs/{run}/loss.csv", run=kept_runs(COMPARED_RUNS)),
+        images=collect("<kept>/runs/{run}/images", run=kept_runs(COMPARED_RUNS)),
+        shown=collect("<results>/runs/{run}", run=COMPARED_RUNS),
         base=collect("<results>/images/base/{part}" + FEWER_STEPS, part=[*COMPARED, "unrelated"]),
     output:
         page=report(
@@ -95,6 +97,7 @@ rule comparison:
         runtime=30,
     params:
         results=config["results"],
+        statistics=STORES,
         template=str(Path(workflow.basedir) / "workflow" / "report" / "comparison.html.j2"),
         points=POINTS,
         concepts=COMPARED,

@@ -1,15 +1,16 @@
-"""The page that a person opens."""
+"""The page that a person opens, and plain names for what is kept."""
 
 
 rule gallery:
     input:
-        tuned=collect("<results>/images/{run}", run=RUNS),
-        base=collect("<results>/images/base/{part}", part=[*CONCEPTS, "unrelated"]),
-        metrics=collect("<results>/runs/{run}/metrics.json", run=RUNS),
-        losses=collect("<results>/runs/{run}/loss.csv", run=RUNS),
+        tuned=collect("<kept>/runs/{run}/images", run=kept_runs(RUNS)),
+        base=collect("<results>/images/base/{part}", part=PARTS),
+        metrics=collect("<kept>/runs/{run}/metrics.json", run=kept_runs(RUNS)),
+        losses=collect("<kept>/runs/{run}/loss.csv", run=kept_runs(RUNS)),
+        mechanism=collect("<kept>/runs/{run}/mechanism.csv", run=kept_runs(RUNS if PROTECTING else [])),
+        shown=collect("<results>/runs/{run}", run=RUNS),
         table=rules.evaluation.output.table,
-        statistics=[rules.spectra.output.spectra, rules.spectra.output.free] if PROTECTING else [],
-        mechanism=collect("<results>/runs/{run}/mechanism.csv", run=RUNS if PROTECTING else []),
+        statistics=["<results>/figures"] if PROTECTING else [],
     output:
         report(
             directory("<results>/samples"),
@@ -41,3 +42,17 @@ rule gallery:
         "Writing the gallery"
     script:
         "../workflow/scripts/gallery.py"
+
+
+rule shown:
+    input:
+        lambda wildcards: str(Path(*SHOWN[wildcards.shown])),
+    output:
+        directory("<results>/{shown}"),
+    localrule: True
+    params:
+        target=lambda wildcards, output: os.path.relpath(SHOWN[wildcards.shown][0], Path(output[0]).parent),
+    message:
+        "{output} is {params.target}"
+    shell:
+        "ln -s {params.target:q} {output:q}"

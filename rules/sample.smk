@@ -3,7 +3,7 @@
 
 rule base_images:
     output:
-        directory("<results>/images/base/{part}"),
+        directory("<drawn>/{part}"),
     log:
         "<results>/logs/images/base/{part}.log",
     benchmark:
@@ -13,7 +13,7 @@ rule base_images:
     threads: workflow.cores or 1
     resources:
         gpu=1,
-        mem_mb=grown(6000),
+        mem_mb=grown(6000, "base_images"),
         runtime=60,
     params:
         prompts=base_prompts,
@@ -28,7 +28,7 @@ rule base_images:
 
 rule class_images:
     output:
-        directory("<results>/images/class/{concept}"),
+        directory("<drawn>/class/{concept}"),
     log:
         "<results>/logs/images/class/{concept}.log",
     benchmark:
@@ -38,7 +38,7 @@ rule class_images:
     threads: workflow.cores or 1
     resources:
         gpu=1,
-        mem_mb=grown(6000),
+        mem_mb=grown(6000, "class_images"),
         runtime=60,
     params:
         prompts=class_prompts,
@@ -55,17 +55,17 @@ rule tuned_images:
     input:
         adapter=rules.adapter.output.adapter,
     output:
-        directory("<results>/images/{concept}/{method}/{seed}"),
+        directory("<kept>/<run>/{key}/images"),
     log:
-        "<results>/logs/images/{concept}/{method}/{seed}.log",
+        "<results>/logs/images/{concept}/{method}/{seed}/{key}.log",
     benchmark:
-        "<results>/benchmarks/images/{concept}/{method}/{seed}.tsv"
+        "<results>/benchmarks/images/{concept}/{method}/{seed}/{key}.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: workflow.cores or 1
     resources:
         gpu=1,
-        mem_mb=grown(6000),
+        mem_mb=grown(6000, "tuned_images"),
         runtime=60,
     params:
         prompts=run_prompts,
@@ -83,21 +83,20 @@ rule evaluate:
         tuned=rules.tuned_images.output[0],
         base=base_parts,
     output:
-        "<results>/runs/{concept}/{method}/{seed}/metrics.json",
+        "<kept>/<run>/{key}/metrics.json",
     log:
-        "<results>/logs/metrics/{concept}/{method}/{seed}.log",
+        "<results>/logs/metrics/{concept}/{method}/{seed}/{key}.log",
     benchmark:
-        "<results>/benchmarks/metrics/{concept}/{method}/{seed}.tsv"
+        "<results>/benchmarks/metrics/{concept}/{method}/{seed}/{key}.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
-        mem_mb=grown(4000),
+        mem_mb=grown(4000, "evaluate"),
         runtime=30,
     params:
-        encoders=config["evaluate"],
         identity=ENCODERS,
-        concept=concept_settings,
+        concept=photographs,
     message:
         "Measuring {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:

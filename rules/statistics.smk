@@ -3,94 +3,92 @@
 
 rule trajectory:
     output:
-        directory("<results>/trajectories/{shard}.zarr"),
+        directory("<kept>/shards/{shard}/trajectory.zarr"),
     log:
         "<results>/logs/trajectories/{shard}.log",
-    benchmark:
-        "<results>/benchmarks/trajectories/{shard}.tsv"
+    cache: "omit-software"  # between workflows; what it cost stands in the store, for Snakemake benchmarks no such rule
     conda:
         "../envs/nullbooth.yaml"
     threads: workflow.cores or 1
     resources:
         gpu=1,
-        mem_mb=grown(4000),
+        mem_mb=grown(4000, "trajectory"),
         runtime=240,
     params:
-        prompts=protected_shard,
+        prompts=shard_prompts,
         sampler=config["sampler"],
         seed=config["protect"]["seed"],
-        identity=IDENTITY,
+        identity=identity_of_shard,
     message:
         "Sampling the protected prompts, shard {wildcards.shard}"
     script:
         "../workflow/scripts/trajectory.py"
 
 
-rule covariance:
+rule moments:
     input:
-        trajectories=collect(rules.trajectory.output[0], shard=SHARDS),
+        trajectory=rules.trajectory.output[0],
     output:
-        directory("<results>/covariances/{step}.zarr"),
+        directory("<kept>/shards/{shard}/moments/{step}.zarr"),
     log:
-        "<results>/logs/covariances/{step}.log",
-    benchmark:
-        "<results>/benchmarks/covariances/{step}.tsv"
+        "<results>/logs/moments/{shard}/{step}.log",
+    cache: "omit-software"
     conda:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
         gpu=1,
-        mem_mb=grown(3000),
+        mem_mb=grown(3000, "moments"),
         runtime=60,
     params:
+        step="{step}",  # a parameter, for a shared cache knows steps apart by parameters only
         projections=config["protect"]["projections"],
+        identity=identity_of_shard,
+    message:
+        "Second moments at timestep {wildcards.step}, shard {wildcards.shard}"
+    script:
+        "../workflow/scripts/moments.py"
+
+
+rule covariance:
+    input:
+        moments=collect("<kept>/shards/{shard}/moments/{{step}}.zarr", shard=SHARDS),
+    output:
+        directory("<statistics>/covariances/{step}.zarr"),
+    log:
+        "<results>/logs/covariances/{step}.log",
+    cache: "omit-software"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(2000, "covariance"),
+        runtime=30,
+    params:
+        step="{step}",
+        shards={name: shard_identity(IDENTITY, prompts) for name, prompts in SHARDS.items()},
         identity=IDENTITY,
     message:
-        "Second moments at timestep {wildcards.step}"
+        "Second moments at timestep {wildcards.step}, all shards"
     script:
         "../workflow/scripts/covariance.py"
 
 
-rule heldout_trajectory:
-    output:
-        directory("<results>/trajectories/heldout.zarr"),
-    log:
-        "<results>/logs/trajectories/heldout.log",
-    benchmark:
-        "<results>/benchmarks/trajectories/heldout.tsv"
-    conda:
-        "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
-    resources:
-        gpu=1,
-        mem_mb=grown(4000),
-        runtime=60,
-    params:
-        prompts=HELDOUT,
-        sampler=config["sampler"],
-        seed=config["protect"]["seed"],
-        identity=HELDOUT_IDENTITY,
-    message:
-        "Sampling prompts that are not protected"
-    script:
-        "../workflow/scripts/trajectory.py"
-
-
 rule heldout_moments:
     input:
-        trajectories=rules.heldout_trajectory.output[0],
+        trajectory=f"<kept>/shards/{HELDOUT}/trajectory.zarr",
     output:
-        directory("<results>/covariances/heldout.zarr"),
+        directory(f"<kept>/shards/{HELDOUT}/all.zarr"),
     log:
-        "<results>/logs/covariances/heldout.log",
+        "<results>/logs/moments/heldout.log",
     benchmark:
-        "<results>/benchmarks/covariances/heldout.tsv"
+        "<results>/benchmarks/moments/heldout.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
         gpu=1,
-        mem_mb=grown(4000),
+        mem_mb=grown(4000, "heldout_moments"),
         runtime=120,
     params:
         projections=config["protect"]["projections"],
@@ -107,18 +105,18 @@ rule spectra:
         covariances=collect(rules.covariance.output[0], step=STEPS),
     output:
         spectra=report(
-            "<results>/figures/spectra.svg",
+            "<statistics>/figures/spectra.svg",
             caption="../workflow/report/spectra.rst",
             category="Moments",
             labels={"figure": "spectra of the moments"},
         ),
         free=report(
-            "<results>/figures/free_directions.svg",
+            "<statistics>/figures/free_directions.svg",
             caption="../workflow/report/free_directions.rst",
             category="Moments",
             labels={"figure": "free directions"},
         ),
-        table="<results>/figures/free_directions.csv",
+        table="<statistics>/figures/free_directions.csv",
     log:
         "<results>/logs/spectra.log",
     benchmark:
@@ -127,7 +125,7 @@ rule spectra:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
-        mem_mb=grown(3000),
+        mem_mb=grown(3000, "spectra"),
         runtime=60,
     params:
         rule=config["protect"]["rule"],
@@ -142,15 +140,14 @@ rule pool:
     input:
         covariances=collect(rules.covariance.output[0], step=STEPS),
     output:
-        directory("<results>/covariances/pooled.zarr"),
+        directory("<statistics>/covariances/pooled.zarr"),
     log:
         "<results>/logs/covariances/pooled.log",
-    benchmark:
-        "<results>/benchmarks/covariances/pooled.tsv"
+    cache: "omit-software"
     conda:
         "../envs/nullbooth.yaml"
     resources:
-        mem_mb=grown(2000),
+        mem_mb=grown(2000, "pool"),
         runtime=30,
     params:
         identity=IDENTITY,
@@ -162,22 +159,22 @@ rule pool:
 
 rule projector:
     input:
-        covariance="<results>/covariances/{step}.zarr",
+        covariance="<statistics>/covariances/{step}.zarr",
     output:
-        directory("<results>/projectors/{step}.zarr"),
+        directory("<statistics>/projectors/{step}.zarr"),
     log:
         "<results>/logs/projectors/{step}.log",
-    benchmark:
-        "<results>/benchmarks/projectors/{step}.tsv"
     wildcard_constraints:
         step="|".join([*STEPS, "pooled"]),
+    cache: "omit-software"
     conda:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
-        mem_mb=grown(2000),
+        mem_mb=grown(2000, "projector"),
         runtime=30,
     params:
+        step="{step}",
         identity=IDENTITY,
     message:
         "Eigenvectors at timestep {wildcards.step}"

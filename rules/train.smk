@@ -7,28 +7,22 @@ rule adapter:
         trajectories=calibration,
         class_images=class_images,
     output:
-        adapter="<results>/runs/{concept}/{method}/{seed}/adapter.safetensors",
-        loss="<results>/runs/{concept}/{method}/{seed}/loss.csv",
-        config="<results>/runs/{concept}/{method}/{seed}/config.yaml",
+        adapter="<kept>/<run>/{key}/adapter.safetensors",
+        loss="<kept>/<run>/{key}/loss.csv",
+        config="<kept>/<run>/{key}/config.yaml",
     log:
-        "<results>/logs/adapters/{concept}/{method}/{seed}.log",
+        "<results>/logs/adapters/{concept}/{method}/{seed}/{key}.log",
     benchmark:
-        "<results>/benchmarks/adapters/{concept}/{method}/{seed}.tsv"
+        "<results>/benchmarks/adapters/{concept}/{method}/{seed}/{key}.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: workflow.cores or 1
     resources:
         gpu=1,
-        mem_mb=grown(8000),
+        mem_mb=grown(8000, "adapter"),
         runtime=480,
     params:
-        concept=concept_settings,
-        method=method_settings,
-        sampler=config["sampler"],
-        resolution=config["resolution"],
-        validate=config["validate"],
-        projections=config["protect"]["projections"],
-        identity=method_identity,
+        **{key: made_from(key) for key in ("concept", "method", "sampler", "resolution", "projections", "identity")},
     message:
         "Learning {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:

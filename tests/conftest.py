@@ -15,6 +15,7 @@ import tiny
 import torch
 import yaml
 from hypothesis import settings
+from running import Run, executed
 
 settings.register_profile("fast", max_examples=20, deadline=None, derandomize=True)
 settings.load_profile("fast")
@@ -24,6 +25,15 @@ torch.set_num_threads(1)  # the models are so small that threads cost more than 
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Run:
+    """A run of config/minimal.yaml to its end. Tests leave it as it is, or work on a copy."""
+    run = Run(tmp_path_factory.mktemp("workflow"))
+    executed(str(run.folder / "results/samples"), *run.arguments())
+    run.logs = sorted((run.folder / "results/logs").rglob("*.log"))  # before any test adds to them
+    return run
 
 
 @pytest.fixture

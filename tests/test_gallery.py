@@ -40,9 +40,8 @@ def page(tmp_path):
     words = ("sks", "<i>dog</i>")
     pictures(results / "images/base/unrelated", ["unrelated", "protected"])
     pictures(results / "images/base/thing", ["subject", "class"], words)
-    pictures(results / "images/thing/pooled/0", ["subject", "class", "unrelated", "protected"], words)
+    pictures(results / "runs/thing/pooled/0/images", ["subject", "class", "unrelated", "protected"], words)
     run = results / "runs/thing/pooled/0"
-    run.mkdir(parents=True)
     (results / "figures").mkdir()
     (results / "evaluation").mkdir()
     (results / "evaluation/metrics.csv").write_text("concept,method\n")

@@ -3,12 +3,22 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from nullbooth import identity
-from nullbooth.identity import digest, file_digest, model_identity, prompt_seed, read_prompts, seeded_noise
+from nullbooth.identity import (
+    digest,
+    file_digest,
+    model_folder,
+    model_identity,
+    prompt_seed,
+    read_prompts,
+    seeded_noise,
+)
+from nullbooth.text import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -111,10 +121,36 @@ def test_missing_folders_and_folders_of_something_else(tmp_path):
         model_identity(str(tmp_path / "empty"))
 
 
-def test_hub_models_by_id_and_revision(own_memory):
-    assert model_identity("owner/name") == "owner/name@main"
-    assert model_identity("owner/name", "v2") == "owner/name@v2"
-    assert not own_memory.exists()
+def test_hub_models_go_by_commit(own_memory, tmp_path, monkeypatch):
+    """A branch moves: what it pointed to when results were made must be known, and be what the jobs load."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=r"model: 'owner/name', revision main: .* not in the Hub's cache"):
+        model_identity("owner/name")
+    commit = "a" * 40
+    for revision, its_commit in {"main": commit, "v2": "b" * 40}.items():
+        repo = tmp_path / "models--owner--name"
+        (repo / "refs").mkdir(parents=True, exist_ok=True)
+        (repo / "refs" / revision).write_text(its_commit)
+        (repo / "snapshots" / its_commit).mkdir(parents=True)
+        (repo / "snapshots" / its_commit / "model_index.json").write_text("{}")
+    assert model_identity("owner/name") == f"owner/name@{commit}"
+    assert model_identity("owner/name", "v2") == f"owner/name@{'b' * 40}"
+    assert model_identity("owner/name", "c" * 40) == f"owner/name@{'c' * 40}", "a commit needs no network"
+
+
+def test_weights_of_a_hub_model_may_be_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "a" * 40
+    assert model_folder("resources/tinyworld", None) == Path("resources/tinyworld")
+    snapshot = tmp_path / "models--owner--name/snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
+    assert model_folder("owner/name", commit) is None, "without its weights"
+    (snapshot / "unet").mkdir()
+    (snapshot / "unet/diffusion_pytorch_model.safetensors").touch()
+    assert model_folder("owner/name", commit) == snapshot
+    assert model_folder("owner/name", "c" * 40) is None
 
 
 # --- prompts -----------------------------------------------------------------------------------------
@@ -143,7 +179,7 @@ def test_no_prompts(tmp_path):
     path.write_text("# only a comment\n\n")
     with pytest.raises(ValueError, match=r"none\.txt: no prompts in it"):
         read_prompts(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match=r"missing\.txt': no such file"):
         read_prompts(tmp_path / "missing.txt")
 
 

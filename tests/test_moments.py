@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nullbooth.moments import Moment, collecting, merge, pool
+from nullbooth.moments import Moment, collecting, pool
 from nullbooth.projector import decompose, projector
 from nullbooth.sites import find_sites
 
@@ -40,27 +40,17 @@ def collect(layer: nn.Linear, *batches: torch.Tensor) -> Moment:
 @given(
     st.integers(1, 6),
     st.lists(st.integers(1, 9), min_size=1, max_size=6),
-    st.integers(1, 5),
     st.integers(0, 1000),
 )
-def test_chunks_and_shards_are_exact(width, batches, shards, seed):
+def test_chunks_are_exact(width, batches, seed):
     """Products of small integers are exact, so that any way of cutting the rows gives the very same sums."""
     x = torch.randint(-50, 50, (sum(batches), width), generator=torch.Generator().manual_seed(seed))
     expected = x.T @ x
     chunks = x.float().split(batches)
-    sharded = merge(moment_of(*chunks[i::shards]) for i in range(min(shards, len(chunks))))
-    for moment in (moment_of(x.float()), moment_of(*chunks), sharded):
+    for moment in (moment_of(x.float()), moment_of(*chunks)):
         assert moment.total.dtype == torch.float64
         assert moment.total.equal(expected.double())
         assert moment.rows == len(x)
-
-
-def test_same_batches_in_shards_are_bitwise_the_same():
-    batches = torch.randn(6, 50, 16, generator=torch.Generator().manual_seed(0)).unbind()
-    whole = moment_of(*batches)
-    merged = merge([moment_of(*batches[:2]), moment_of(*batches[2:5]), moment_of(*batches[5:])])
-    assert merged.total.equal(whole.total)
-    assert merged.rows == whole.rows == 300
 
 
 def test_other_batches_differ_by_rounding_only():

@@ -11,7 +11,8 @@ from test_training import SETTINGS, assert_same, data, scheduler
 from test_training import losses as read_losses
 
 from nullbooth.adapter import AdapterInfo, LoadedAdapter, export_lora, read_adapter, write_adapter
-from nullbooth.rivals import RIVALS, WITH_CLASS_IMAGES, FineTune
+from nullbooth.rivals import FineTune
+from nullbooth.settings import RIVALS, WITH_CLASS_IMAGES
 from nullbooth.sites import find_sites
 from nullbooth.training import TrainData, train
 

@@ -7,8 +7,7 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from nullbooth.rivals import RIVALS
-from nullbooth.settings import SettingsError, complete, fill_prompt, subject_words, sweep_points
+from nullbooth.settings import RIVALS, SettingsError, complete, fill_prompt, subject_words, sweep_points
 from nullbooth.training import TrainSettings
 
 NEEDED = {

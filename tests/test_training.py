@@ -3,11 +3,13 @@
 import csv
 from dataclasses import replace
 
+import damage
 import numpy as np
 import pytest
 import tiny
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import save_file
 
 from nullbooth.training import TrainData, TrainSettings, draw_timesteps, is_flow, min_snr_weights, noised, train
 
@@ -137,10 +139,10 @@ def test_a_run_resumes_although_another_one_got_further(tmp_path):
 
 
 def test_resuming_does_without_the_loss_table(tmp_path):
-    """loss.csv is an output of the rule: Snakemake deletes it when the job dies. Checkpoints are not and stay."""
+    """loss.csv is an output of the rule: it is there when it is whole. Losses so far are in the checkpoint."""
     whole = learn(tmp_path / "whole")
     learn(tmp_path / "cut", die_after=5)
-    (tmp_path / "cut" / "loss.csv").unlink()
+    assert not (tmp_path / "cut" / "loss.csv").exists()
     lines = []
     assert_same(learn(tmp_path / "cut", log=lines.append), whole)
     assert lines[0] == "resumed at step 4 of 6"
@@ -152,11 +154,47 @@ def test_only_the_last_checkpoint_stays_and_none_is_half_written(tmp_path):
     assert [p.name for p in (tmp_path / "run" / "checkpoints" / "a").iterdir()] == ["000004.safetensors"]
 
 
-def test_a_half_written_checkpoint_is_not_read(tmp_path):
+def half_a_file(tensors, path, metadata) -> None:
+    """In place of safetensors' own: writes half of the second checkpoint, and ends the process."""
+    save_file(tensors, path, metadata)
+    if "000004" in path.name:
+        damage.truncate(path)
+        damage.die()
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_goes_back_to_the_one_before(tmp_path, monkeypatch):
     whole = learn(tmp_path / "whole")
-    learn(tmp_path / "cut", die_after=3)
-    (tmp_path / "cut" / "checkpoints" / "a" / "000004.partial").write_bytes(b"half")
+
+    def work() -> None:
+        monkeypatch.setattr("nullbooth.tensors.save_file", half_a_file)
+        learn(tmp_path / "cut")
+
+    assert damage.killed(work)
+    left = sorted(p.name[:14] for p in (tmp_path / "cut" / "checkpoints" / "a").iterdir())
+    assert left == ["000002.safeten", "000004.partial"]
+    lines = []
+    assert_same(learn(tmp_path / "cut", log=lines.append), whole)
+    assert lines[0] == "resumed at step 2 of 6"
+    assert [p.name for p in (tmp_path / "cut" / "checkpoints" / "a").iterdir()] == ["000004.safetensors"]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("harm", [damage.truncate, damage.flip_bit])
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, harm):
+    whole = learn(tmp_path / "whole")
+    learn(tmp_path / "cut", die_after=5)
+    harm(tmp_path / "cut" / "checkpoints" / "a" / "000004.safetensors")
+    with pytest.raises(ValueError, match=r"checkpoints/a/000004\.safetensors: broken.*delete it, and training starts"):
+        learn(tmp_path / "cut")
+    (tmp_path / "cut" / "checkpoints" / "a" / "000004.safetensors").unlink()
     assert_same(learn(tmp_path / "cut"), whole)
+
+
+def test_another_file_by_the_name_of_a_checkpoint_is_refused(tmp_path):
+    learn(tmp_path / "cut", die_after=3)
+    save_file({"done": torch.zeros(2, 2)}, tmp_path / "cut" / "checkpoints" / "a" / "000004.safetensors")
+    with pytest.raises(ValueError, match=r"000004\.safetensors: not a checkpoint"):
+        learn(tmp_path / "cut")
 
 
 # --- what is learned ---------------------------------------------------------------------------------

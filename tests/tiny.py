@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from nullbooth.adapter import Adapter
 from nullbooth.moments import Moment, collecting
@@ -38,24 +38,34 @@ def unet(seed: int = 0, **changes) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(settings | changes)).eval().requires_grad_(False)
 
 
-def save_pipeline(folder: Path) -> None:
-    """A whole Stable Diffusion pipeline for 16x16 pictures."""
-    tokenizer = tokens.build()
-    tokenizer.model_max_length = TOKENS
-    torch.manual_seed(1)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
+def tokenizer() -> PreTrainedTokenizerBase:
+    """The embedded model's, whose numbers never change, with few words to a prompt."""
+    found = tokens.load(Path(__file__).parents[1] / "resources/tinyworld/tokenizer")
+    found.model_max_length = TOKENS
+    return found
+
+
+def clip(cls: type = CLIPTextModel, seed: int = 1) -> CLIPTextModel | CLIPTextModelWithProjection:
+    torch.manual_seed(seed)
+    words = tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(words),
         hidden_size=WIDTH,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=TOKENS,
         projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
     )
-    vae = AutoencoderKL(
+    return cls(config)
+
+
+def vae() -> AutoencoderKL:
+    torch.manual_seed(1)
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(8, 8, 8),
@@ -63,10 +73,14 @@ def save_pipeline(folder: Path) -> None:
         norm_num_groups=4,
         sample_size=16,
     )
+
+
+def save_pipeline(folder: Path) -> None:
+    """A whole Stable Diffusion pipeline for 16x16 pictures."""
     StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
+        vae=vae(),
+        text_encoder=clip(),
+        tokenizer=tokenizer(),
         unet=unet(),
         scheduler=DDIMScheduler(**NOISE, timestep_spacing="trailing", clip_sample=False, steps_offset=1),
         safety_checker=None,

@@ -1,6 +1,5 @@
 """Rule adapter: learn a concept from its photographs, within the free directions or as a rival does."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -9,8 +8,9 @@ from diffusers import DDPMScheduler
 
 from nullbooth import models
 from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
+from nullbooth.files import write_text
 from nullbooth.identity import digest
-from nullbooth.images import captions, list_images, load_image
+from nullbooth.images import captions, list_images, load_image, read_drawn
 from nullbooth.progress import log_to
 from nullbooth.rivals import FineTune
 from nullbooth.sampling import sample
@@ -39,9 +39,11 @@ def conditions(pipeline, prompts: list[str]) -> dict[str, torch.Tensor]:
     return {key: value[0][rows] for key, value in recorded.conditions.items()}
 
 
-def training_data(pipeline, concept: dict, method: str, class_images: str | None, size: int, flip: bool) -> TrainData:
+def training_data(
+    pipeline, images: str, concept: dict, method: str, class_images: str | None, model: str, size: int, flip: bool
+) -> TrainData:
     """Latents of the photographs, what the denoiser is given for their captions, and what the method's prior needs."""
-    paths = list_images(concept["images"])
+    paths = list_images(images)
     words = subject_words(concept)
     said = captions(paths, concept["prompt"]) * (1 + flip)
     texts = [fill_prompt(text, words) for text in said]
@@ -50,7 +52,7 @@ def training_data(pipeline, concept: dict, method: str, class_images: str | None
     prior, spoken = None, {}
     if class_images:
         folder = Path(class_images)
-        drawn = json.loads((folder / "images.json").read_text())["images"]
+        drawn = read_drawn(folder, {"model": model})["images"]
         latents = encode(pipeline, [folder / entry["file"] for entry in drawn], size)
         prior = TrainData(latents, conditions(pipeline, [entry["prompt"] for entry in drawn]))
         print(f"{len(drawn)} pictures of the class")
@@ -81,7 +83,6 @@ def main(
     method: dict,
     sampler: dict,
     resolution: int | None,
-    validate: dict,
     projections: list[str],
     identity: dict,
     config: dict,
@@ -95,7 +96,8 @@ def main(
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     denoiser = models.denoiser_of(pipeline).requires_grad_(False)
     size = resolution or denoiser.config.sample_size * pipeline.vae_scale_factor
-    data = training_data(pipeline, concept, method["method"], class_images, size, flip)
+    [images] = [entry["images"] for entry in config["concepts"] if entry["name"] == concept["name"]]
+    data = training_data(pipeline, images, concept, method["method"], class_images, identity["model"], size, flip)
     torch.manual_seed(settings.seed)
     if ours := method["method"] == "nullbooth":
         adapter, timesteps = protected_adapter(denoiser, projectors, method, identity)
@@ -109,11 +111,9 @@ def main(
         scheduler = DDPMScheduler.from_config(scheduler.config)
 
     def pictures(_step: int) -> torch.Tensor:
-        prompts = [fill_prompt(prompt, subject_words(concept)) for prompt in validate["prompts"]]
-        drawn = sample(
-            pipeline, prompts, list(range(len(prompts))), steps=min(20, sampler["steps"]), guidance=sampler["guidance"]
-        )
-        return drawn / 2 + 0.5
+        prompts = [fill_prompt(prompt, subject_words(concept)) for prompt in config["validate"]["prompts"]]
+        steps, guidance = min(20, config["sampler"]["steps"]), config["sampler"]["guidance"]
+        return sample(pipeline, prompts, list(range(len(prompts))), steps=steps, guidance=guidance) / 2 + 0.5
 
     path = Path(out["adapter"])
     recipe = {"concept": concept, "method": method, "identity": identity}
@@ -126,7 +126,7 @@ def main(
         path.parent,
         run=digest(recipe),
         validate=pictures,
-        validate_every=validate["every"],
+        validate_every=config["validate"]["every"],
     )
     info = AdapterInfo(
         scope=method["scope"] if ours else method["method"],
@@ -138,7 +138,7 @@ def main(
         rule=", ".join(f"{rule}: {value}" for rule, value in (method["rule"] or {}).items()),
     )
     write_adapter(path, adapter.tensors(), info)
-    Path(out["config"]).write_text(yaml.safe_dump({**recipe, "sampler": sampler}, sort_keys=False))
+    write_text(out["config"], yaml.safe_dump({**recipe, "sampler": sampler}, sort_keys=False))
 
 
 if __name__ == "__main__":

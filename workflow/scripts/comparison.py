@@ -5,11 +5,13 @@ import json
 import shutil
 from pathlib import Path
 
-from nullbooth import figures
+from nullbooth import figures, store
 from nullbooth.comparison import DRIFT, FIDELITY, Point, at_equal_fidelity, pareto_front, read_point
+from nullbooth.files import whole
 from nullbooth.gallery import render
+from nullbooth.images import read_drawn
 from nullbooth.progress import log_to
-from nullbooth.rivals import WITH_CLASS_IMAGES
+from nullbooth.settings import WITH_CLASS_IMAGES
 
 COLUMNS = {
     "fidelity": FIDELITY,
@@ -19,7 +21,6 @@ COLUMNS = {
     "colors_right": ("tuned", "unrelated", "color_accuracy"),
     "shapes_right": ("tuned", "unrelated", "shape_accuracy"),
 }
-STATISTICS = ("trajectories", "covariances", "projectors")
 SHOWN = {"subject": 4, "class": 2, "unrelated": 4}  # pictures of each method on the page
 
 
@@ -40,10 +41,9 @@ def cost(paths: list[Path]) -> float | None:
     )
 
 
-def strip(results: Path, page: Path, run: Path, name: str) -> list[dict]:
-    """Copies of a run's first pictures of each group: address and prompt."""
-    folder = results / "images" / run
-    listed = json.loads((folder / "images.json").read_text())["images"]
+def strip(folder: Path, page: Path, name: str) -> list[dict]:
+    """Copies of a folder's first pictures of each group: address and prompt."""
+    listed = read_drawn(folder)["images"]
     chosen = [e for group, n in SHOWN.items() for e in [e for e in listed if e["group"] == group][:n]]
     (page / name).mkdir(parents=True, exist_ok=True)
     for entry in chosen:
@@ -65,12 +65,18 @@ def table_row(curve: str, point: Point, equal: dict, method: str, once: dict[str
     }
 
 
-def costs(benchmarks: Path, concepts: list[str]) -> dict[str, float | None]:
-    """Seconds of what is done once for all runs."""
-    jobs = {kind: [p for p in (benchmarks / kind).glob("*.tsv") if p.stem != "heldout"] for kind in STATISTICS}
+def seconds_of(stores: list[str]) -> float | None:
+    """Seconds that stores took to make, or None if there are none."""
+    made = [store.read(path).attrs["spent"]["seconds"] for path in stores if Path(path).is_dir()]
+    return sum(made) if made else None
+
+
+def costs(benchmarks: Path, statistics: dict[str, list[str]], concepts: list[str]) -> dict[str, float | None]:
+    """Seconds of what is done once for all runs. statistics: its stores by kind, those that some method needed."""
+    stores = [path for paths in statistics.values() for path in paths]
     return {
-        "statistics": cost([p for paths in jobs.values() for p in paths]) if all(jobs.values()) else None,
-        "trajectories": cost(jobs["trajectories"]) if jobs["trajectories"] else None,
+        "statistics": seconds_of(stores) if seconds_of(statistics["moments"]) else None,
+        "trajectories": seconds_of(statistics["trajectories"]),
         "class images": cost([benchmarks / "images" / "class" / f"{concept}.tsv" for concept in concepts]),
     }
 
@@ -107,6 +113,7 @@ def point_rows(found: list[Point], front: list[int], points: dict[str, dict]) ->
 def main(
     out: str,
     results: str,
+    statistics: dict[str, list[str]],
     template: str,
     points: dict[str, dict],
     concepts: list[str],
@@ -129,12 +136,12 @@ def main(
     svg = figures.svg(drawing)
     (page / "trade-off.svg").write_text(svg)
 
-    table, once = [], costs(results / "benchmarks", concepts)
+    table, once = [], costs(results / "benchmarks", statistics, concepts)
     for curve, ps in curves.items():
         point = best_point(ps, target)
         row = table_row(curve, point, equal[curve], points[point.name]["method"], once)
-        run = Path(concepts[0]) / point.name / str(seeds[0])
-        table.append({**row, "pictures": strip(results, page, run, curve)})
+        images = results / "runs" / concepts[0] / point.name / str(seeds[0]) / "images"
+        table.append({**row, "pictures": strip(images, page, curve)})
     table.sort(key=lambda row: (row["equal"]["value"], row["drift"]["value"]))
     rows = point_rows(found, front, points)
     with open(page / "points.csv", "w", newline="") as file:
@@ -145,11 +152,12 @@ def main(
     (page / "comparison.json").write_text(json.dumps(summary, indent=1))
     base = []
     for part in (concepts[0], "unrelated"):
-        base += strip(results, page, Path("base") / f"{part}@{steps}", f"base-{part}")
+        base += strip(results / "images/base" / f"{part}@{steps}", page, f"base-{part}")
     about = {"reference": reference, "target": target, "seeds": len(seeds), "steps": steps, "small": small}
     render(Path(template), page / "index.html", table=table, base=base, about=about, concepts=concepts, plot=svg)
 
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output.page, **snakemake.params)
+    with whole(snakemake.output.page) as page:
+        main(page, **snakemake.params)

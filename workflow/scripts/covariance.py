@@ -1,40 +1,27 @@
-"""Rule covariance: second moments of the inputs of all protected sites at one timestep of the sampler."""
+"""Rule covariance: second moments of all protected prompts at one timestep, the sums of those of every shard."""
 
-from dataclasses import asdict
-
-import torch
-
-from nullbooth import models, store
+from nullbooth import store
 from nullbooth.progress import log_to, reporter
-from nullbooth.statistics import moments_at
+
+KEPT = ("features", "timestep", "timesteps", "denoiser")
 
 
-def main(out: str, trajectories: list[str], step: int, projections: list[str], identity: dict, config: dict) -> None:
-    device = models.pick_device(config["device"])
-    denoiser = models.load_denoiser(config["model"], device, config["revision"])
-    with torch.no_grad(), models.autocast(device, config["precision"]):
-        moments, features, timesteps = moments_at(
-            denoiser,
-            trajectories,
-            step,
-            projections,
-            config["protect"]["batch"],
-            identity,
-            reporter(f"timestep {step}, prompts"),
-        )
-    store.write(
-        out,
-        {name: store.pack_symmetric(moment.total.cpu().numpy()) for name, moment in moments.items()},
-        identity,
-        rows={name: moment.rows for name, moment in moments.items()},
-        features=[asdict(feature) for feature in features],
-        timestep=timesteps[step],
-        timesteps=timesteps,
-        denoiser=type(denoiser).__name__,
-    )
+def main(out: str, moments: list[str], shards: dict[str, dict], identity: dict) -> None:
+    report, identities = reporter("shards"), list(shards.values())
+    first = store.read(moments[0], identities[0])
+    known, totals, rows = {key: first.attrs[key] for key in KEPT}, {}, {}
+    for i, (path, shard) in enumerate(zip(moments, identities, strict=True), 1):
+        group = store.read(path, shard)
+        for key in KEPT:
+            if group.attrs[key] != known[key]:
+                raise store.StoreError(f"{path}: its {key} differs from that of {moments[0]}; delete both, run again")
+        for name, n in group.attrs["rows"].items():
+            totals[name] = totals[name] + group[name][:] if name in totals else group[name][:]
+            rows[name] = rows.get(name, 0) + n
+        report(i, len(moments))
+    store.write(out, totals, identity, rows=rows, shards=list(shards), **known)
 
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    step = int(snakemake.wildcards.step)
-    main(snakemake.output[0], snakemake.input.trajectories, step, **snakemake.params, config=snakemake.config)
+    main(snakemake.output[0], snakemake.input.moments, snakemake.params.shards, snakemake.params.identity)

@@ -8,19 +8,18 @@ from PIL import Image
 
 from nullbooth import metrics
 from nullbooth.distances import DISTANCES
-from nullbooth.images import list_images, load_image
+from nullbooth.files import write_text
+from nullbooth.images import list_images, load_image, read_drawn
 from nullbooth.intervals import bootstrap_mean, half_samples
 from nullbooth.progress import log_to
 
 GROUPS = ("subject", "class", "unrelated", "protected")
 
 
-def read_group(folders: list[str], group: str) -> tuple[list[dict], torch.Tensor]:
-    """Entries and pictures `[n, 3, h, w]` in [-1, 1] of one group of prompts."""
-    found = []
-    for folder in map(Path, folders):
-        listed = json.loads((folder / "images.json").read_text())["images"]
-        found += [(entry, folder / entry["file"]) for entry in listed if entry["group"] == group]
+def read_group(folders: dict[Path, list[dict]], group: str) -> tuple[list[dict], torch.Tensor]:
+    """Entries and pictures `[n, 3, h, w]` in [-1, 1] of one group of prompts. folders: what each of them lists."""
+    listed = [(entry, folder / entry["file"]) for folder, entries in folders.items() for entry in entries]
+    found = [(entry, path) for entry, path in listed if entry["group"] == group]
     with Image.open(found[0][1]) as first:
         size = (first.height, first.width)
     return [entry for entry, _ in found], torch.stack([load_image(path, size) for _, path in found])
@@ -76,10 +75,15 @@ def measure_group(group, prompts, pictures, encoders, reference, lpips, identifi
                 row("tuned", group, f"{name}_{metric}", [], interval)
 
 
-def main(out: str, tuned: str, base: list[str], encoders: dict, identity: dict, concept: dict) -> None:
-    loaded = {name: metrics.load_encoder(encoders[name]) for name in ("clip", "dino")}
+def main(out: str, tuned: str, base: list[str], identity: dict, concept: dict, config: dict) -> None:
+    encoders = config["evaluate"]
+    [folders] = [entry for entry in config["concepts"] if entry["name"] == concept["name"]]
+    loaded = {
+        name: metrics.load_encoder(encoders[name], identity[name].partition("@")[2] or None)
+        for name in ("clip", "dino")
+    }
     lpips = metrics.load_lpips(encoders["lpips"]) if encoders["lpips"] else None
-    photographs = list_images(concept["holdout"] or concept["images"])
+    photographs = list_images(folders["holdout"] or folders["images"])
     reference = {
         name: metrics.embed_images(encoder, torch.stack([load_image(path, encoder.size) for path in photographs]))
         for name, encoder in loaded.items()
@@ -92,14 +96,17 @@ def main(out: str, tuned: str, base: list[str], encoders: dict, identity: dict, 
         interval = interval or bootstrap_mean([value for value in per_prompt if value is not None])
         rows.append({"model": model, "group": group, "metric": metric, **interval, "values": per_prompt})
 
-    if concept["holdout"]:  # what real pictures of the subject reach: the scale of the fidelity
+    if folders["holdout"]:  # what real pictures of the subject reach: the scale of the fidelity
         for name, encoder in loaded.items():
-            x = torch.stack([load_image(path, encoder.size) for path in list_images(concept["images"])])
+            x = torch.stack([load_image(path, encoder.size) for path in list_images(folders["images"])])
             fidelity = metrics.subject_fidelity(metrics.embed_images(encoder, x), reference[name])
             row("photographs", "subject", f"{name}_fidelity", fidelity)
+    drawn = read_drawn(Path(tuned))
+    ours = {Path(tuned): drawn["images"]}
+    theirs = {folder: read_drawn(folder, drawn["identity"])["images"] for folder in map(Path, base)}
     for group in GROUPS:
-        entries, x = read_group([tuned], group)
-        base_entries, y = read_group(base, group)
+        entries, x = read_group(ours, group)
+        base_entries, y = read_group(theirs, group)
         if [(e["prompt"], e["seed"]) for e in entries] != [(e["prompt"], e["seed"]) for e in base_entries]:
             raise ValueError(f"{tuned} and {base[0]} do not show the same {group} prompts and seeds: draw both again")
         spoken[group] = [entry["prompt"] for entry in entries]
@@ -107,9 +114,9 @@ def main(out: str, tuned: str, base: list[str], encoders: dict, identity: dict, 
         measure_group(group, spoken[group], pictures, loaded, reference, lpips, concept["identifier"], row)
     prompts = {group: list(dict.fromkeys(texts)) for group, texts in spoken.items()}
     found = {"encoders": encoders, "identity": identity, "prompts": prompts, "metrics": rows}
-    Path(out).write_text(json.dumps(found, indent=1))
+    write_text(out, json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.tuned, snakemake.input.base, **snakemake.params)
+    main(snakemake.output[0], snakemake.input.tuned, snakemake.input.base, **snakemake.params, config=snakemake.config)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from nullbooth.comparison import read_runs, stacked
+from nullbooth.files import whole, write_text
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.progress import log_to
 
@@ -49,11 +50,11 @@ def main(
     for concept in concepts:
         runs = {m: [run for [run] in read_runs(Path(results), m, [concept], seeds)] for m in methods}
         rows += rows_of(concept, runs, seeds)
-    with open(csv_path, "w", newline="") as file:
+    with whole(csv_path) as partial, open(partial, "w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(rows)
-    Path(json_path).write_text(json.dumps(rows, indent=1))
+    write_text(json_path, json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from nullbooth import figures
 from nullbooth.comparison import DRIFT, FIDELITY, pareto_front, read_point
+from nullbooth.files import whole
 from nullbooth.gallery import write_gallery
 from nullbooth.progress import log_to
 
@@ -31,7 +32,8 @@ def main(out: str, results: str, template: str, runs, concepts, methods, seeds, 
     }
     names = [concept["name"] for concept in concepts]
     plot = plot_of_methods(Path(results), names, methods, seeds)
-    write_gallery(Path(out), Path(template), Path(results), runs, concepts, about, plot)
+    with whole(out) as page:
+        write_gallery(page, Path(template), Path(results), runs, concepts, about, plot)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ from nullbooth.progress import log_to, reporter
 from nullbooth.statistics import moments_at
 
 
-def main(out: str, trajectories: str, projections: list[str], steps: int, identity: dict, config: dict) -> None:
+def main(out: str, trajectory: str, projections: list[str], steps: int, identity: dict, config: dict) -> None:
     device = models.pick_device(config["device"])
     denoiser = models.load_denoiser(config["model"], device, config["revision"])
     arrays, rows, report = {}, {}, reporter("timesteps")
     with torch.no_grad(), models.autocast(device, config["precision"]):
         for step in range(steps):
             moments, features, timesteps = moments_at(
-                denoiser, [trajectories], step, projections, config["protect"]["batch"], identity
+                denoiser, trajectory, step, projections, config["protect"]["batch"], identity
             )
             for feature in features:
                 name = f"{step:02d}:{feature.name}"
@@ -30,4 +30,4 @@ def main(out: str, trajectories: str, projections: list[str], steps: int, identi
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.trajectories, **snakemake.params, config=snakemake.config)
+    main(snakemake.output[0], snakemake.input.trajectory, **snakemake.params, config=snakemake.config)

@@ -7,6 +7,7 @@ import numpy as np
 
 from nullbooth import figures, models, store
 from nullbooth.adapter import LoadedAdapter, read_adapter
+from nullbooth.files import whole
 from nullbooth.mechanism import output_change, relative_norm, short_name
 from nullbooth.progress import log_to, reporter
 
@@ -40,12 +41,11 @@ def main(
     out: dict, adapter: str, covariances: list[str], heldout: str, identity: dict, others: dict, config: dict
 ) -> None:
     denoiser = models.load_denoiser(config["model"], models.pick_device("cpu"), config["revision"])
-    tensors, info = read_adapter(adapter)
-    loaded = LoadedAdapter(denoiser, tensors, info, 1.0)
+    loaded = LoadedAdapter(denoiser, *read_adapter(adapter, identity["model"]), scale=1.0)
     weights = {name: p.numpy() for name, p in loaded.original.items() if p.ndim == 2}
     groups, other = [store.read(path, identity) for path in covariances], store.read(heldout, others)
     rows = measure(loaded, groups, other, weights)
-    with open(out["table"], "w", newline="") as file:
+    with whole(out["table"]) as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

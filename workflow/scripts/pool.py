@@ -4,18 +4,19 @@ import torch
 
 from nullbooth import store
 from nullbooth.moments import Moment, pool
-from nullbooth.progress import log_to
+from nullbooth.progress import log_to, reporter
 
 
 def main(out: str, covariances: list[str], identity: dict) -> None:
     groups = [store.read(path, identity) for path in covariances]
     features = groups[0].attrs["features"]
-    arrays = {}
-    for feature in features:
+    arrays, report = {}, reporter("features")
+    for i, feature in enumerate(features, 1):
         name = feature["name"]
         steps = groups[:1] if feature["static"] else groups
         moments = (Moment(torch.from_numpy(group[name][:]), group.attrs["rows"][name]) for group in steps)
         arrays[name] = pool(moments).total.numpy()
+        report(i, len(features))
     kept = {key: groups[0].attrs[key] for key in ("timesteps", "denoiser")}
     store.write(out, arrays, identity, rows=dict.fromkeys(arrays, 1), features=features, timestep=None, **kept)
 

@@ -20,4 +20,4 @@ def main(out: str, covariance: str, identity: dict) -> None:
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.covariance, **snakemake.params)
+    main(snakemake.output[0], snakemake.input.covariance, snakemake.params.identity)

@@ -7,7 +7,8 @@ import torch
 
 from nullbooth import load_adapter, models
 from nullbooth.attention import overlay, recording_attention, word_tokens
-from nullbooth.identity import prompt_seed
+from nullbooth.files import whole
+from nullbooth.identity import digest, prompt_seed
 from nullbooth.images import to_pil
 from nullbooth.progress import log_to, reporter
 from nullbooth.sampling import sample
@@ -20,9 +21,11 @@ def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str],
         pictures = draw(wanted)
     shown = []
     for i, (entry, picture, found) in enumerate(zip(wanted, pictures, maps.mean(), strict=True)):
-        for word in words:
-            heat = found[word_tokens(pipeline.tokenizer, entry["prompt"], word)].mean(0)
-            name = f"attention-{i}-{word}.png".replace("/", "-")
+        for k, word in enumerate(words):
+            tokens = word_tokens(pipeline.tokenizer, entry["prompt"], word)
+            if not tokens or tokens[-1] >= len(found):  # not in this prompt, or behind what the text encoder reads
+                continue
+            heat, name = found[tokens].mean(0), f"attention-{i}-{k}.png"
             to_pil(overlay(picture, heat)).save(folder / name)
             shown.append({"prompt": entry["prompt"], "seed": entry["seed"], "word": word, "file": name})
     return shown
@@ -35,7 +38,7 @@ def main(
     pipeline = models.load_pipeline(config["model"], device, config["revision"])
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     if adapter is not None:
-        load_adapter(pipeline, adapter)
+        load_adapter(pipeline, adapter, model=identity["model"])
 
     def draw(wanted: list[dict], progress=lambda done, total: None) -> torch.Tensor:
         return sample(
@@ -56,16 +59,16 @@ def main(
         for k in range(sampling["per_prompt"])
     ]
     pictures = draw(wanted, reporter("pictures"))
-    folder = Path(out)
-    folder.mkdir(parents=True)
-    for i, (entry, picture) in enumerate(zip(wanted, pictures, strict=True)):
-        entry["file"] = f"{entry['group']}-{i:03d}.png"
-        to_pil(picture).save(folder / entry["file"])
-    found = {"identity": identity, "images": wanted}
-    if words := sampling.get("attention"):
-        looked_at = [w for w in wanted if w["group"] == "subject"][:2]
-        found["attention"] = attention_maps(folder, pipeline, looked_at, words, draw)
-    (folder / "images.json").write_text(json.dumps(found, indent=1))
+    with whole(out) as folder:
+        folder.mkdir()
+        for i, (entry, picture) in enumerate(zip(wanted, pictures, strict=True)):
+            entry["file"] = f"{entry['group']}-{i:03d}.png"
+            to_pil(picture).save(folder / entry["file"])
+        found = {"identity": {**identity, "sampler": digest(sampler)}, "images": wanted}
+        if words := sampling.get("attention"):
+            looked_at = [w for w in wanted if w["group"] == "subject"][:2]
+            found["attention"] = attention_maps(folder, pipeline, looked_at, words, draw)
+        (folder / "images.json").write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,254 @@
+"""Nothing is computed twice and nothing stale is used: what runs after which change, by real runs and by plans."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import ROOT, Run, executed, planned
+
+from nullbooth import store
+
+pytestmark = pytest.mark.slow
+
+SUMS = {"covariance", "pool", "projector", "spectra"}
+STATISTICS = {"trajectory", "moments", *SUMS}
+VIEWS = {"shown", "evaluation", "gallery", "samples"}  # pages, and plain names for what is kept
+LATER = {"tuned_images", "evaluate", "mechanism", *VIEWS}
+
+
+@pytest.fixture
+def run(finished) -> Iterator[Run]:
+    """The finished run itself, to change and to run for real; its pages and links come back afterwards."""
+    before = finished.prompts.read_text()
+    yield finished
+    finished.prompts.write_text(before)
+    assert set(executed(*finished.arguments())) <= VIEWS
+
+
+def stores(run: Run, pattern: str) -> dict[str, Path]:
+    """Kept stores by name: covariances/00.zarr and so on."""
+    found = sorted(run.folder.glob(f"results/kept/{pattern}"))
+    assert found, pattern
+    return {path.name: path for path in found}
+
+
+def first_array(path: Path) -> np.ndarray:
+    group = store.read(path)
+    return group[group.attrs["arrays"][0]][:]
+
+
+def target(run: Run, name: str) -> str:
+    return str(run.folder / "results" / name)
+
+
+# --- changes that are none ----------------------------------------------------------------------------
+
+
+def test_nothing_runs_twice(finished):
+    assert planned(*finished.arguments()) == {}
+
+
+def test_touching_files_runs_nothing(finished):
+    for folder in ("config", "resources/subjects/starling", "resources/tinyworld", "workflow/scripts", "nullbooth"):
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.is_file():
+                os.utime(path)
+    os.utime(finished.prompts)
+    assert planned(*finished.arguments()) == {}
+
+
+def test_the_same_content_in_new_files_runs_nothing(finished, tmp_path):
+    """As `git checkout` writes it, and wherever it lies."""
+    subject, model = tmp_path / "photographs", tmp_path / "tinyworld"
+    shutil.copytree(ROOT / "resources/subjects/starling/train", subject, copy_function=shutil.copy)
+    shutil.copytree(ROOT / "resources/tinyworld", model, copy_function=shutil.copy)
+    finished.prompts.write_text(finished.prompts.read_text())
+    [starling] = [{"name": "starling", "images": str(subject), "identifier": "vbk", "class": "star"}]
+    starling["holdout"] = "resources/subjects/starling/holdout"
+    assert set(planned(*finished.arguments(model=str(model), concepts=[starling]))) <= VIEWS
+
+
+def test_comments_blank_lines_and_order_of_prompts_run_nothing(finished):
+    before = finished.prompts.read_text()
+    finished.prompts.write_text("# a comment\n\n" + "\n".join(reversed(before.splitlines())) + "\n")
+    try:
+        assert planned(*finished.arguments()) == {}
+    finally:
+        finished.prompts.write_text(before)
+
+
+def test_edited_code_runs_nothing(tmp_path):
+    """In a copy of the project, so that code can be edited; Snakemake does notice the edit when asked to."""
+    project = tmp_path / "project"
+    for name in ("rules", "workflow", "nullbooth", "config", "profiles", "resources", "envs"):
+        shutil.copytree(ROOT / name, project / name)
+    shutil.copy(ROOT / "Snakefile", project)
+    arguments = ("--configfile", "config/minimal.yaml", "--config", "precision=fp32", "--", "trajectories")
+    assert executed(*arguments, cwd=project) == {"trajectory": 1, "shown": 1, "trajectories": 1}
+    for path in [*(project / "nullbooth").glob("*.py"), *(project / "workflow/scripts").glob("*.py")]:
+        path.write_text(path.read_text() + "\nEDITED = True\n")
+    assert planned(*arguments, cwd=project) == {}
+    assert "trajectory" in planned("--rerun-triggers", "code", *arguments, cwd=project)
+
+
+# --- changes --------------------------------------------------------------------------------------------
+
+
+def test_an_added_prompt_costs_only_itself(run):
+    """Moments of the prompts that were there stay; the sums are those of all; going back computes nothing."""
+    before = run.prompts.read_text()
+    old = {name: first_array(path) for name, path in stores(run, "statistics/*/covariances/0*.zarr").items()}
+    known = set(run.folder.glob("results/kept/shards/*"))
+    run.prompts.write_text(before + "a cyan ring\n")
+    adapters = target(run, "runs/starling/pooled/0")
+    assert executed(adapters, *run.arguments()) == {
+        "trajectory": 1, "moments": 3, "covariance": 3, "pool": 1, "projector": 1, "adapter": 1, "shown": 1,
+    }  # fmt: skip
+    [shard] = set(run.folder.glob("results/kept/shards/*")) - known
+    adapter = (run.folder / "results/runs/starling/pooled/0").resolve()
+    assert store.read(shard / "trajectory.zarr").attrs["prompts"] == ["a cyan ring"]
+    [added_up] = [
+        folder
+        for folder in run.folder.glob("results/kept/statistics/*/covariances")
+        if shard.name in store.read(folder / "00.zarr").attrs["shards"]
+    ]
+    for name, part in old.items():
+        np.testing.assert_array_equal(first_array(added_up / name), part + first_array(shard / "moments" / name))
+
+    run.prompts.write_text(before)
+    assert set(planned(*run.arguments())) <= VIEWS
+    assert executed(adapters, *run.arguments()) == {"shown": 1}
+    assert (run.folder / "results/runs/starling/pooled/0").resolve() != adapter, "the plain name is that of now"
+    assert (adapter / "adapter.safetensors").is_file(), "and the other adapter is kept"
+    run.prompts.write_text("\n".join(before.splitlines()[1:]) + "\n")
+    assert set(planned(*run.arguments())) >= STATISTICS | {"adapter"} | LATER, "a prompt less"
+    run.prompts.write_text(before.replace("moon", "small moon"))
+    assert set(planned(*run.arguments())) >= STATISTICS | {"adapter"} | LATER, "a prompt changed"
+
+
+def test_a_changed_weight_runs_everything_and_going_back_nothing(run, tmp_path):
+    """One bit, with size and modification time as they were: the change time tells."""
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "resources/tinyworld", model)
+    arguments = run.arguments(model=str(model))
+    assert set(planned(*arguments)) <= VIEWS
+    [weights] = (model / "unet").glob("*.safetensors")
+    stat, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert set(planned(*arguments)) == STATISTICS | LATER | {"heldout_moments", "adapter", "base_images"}
+    assert executed(target(run, "covariances/00.zarr"), *arguments) == {
+        "trajectory": 1, "moments": 1, "covariance": 1, "shown": 1,
+    }  # fmt: skip
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert set(planned(*arguments)) <= VIEWS
+
+
+@pytest.mark.parametrize(
+    ("change", "runs"),
+    [
+        ({"train": {"steps": 5, "batch": 2}}, {"adapter"} | LATER),
+        ({"comparison": {"steps": 5}}, set()),
+        ({"seeds": [0, 1]}, {"adapter"} | LATER),
+        ({"device": "cpu"}, set()),
+        ({"protect": {"rule": {"energy": 0.01}}}, {"adapter", "spectra"} | LATER),
+        ({"protect": {"shard_size": 1}}, set()),
+        ({"validate": {"every": 100}}, set()),
+        ({"sample": {"seed": 1}}, {"base_images", "tuned_images", "evaluate"} | VIEWS),
+        ({"sampler": {"guidance": 2.0}}, STATISTICS | {"heldout_moments", "adapter", "base_images"} | LATER),
+        ({"sampler": {"steps": 2}}, STATISTICS | {"heldout_moments", "adapter", "base_images"} | LATER),
+        (
+            {"sampler": {"scheduler": "EulerDiscreteScheduler"}},
+            STATISTICS | {"heldout_moments", "adapter", "base_images"} | LATER,
+        ),
+        ({"protect": {"projections": ["to_k", "to_v"]}}, STATISTICS | {"heldout_moments", "adapter"} | LATER),
+    ],
+)
+def test_what_runs_again(finished, change, runs):
+    changes = {
+        key: {**finished.settings.get(key, {}), **value} if isinstance(value, dict) else value
+        for key, value in change.items()
+    }
+    assert set(planned(*finished.arguments(**changes))) == runs
+
+
+def test_another_subject_leaves_the_first_alone(finished):
+    quilt = {"name": "quilt", "images": "resources/subjects/quilt/train", "identifier": "vbk", "class": "heart"}
+    starling = {**quilt, "name": "starling", "images": "resources/subjects/starling/train", "class": "star"}
+    starling["holdout"] = "resources/subjects/starling/holdout"
+    jobs = planned(*finished.arguments(concepts=[starling, quilt]))
+    assert set(jobs) == {"adapter", "base_images"} | LATER
+    assert jobs["adapter"] == 2, "one for each method, of the new subject only"
+
+
+def test_other_sampling_prompts_do_not_train(finished, tmp_path):
+    prompts = {name: f"config/prompts/minimal_{name}.txt" for name in ("subject", "class", "unrelated")}
+    (tmp_path / "subject.txt").write_text("a photo of a {subject} in the snow\n")
+    prompts["subject"] = str(tmp_path / "subject.txt")
+    jobs = planned(*finished.arguments(sample={"prompts": prompts}))
+    assert set(jobs) == {"base_images", "tuned_images", "evaluate"} | VIEWS
+
+
+@pytest.fixture
+def without_a_covariance(run, tmp_path) -> Iterator[Run]:
+    """The run without the covariance of timestep 01, which comes back afterwards with its times."""
+    place = stores(run, "statistics/*/covariances/0*.zarr")["01.zarr"]
+    away = tmp_path / "01.zarr"
+    shutil.move(place, away)
+    yield run
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.move(away, place)
+
+
+def test_a_deleted_covariance_comes_again_with_all_that_follows(without_a_covariance):
+    """Also when the run is stopped in between: what is older than its input is stale, whoever made it."""
+    run = without_a_covariance
+    jobs = planned(*run.arguments())
+    assert set(jobs) == SUMS | {"adapter"} | LATER
+    assert jobs["covariance"] == 1
+    assert jobs["projector"] == 2, "its own and the pooled one"
+    assert executed(target(run, "covariances/01.zarr"), *run.arguments()) == {"covariance": 1, "shown": 1}
+    jobs = planned(*run.arguments())
+    assert set(jobs) == (SUMS | {"adapter"} | LATER) - {"covariance"}
+    assert jobs["projector"] == 2
+
+
+def test_trajectories_may_be_deleted_to_save_room(run, tmp_path):
+    places = list(run.folder.glob("results/kept/shards/*/trajectory.zarr"))
+    for i, place in enumerate(places):
+        shutil.move(place, tmp_path / f"{i}.zarr")
+    try:
+        assert planned(*run.arguments()) == {}
+    finally:
+        for i, place in enumerate(places):
+            shutil.move(tmp_path / f"{i}.zarr", place)
+
+
+# --- a store for a group ------------------------------------------------------------------------------
+
+
+def test_a_shared_cache_serves_other_results_folders(tmp_path):
+    """What a first run puts there, a second takes; each timestep its own; another sampler computes its own."""
+    (tmp_path / "cache").mkdir()
+    cached = ("--cache", "trajectory", "moments", "covariance", "pool", "projector")
+    runs = []
+    for name, change in {"first": {}, "second": {}, "third": {"sampler": {"steps": 3, "guidance": 2.0}}}.items():
+        (tmp_path / name).mkdir()
+        runs.append(run := Run(tmp_path / name))
+        wanted = [target(run, f"projectors/{step}.zarr") for step in ("00", "01", "pooled")]
+        executed(*wanted, *run.arguments(**change), *cached, SNAKEMAKE_OUTPUT_CACHE=str(tmp_path / "cache"))
+    logs = [list((run.folder / "results/logs").rglob("*.log")) for run in runs]
+    assert [sum(path.stat().st_size > 0 for path in paths) for paths in logs] == [11, 0, 11]
+    stored = [[store.read(r.folder / f"results/projectors/{s}.zarr") for s in ("00", "01", "pooled")] for r in runs]
+    for first, second, third in zip(*stored, strict=True):
+        assert first.attrs["timestep"] == second.attrs["timestep"]
+        assert first.attrs["identity"] != third.attrs["identity"]
+        for name in first:
+            np.testing.assert_array_equal(first[name][:], second[name][:])
+    assert stored[1][0].attrs["timestep"] > stored[1][1].attrs["timestep"]

@@ -1,0 +1,41 @@
+"""Rule moments: second moments of the inputs of all protected sites at one timestep, over the prompts of one shard."""
+
+from dataclasses import asdict
+
+import torch
+
+from nullbooth import models, store
+from nullbooth.progress import log_to, reporter
+from nullbooth.statistics import moments_at
+
+
+def main(out: str, trajectory: str, step: int, projections: list[str], identity: dict, config: dict) -> None:
+    device = models.pick_device(config["device"])
+    denoiser = models.load_denoiser(config["model"], device, config["revision"])
+    with torch.no_grad(), models.autocast(device, config["precision"]):
+        moments, features, timesteps = moments_at(
+            denoiser,
+            trajectory,
+            step,
+            projections,
+            config["protect"]["batch"],
+            identity,
+            reporter(f"timestep {step}, prompts"),
+        )
+    store.write(
+        out,
+        {name: store.pack_symmetric(moment.total.cpu().numpy()) for name, moment in moments.items()},
+        identity,
+        rows={name: moment.rows for name, moment in moments.items()},
+        features=[asdict(feature) for feature in features],
+        **({"prompts": store.read(trajectory).attrs["prompts"]} if step == 0 else {}),
+        timestep=timesteps[step],
+        timesteps=timesteps,
+        denoiser=type(denoiser).__name__,
+    )
+
+
+if __name__ == "__main__":
+    log_to(snakemake.log[0])
+    p = snakemake.params
+    main(snakemake.output[0], snakemake.input.trajectory, int(p.step), p.projections, p.identity, snakemake.config)
