@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from nullbooth.images import captions, list_images, load_image, to_pil
+from nullbooth.text import InputError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -109,9 +110,9 @@ def test_list_images(tmp_path):
 
 
 def test_missing_and_empty_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none: no such folder"):
+    with pytest.raises(InputError, match="none: no such folder"):
         list_images(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"no image in it.*\.png"):
+    with pytest.raises(InputError, match=r"no image in it.*\.png"):
         list_images(tmp_path)
 
 

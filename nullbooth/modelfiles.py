@@ -1,0 +1,159 @@
+"""What the files of a model say of it, without reading its weights; imports neither torch nor diffusers."""
+
+import json
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nullbooth.settings import SettingsError
+from nullbooth.text import InputError, read_text, shown
+
+DENOISERS = ("unet", "transformer")
+_PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+_OWN_CODE = "a model with code of its own is not run; use one that diffusers or transformers itself knows"
+
+
+def is_local(model: str, key: str, revision: str | None = None) -> bool:
+    """Whether a model is a folder here; else it is a Hub id. Raises SettingsError for what is neither."""
+    path = Path(model)
+    if path.is_file():
+        raise SettingsError(
+            f"{key}: {model} is one file; convert it, if you trust who made it, and give the new folder: "
+            f'StableDiffusionPipeline.from_single_file("{path.name}").save_pretrained("{path.stem}")'
+        )
+    if path.is_dir():
+        return True
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model, re.ASCII) or model.startswith("."):
+        raise SettingsError(f"{key}: {shown(model)} is neither a folder nor a Hub id (owner/name)")
+    if path.parent.is_dir() and not revision:
+        others = ", ".join(sorted(p.name for p in path.parent.iterdir() if p.is_dir()))
+        raise SettingsError(
+            f"{key}: {shown(model)} is no folder, {path.parent} has {others}; for a model of the Hub, set its "
+            "revision too"
+        )
+    return False
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file. Raises InputError."""
+    try:
+        if isinstance(found := json.loads(read_text(path)), dict):
+            return found
+    except (json.JSONDecodeError, RecursionError):
+        pass
+    raise InputError(f"{path}: not JSON of a model; download the model again")
+
+
+def check_pipeline(folder: Path, key: str = "model") -> None:
+    """Refuse a folder that is not a diffusers pipeline whose denoiser has cross-attention, in safetensors."""
+    if not (folder / "model_index.json").is_file():
+        raise SettingsError(f"{key}: {folder} has no model_index.json; give the folder of a diffusers pipeline")
+    parts = components(read_json(folder / "model_index.json"), f"{key}: {folder}/model_index.json")
+    for name, (library, _) in parts.items():
+        part = folder / name
+        if not part.is_dir():
+            raise InputError(f"{key}: {part}: no such folder, but model_index.json names it; download the model again")
+        if name in DENOISERS or (part / "config.json").is_file():
+            check_model(part, key, library)
+    [denoiser] = [name for name in DENOISERS if name in parts][:1]
+    config = read_json(folder / denoiser / "config.json")
+    blocks = [
+        config.get(f"{place}_type{s}") for place, s in (("down_block", "s"), ("mid_block", ""), ("up_block", "s"))
+    ]
+    if not config.get("cross_attention_dim") or (any(blocks) and "CrossAttn" not in str(blocks)):
+        raise InputError(
+            f"{key}: {folder}/{denoiser}/config.json: this {config.get('_class_name')} has no cross-attention, where a "
+            "subject is learned; use a model with a cross-attention UNet, such as Stable Diffusion"
+        )
+
+
+def components(index: dict[str, Any], where: str) -> dict[str, tuple[str, str]]:
+    """The parts of a pipeline by name, with library and class. Raises InputError for code that came with the model, for
+    classes that diffusers does not know, and where there is no denoiser."""
+    if not isinstance(index.get("_class_name"), str):
+        raise InputError(f"{where}: _class_name {shown(index.get('_class_name'))}: {_OWN_CODE}")
+    found = {}
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
+            continue
+        if not re.fullmatch(r"\w+", name) or len(value) != 2 or not all(isinstance(v, str) for v in value):
+            raise InputError(
+                f"{where}: {shown(name)}: {shown(value)} is no part of a pipeline; download the model again"
+            )
+        if value[0] not in (*_STEMS, "stable_diffusion"):
+            raise InputError(f"{where}: {name}: {value[0]!r}: {_OWN_CODE}")
+        found[name] = (value[0], value[1])
+    named = {name: cls for name, (library, cls) in found.items() if library == "diffusers"}
+    for name, cls in {"_class_name": index["_class_name"], **named}.items():
+        if diffusers_names() and cls not in diffusers_names():
+            raise InputError(
+                f"{where}: {name}: {cls!r} is no class of the installed diffusers; update it, or use another model"
+            )
+    if not set(DENOISERS) & set(found):
+        raise InputError(f"{where}: no component named {' or '.join(DENOISERS)}; is this a text-to-image pipeline?")
+    return found
+
+
+@cache
+def diffusers_names() -> frozenset[str]:
+    """Names that diffusers exports, read from its text: importing it takes seconds."""
+    spec = find_spec("diffusers")
+    return frozenset(re.findall(r'"(\w+)"', Path(spec.origin).read_text())) if spec else frozenset()
+
+
+def check_encoder(folder: Path, key: str) -> None:
+    """Refuse a folder that is not a model of transformers in safetensors."""
+    if not (folder / "config.json").is_file():
+        raise SettingsError(f"{key}: {folder} has no config.json; give the folder of a transformers model")
+    check_model(folder, key, "transformers")
+    if not (folder / "preprocessor_config.json").is_file():
+        raise InputError(f"{key}: {folder} has no preprocessor_config.json, which says how it wants its images")
+
+
+def check_model(folder: Path, key: str, library: str) -> None:
+    """Refuse one model that brings code, or whose weights are missing, pickled or cut off."""
+    if "auto_map" in read_json(folder / "config.json"):
+        raise InputError(f"{key}: {folder}/config.json: auto_map: {_OWN_CODE}")
+    stem = _STEMS.get(library, "model")
+    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if whole.is_file():
+        weight_names(whole, key)
+    elif index.is_file():
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise InputError(f"{key}: {index}: it lists no weights; download the model again")
+        for name in sorted({str(name) for name in listed.values()}):
+            if Path(name).name != name:
+                raise InputError(f"{key}: {index}: {name!r} leaves its folder; download the model again")
+            weight_names(folder / name, f"{key}: {index}")
+    else:
+        raise InputError(_no_weights(folder, key, whole.name, "AutoModel" if key != "model" else "DiffusionPipeline"))
+
+
+def _no_weights(folder: Path, key: str, wanted: str, loader: str) -> str:
+    files = sorted(p.name for p in folder.iterdir())
+    if pickled := [name for name in files if name.endswith(_PICKLED)]:
+        return (
+            f"{key}: {folder}: {pickled[0]} is a pickle, which can run any code, and is not read. Take the model's "
+            "safetensors, or convert it where you trust it: "
+            f'{loader}.from_pretrained("old", use_safetensors=False).save_pretrained("new")'
+        )
+    others = [name for name in files if name.endswith(".safetensors")]
+    mend = f"rename {others[0]}" if len(others) == 1 else "download the model again"
+    return f"{key}: {folder}: no {wanted}; {mend}"
+
+
+def weight_names(path: Path, key: str) -> list[str]:
+    """Names of the tensors of a safetensors file, by its header. Raises InputError."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"{key}: {path}: no such file; download the model again")
+    try:
+        with safe_open(path, "numpy") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{key}: {path}: broken safetensors ({error}); download it again") from error

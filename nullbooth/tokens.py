@@ -1,0 +1,85 @@
+"""How many tokens a prompt has, and how many of them the model reads; imports neither torch nor transformers."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from nullbooth.modelfiles import read_json
+from nullbooth.text import InputError, shown
+
+_TOO_LONG = 10  # times what the text encoder reads: no prompt any more, but a mistake
+_CLIP_WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def check_lengths(prompts: Iterable[tuple[str, str]], model: Path) -> list[str]:
+    """Warnings for prompts that the text encoder cuts off. Raises InputError if one is no prompt at all."""
+    key_of = {text: key for key, text in prompts}
+    counters = [tokens(folder) for folder in sorted(model.glob("tokenizer*/"))]
+    limit, count = max(filter(None, counters), key=lambda pair: pair[0], default=(0, None))
+    cut = []
+    if count:
+        doubtful = [text for text in key_of if len(text.encode()) > limit]  # no token is shorter than a byte
+        cut = [(key_of[text], text, n) for text, n in zip(doubtful, count(doubtful), strict=True) if n > limit]
+    return judge_lengths(cut, limit)
+
+
+def check_read(tokenizer: Any, prompts: list[str]) -> list[str]:
+    """As `check_lengths`, by a pipeline's own tokenizer: of a Hub model no file may be here before its jobs are."""
+    limit, found = tokenizer.model_max_length - 2, tokenizer(prompts, add_special_tokens=False).input_ids
+    cut = [("prompt", text, len(ids)) for text, ids in zip(prompts, found, strict=True) if len(ids) > limit]
+    return judge_lengths(cut, limit)
+
+
+def judge_lengths(cut: list[tuple[str, str, int]], limit: int) -> list[str]:
+    """What to say of prompts (key, text, tokens) of which a text encoder reads only `limit` tokens."""
+    said = [
+        f"{key}: {shown(text)} has {n} tokens, of which the text encoder reads {limit}: the rest is lost; shorten it"
+        for key, text, n in cut
+    ]
+    if worst := [line for line, (_, _, n) in zip(said, cut, strict=True) if n > _TOO_LONG * limit]:
+        raise InputError(worst[0])
+    return [*said[:3], *([f"{len(said)} prompts are longer than what the text encoder reads"] if said[3:] else [])]
+
+
+def tokens(folder: Path) -> tuple[int, Callable[[list[str]], list[int]]] | None:
+    """How many tokens of a text the model reads, those at its ends apart, and a function that counts them.
+
+    None where the files say neither.
+    """
+    from tokenizers import Tokenizer
+
+    config = folder / "tokenizer_config.json"
+    limit = read_json(config).get("model_max_length") if config.is_file() else None
+    if not isinstance(limit, int) or not 2 < limit < 1 << 20:
+        return None
+    try:
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        elif (folder / "merges.txt").is_file():
+            tokenizer = clip_tokenizer(folder)
+        else:
+            return None
+    except Exception as error:  # the library raises nothing more exact
+        raise InputError(f"{folder}: a broken tokenizer ({error}); download the model again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def count(texts: list[str]) -> list[int]:
+        return [len(found) for found in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    return limit - 2, count
+
+
+def clip_tokenizer(folder: Path) -> Any:
+    """CLIP's tokenizer from vocab.json and merges.txt, as transformers builds it."""
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+
+    names = str(folder / "vocab.json"), str(folder / "merges.txt")
+    tokenizer = Tokenizer(BPE.from_file(*names, end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_CLIP_WORD), "removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return tokenizer

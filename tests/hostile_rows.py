@@ -1,0 +1,319 @@
+"""What can be wrong with input from outside, one row a case: its name, what is done, and what must be said of it."""
+
+import json
+import os
+import struct
+from datetime import date
+
+from hostile import ROWS, TOKEN, UNET, changed, photograph, png, row, written
+from PIL import Image
+
+__all__ = ["ROWS"]
+
+# --- the config ----------------------------------------------------------------------------------------
+
+changed("misspelt key", {"trian": {}}, "trian: unknown key; did you mean 'train'?")
+changed("misspelt inner key", {"sampler": {"stepps": 3}}, "sampler.stepps: unknown key; did you mean 'steps'?")
+changed("wrong type", {"sampler": {"steps": "fifty"}}, "sampler.steps: 'fifty'", "integer")
+changed("a fraction of steps", {"sampler": {"steps": 3.0}}, "sampler.steps: 3.0", "integer")
+changed("not a number", {"sampler": {"guidance": float("nan")}}, "sampler.guidance: nan", "finite")
+changed("infinite", {"train": {"learning_rate": float("inf")}}, "train.learning_rate: inf", "finite")
+changed("too large", {"protect": {"seed": 10**400}}, "protect.seed", "too large")
+changed("a date", {"sampler": {"options": {"a": date(2020, 1, 1)}}}, "sampler.options.a", "2020", "quotes")
+changed("a key that is no text", {"sampler": {False: 1}}, "sampler", "False", "quotes")
+changed("nested", lambda _: {"sampler": {"options": nested(3000)}}, "sampler.options", "nested")
+changed("endless text", {"device": "x" * 100_000}, "device: 'xxx")
+changed("a token", {"model": f"https://huggingface.co/a/b?token={TOKEN}"}, "model:", "token", "HF_TOKEN")
+changed("a password", {"evaluate": {"clip": "https://me:secret@host/clip"}}, "evaluate.clip:", "password")
+changed("guidance 0", {"sampler": {"guidance": 0}}, "sampler.guidance: 0", "1", "no guidance")
+changed("device", {"device": "gpu"}, "device: 'gpu'", "auto")
+changed("scheduler", {"sampler": {"scheduler": "DDIMSheduler"}}, "sampler.scheduler: 'DDIMSheduler'", "DDIMScheduler")
+changed(
+    "more steps than the scheduler has",
+    {"sampler": {"steps": 30, "options": {"num_train_timesteps": 20}}},
+    "sampler.steps: 30",
+    "20",
+)
+changed(
+    "more steps than the scheduler has, compared",
+    {"comparison": {"steps": 30}, "sampler": {"options": {"num_train_timesteps": 20}}},
+    "comparison.steps: 30",
+    "20",
+)
+for bad in ("../x", "a b", "a/b", "", ".", "x\n", "null", "None", "NaN", "base", "unrelated", "class", "x" * 300, None):
+    changed(f"concept {bad!r:.20}", lambda w, bad=bad: {"concepts": [w.concept(name=bad)]}, "concepts.0.name")
+for bad in ("../x", "a b", "null", "x\n", None):
+    changed(f"method {bad!r}", {"methods": [{"name": bad}]}, "methods.0.name")
+changed(
+    "names alike but for their case",
+    lambda w: {"concepts": [w.concept(), w.concept(name="Thing")]},
+    "concepts: the name",
+    "'Thing'",
+)
+changed("an empty class", lambda w: {"concepts": [w.concept(**{"class": ""})]}, "concepts.0.class: ''")
+changed("a bell", lambda w: {"concepts": [w.concept(identifier="v\x07k")]}, "concepts.0.identifier", "U+0007")
+changed(
+    "half a character", lambda w: {"concepts": [w.concept(identifier="v\ud800")]}, "concepts.0.identifier", "U+D800"
+)
+changed("results nowhere", {"results": ""}, "results: ''")
+changed("results with braces", {"results": "a{b}"}, "results: 'a{b}'")
+changed("results around the photographs", lambda w: {"results": str(w.folder)}, "results: ", "lies in it", "lost")
+changed("results in place of a file", lambda w: {"results": str(w.prompts / "class.txt")}, "results: ", "a file")
+
+
+def nested(depth: int) -> list:
+    inner: list = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+# --- prompts -------------------------------------------------------------------------------------------
+
+LONG = "star " * 10_000
+written("no prompts", "prompts/protected.txt", "# a comment\n\n", "protected.txt: no prompts in it; write one a line")
+written("an empty prompt file", "prompts/class.txt", "", "class.txt: no prompts in it; write one a line")
+written("UTF-16", "prompts/protected.txt", "a star".encode("utf-16"), "protected.txt", "UTF-8")
+written("NUL", "prompts/protected.txt", "a star\na\0b\n", "protected.txt:2", "U+0000", "remove it")
+written("escape", "prompts/subject.txt", "a {subject} \x1b[31m\n", "subject.txt:1", "U+001B", "remove it")
+written("10,000 tokens", "prompts/protected.txt", LONG, "protect.prompts: 'star star", "10000 tokens", "reads 6")
+written(
+    "10,000 tokens drawn",
+    "prompts/subject.txt",
+    "{subject} " + LONG,
+    "sample.prompts.subject: 'sks star",
+    "1000",
+    "reads 6",
+)
+written("10,000 tokens, caption", "photos/0.txt", LONG, "concepts.0.images: 'star star", "10000 tokens")
+written(
+    "stray placeholder",
+    "prompts/subject.txt",
+    "a {sbject}\n",
+    "sample.prompts.subject: ",
+    "{sbject} stands for nothing",
+    "{subject}",
+)
+written(
+    "placeholder with blanks",
+    "prompts/unrelated.txt",
+    "a { ring, disk}\n",
+    "sample.prompts.unrelated: ",
+    "{ ring, disk} stands for nothing",
+)
+changed(
+    "no prompt file",
+    lambda w: {"protect": {"prompts": str(w.folder / "none.txt")}},
+    "protect.prompts: ",
+    "none.txt': no such file",
+)
+changed("a folder of prompts", lambda w: {"protect": {"prompts": str(w.prompts)}}, "protect.prompts: ", "no such file")
+changed("endless prompts", {"protect": {"prompts": "/dev/zero"}}, "protect.prompts: '/dev/zero': no such file")
+changed(
+    "a name too long", {"sample": {"prompts": {"class": "x" * 3000}}}, "sample.prompts.class: 'xxx", "3000 characters"
+)
+
+# --- photographs ---------------------------------------------------------------------------------------
+
+
+@row("no photographs", "photos: no image in it", ".png")
+def _(world):
+    for path in world.photos.iterdir():
+        path.unlink()
+
+
+changed(
+    "no folder", lambda w: {"concepts": [w.concept(images="nowhere")]}, "concepts.0.images: nowhere: no such folder"
+)
+changed(
+    "no holdout", lambda w: {"concepts": [w.concept(holdout="nowhere")]}, "concepts.0.holdout: nowhere: no such folder"
+)
+written("text named .jpg", "photos/b.jpg", "not a picture", "b.jpg: not a readable image", "remove it")
+written(
+    "PostScript named .png",
+    "photos/b.png",
+    "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "b.png: not a readable",
+)
+written("a scalable drawing", "photos/b.svg", "<svg/>", "b.svg", "PNG or JPEG")
+written("a telephone's format", "photos/b.HEIC", b"ftypheic", "b.HEIC", "PNG or JPEG")
+written(
+    "a decompression bomb",
+    "photos/b.png",
+    png(10_000, 10_000, bytes(30_001) * 10_000),
+    "b.png: ",
+    "pixels",
+    "scale it down",
+)
+written("a header that lies", "photos/b.png", png(9000, 9000, bytes(100)), "b.png: not a readable image")
+
+
+@row("20,000 x 20,000", "b.png: ", "pixels", "scale it down")
+def _(world):
+    (world.photos / "b.png").write_bytes(png(20_000, 20_000, bytes(100)))
+
+
+@row("1x1", "b.png: 1 x 1 pixels", "16")
+def _(world):
+    Image.new("RGB", (1, 1)).save(world.photos / "b.png")
+
+
+for kind, options in {"jpg": {}, "png": {}, "webp": {"lossless": True}}.items():
+
+    @row(f"truncated {kind}", f"b.{kind}: not a readable image", "again")
+    def _(world, kind=kind, options=options):
+        path = world.photos / f"b.{kind}"
+        photograph(size=256).save(path, **options)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+for kind in ("gif", "webp", "png"):
+
+    @row(f"animated {kind}", f"b.{kind}: ", "an animated", "the one picture")
+    def _(world, kind=kind):
+        photograph(0).save(world.photos / f"b.{kind}", save_all=True, append_images=[photograph(1)])
+
+
+@row("a folder named .png", "b.png: not a file")
+def _(world):
+    (world.photos / "b.png").mkdir()
+
+
+@row("a pipe named .png", "b.png: not a file")
+def _(world):
+    os.mkfifo(world.photos / "b.png")
+
+
+@row("a link to a picture elsewhere", "b.png: a link that leaves", "copy")
+def _(world):
+    photograph().save(world.folder / "private.png")
+    (world.photos / "b.png").symlink_to("../private.png")
+
+
+@row("a link to nothing", "b.png: not a file")
+def _(world):
+    (world.photos / "b.png").symlink_to("nothing.png")
+
+
+@row("a caption that is a link", "0.txt: a link that leaves", "copy")
+def _(world):
+    (world.folder / "secret").write_text("secret")
+    (world.photos / "0.txt").symlink_to(world.folder / "secret")
+
+
+# --- captions ------------------------------------------------------------------------------------------
+
+written("a caption without an image", "photos/7.txt", "a {subject}", "7.txt: a caption without an image", "rename")
+written("an empty caption", "photos/0.txt", " \n", "0.txt: an empty caption", "remove the file")
+written("a caption in UTF-16", "photos/0.txt", "a {subject}".encode("utf-16"), "0.txt", "UTF-8")
+written("a caption with NUL", "photos/0.txt", "a \0", "0.txt", "U+0000")
+LISTED = "metadata.jsonl:1"
+for name, line, *says in (
+    ("a listed image not there", '{"file_name": "9.png", "text": "x"}', f"{LISTED}: '9.png'", "no such image"),
+    ("a listed image elsewhere", '{"file_name": "../x.png", "text": "x"}', f"{LISTED}: '../x.png'", "no such image"),
+    ("a text that is none", '{"file_name": "0.png", "text": 5}', LISTED, "expected"),
+    ("a name that is none", '{"file_name": ["0.png"], "text": "x"}', LISTED, "expected"),
+    ("no JSON", "0.png: a star", LISTED, "expected"),
+    ("JSON without end", "[" * 100_000, LISTED, "expected"),
+    ("listed twice", '{"file_name": "0.png", "text": "x"}\n' * 2, "metadata.jsonl:2: '0.png'", "twice"),
+    ("an empty listed caption", '{"file_name": "0.png", "text": ""}', LISTED, "empty caption"),
+    ("half a character, listed", '{"file_name": "0.png", "text": "\\ud800"}', LISTED, "U+D800"),
+    ("10,000 tokens, listed", json.dumps({"file_name": "0.png", "text": LONG}), "concepts.0.images: 'star", "10000"),
+):  # fmt: skip
+    written(name, "photos/metadata.jsonl", line, *says)
+
+# --- models --------------------------------------------------------------------------------------------
+
+changed("no model", lambda w: {"model": str(w.folder / "none")}, "model: ", "none", "neither a folder nor a Hub id")
+changed("a folder with a slip in its name", {"model": "resources/tinywrld"}, "model: 'resources/tinywrld'", "tinyworld")
+changed("no id", {"model": "a b/c d"}, "model: 'a b/c d' is neither a folder nor a Hub id")
+for kind in (".ckpt", ".safetensors"):
+
+    @row(f"a model in one {kind} file", "model: ", f"sd{kind}", "from_single_file", "save_pretrained")
+    def _(world, kind=kind):
+        (world.folder / f"sd{kind}").write_bytes(b"x")
+        return {"model": str(world.folder / f"sd{kind}")}
+
+
+written("an index that is no JSON", "model/model_index.json", "{", "model_index.json", "not JSON")
+written("an index that is a list", "model/model_index.json", "[1]", "model_index.json", "not JSON")
+INDEX, OWN = "model_index.json", "code of its own"
+PLAIN = {"down_block_types": ["DownBlock2D"], "mid_block_type": "UNetMidBlock2D", "up_block_types": ["UpBlock2D"]}
+for name, file, change, *says in (
+    ("an unknown pipeline", INDEX, {"_class_name": "MyPipeline"}, "model: ", "'MyPipeline'", "diffusers"),
+    ("a pipeline with code", INDEX, {"_class_name": ["pipeline", "X"]}, INDEX, OWN),
+    ("a denoiser with code", INDEX, {"unet": ["my_unet", "MyUNet"]}, "unet: ", "'my_unet'", OWN),
+    ("an unknown denoiser", INDEX, {"unet": ["diffusers", "MyUNet"]}, "unet: ", "'MyUNet'"),
+    ("no denoiser", INDEX, {"unet": [None, None]}, INDEX, "unet or transformer"),
+    ("a component that is a path", INDEX, {"../x": ["diffusers", "AutoencoderKL"]}, "'../x'"),
+    ("a component without a folder", INDEX, {"vae2": ["diffusers", "AutoencoderKL"]}, "vae2", "no such folder"),
+    ("no cross-attention", "unet/config.json", PLAIN, "unet/config.json", "cross-attention"),
+    ("joint attention", "unet/config.json", {"cross_attention_dim": None}, "unet/config.json", "cross-attention"),
+    ("an encoder's own code", "text_encoder/config.json", {"auto_map": {"AutoModel": "evil.X"}}, "auto_map", OWN),
+):  # fmt: skip
+
+    @row(name, *says)
+    def _(world, file=file, change=change):
+        world.json(file, lambda content: content.update(change))
+
+
+for suffix in (".bin", ".ckpt", ".pt", ".pth"):
+
+    @row(f"pickled weights, {suffix}", "unet", suffix, "pickle", "save_pretrained")
+    def _(world, suffix=suffix):
+        (world.model / UNET).rename((world.model / UNET).with_suffix(suffix))
+
+
+@row("no weights", "vae: no diffusion_pytorch_model.safetensors")
+def _(world):
+    (world.model / "vae/diffusion_pytorch_model.safetensors").unlink()
+
+
+@row("weights of one precision only", "unet: no diffusion_pytorch_model.safetensors", "fp16", "rename")
+def _(world):
+    (world.model / UNET).rename((world.model / UNET).with_suffix(".fp16.safetensors"))
+
+
+@row("cut weights", UNET, "broken", "again")
+def _(world):
+    content = (world.model / UNET).read_bytes()
+    (world.model / UNET).write_bytes(content[: len(content) // 2])
+
+
+for name, content in {
+    "a page in place of weights": b"<!doctype html><title>404</title>",
+    "a header of 2^60 bytes": struct.pack("<Q", 1 << 60) + b"{}",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
+}.items():
+    written(name, f"model/{UNET}", content, UNET, "broken", "again")
+
+for place, *says in (("../../private.safetensors", "leaves"), ("none.safetensors", "no such file")):
+
+    @row(f"weights at {place}", "unet/diffusion_pytorch_model.safetensors.index.json", place, *says)
+    def _(world, place=place):
+        (world.folder / "private.safetensors").write_bytes((world.model / UNET).read_bytes())
+        (world.model / UNET).unlink()
+        (world.model / f"{UNET}.index.json").write_text(json.dumps({"weight_map": {"conv_in.weight": place}}))
+
+
+@row("an encoder with code", "evaluate.dino: ", "auto_map", "code of its own")
+def _(world):
+    folder = world.folder / "dino"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": "evil.X"}}))
+    return {"evaluate": {"dino": str(folder)}}
+
+
+@row("a pickled encoder", "evaluate.dino: ", "pytorch_model.bin", "pickle")
+def _(world):
+    folder = world.folder / "dino"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "dinov2"}')
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    return {"evaluate": {"dino": str(folder)}}
+
+
+@row("no weights of LPIPS", "evaluate.lpips: ", "alex.pth", "broken")
+def _(world):
+    (world.folder / "alex.pth").write_bytes(b"x")
+    return {"evaluate": {"lpips": str(world.folder / "alex.pth")}}
