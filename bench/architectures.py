@@ -1,0 +1,167 @@
+"""The public configs of four model families, and their shapes for the cost model, without any weights.
+
+    python bench/architectures.py    # writes bench/architectures.json anew; a minute or two
+
+Configs are those of stable-diffusion-v1-5, stable-diffusion-xl-base-1.0, stable-diffusion-3.5-large and FLUX.1-dev;
+what they leave out is the default of the class. Stable Diffusion 3.5 and FLUX are arithmetic only: the workflow does
+not support them yet. Their protected sites would be all projections of joint attention.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from common import UNETS
+from torch import nn
+
+from nullbooth.cost import Model, Reading
+from nullbooth.shapes import Inputs, count, decoder_shapes, denoiser_shapes, unet_inputs
+from nullbooth.sites import find_sites
+
+STORED = Path(__file__).with_suffix(".json")
+SDXL = dict(
+    sample_size=128,
+    block_out_channels=(320, 640, 1280),
+    layers_per_block=2,
+    cross_attention_dim=2048,
+    attention_head_dim=(5, 10, 20),
+    transformer_layers_per_block=(1, 2, 10),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+SD35_LARGE = dict(
+    sample_size=128,
+    num_layers=38,
+    num_attention_heads=38,
+    caption_projection_dim=2432,
+    pos_embed_max_size=192,
+    qk_norm="rms_norm",
+)
+VAE = dict(
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+)
+VAE16 = dict(VAE, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
+CLIP_L = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+CLIP_G = dict(
+    hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280
+)
+T5_XXL = dict(
+    d_model=4096, d_ff=10240, d_kv=64, num_heads=64, num_layers=24, feed_forward_proj="gated-gelu", vocab_size=32128
+)
+SD3_TOKENS, FLUX_TOKENS = 77 + 256, 512
+JOINT = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out")
+
+
+def clip(**config: Any) -> nn.Module:
+    return transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+
+
+def clip_projected(**config: Any) -> nn.Module:
+    return transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config))
+
+
+def t5(**config: Any) -> nn.Module:
+    return transformers.T5EncoderModel(transformers.T5Config(**config))
+
+
+def joint_sites(denoiser: nn.Module) -> dict[str, nn.Linear]:
+    """The projections of every joint attention; not those of image self-attention (attn2), nor of the rest."""
+    return {
+        name: module
+        for name, module in denoiser.named_modules()
+        if isinstance(module, nn.Linear) and any(name.endswith(f".attn.{kind}") for kind in JOINT)
+    }
+
+
+def sd3_inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
+    c = denoiser.config
+    return {
+        "hidden_states": torch.empty(n, c.in_channels, c.sample_size, c.sample_size),
+        "encoder_hidden_states": torch.empty(n, SD3_TOKENS, c.joint_attention_dim),
+        "pooled_projections": torch.empty(n, c.pooled_projection_dim),
+        "timestep": torch.ones(n),
+    }
+
+
+def flux_inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
+    """A picture of 1024x1024 is 64x64 patches of 2x2 latents."""
+    c = denoiser.config
+    return {
+        "hidden_states": torch.empty(n, 64 * 64, c.in_channels),
+        "encoder_hidden_states": torch.empty(n, FLUX_TOKENS, c.joint_attention_dim),
+        "pooled_projections": torch.empty(n, c.pooled_projection_dim),
+        "timestep": torch.ones(n),
+        "guidance": torch.ones(n),
+        "img_ids": torch.zeros(64 * 64, 3),
+        "txt_ids": torch.zeros(FLUX_TOKENS, 3),
+    }
+
+
+def texts(*parts: tuple[Callable[..., nn.Module], dict, int]) -> dict[str, float]:
+    """Parameters of the text encoders and FLOPs of one prompt, each with so many tokens."""
+    sizes = [(count(build(**config)), tokens) for build, config, tokens in parts]
+    return {"text_parameters": sum(n for n, _ in sizes), "text_flops": sum(2.0 * n * tokens for n, tokens in sizes)}
+
+
+FAMILIES: dict[str, tuple[type, dict, Inputs, Callable, dict, int, list]] = {
+    "Stable Diffusion 1.5": (
+        *(diffusers.UNet2DConditionModel, UNETS["sd15"], unet_inputs(77), find_sites, VAE | {"latent_channels": 4}, 64),
+        [(clip, CLIP_L, 77)],
+    ),
+    "Stable Diffusion XL": (
+        *(diffusers.UNet2DConditionModel, SDXL, unet_inputs(77), find_sites, VAE | {"latent_channels": 4}, 128),
+        [(clip, CLIP_L, 77), (clip_projected, CLIP_G, 77)],
+    ),
+    "Stable Diffusion 3.5 large": (
+        *(diffusers.SD3Transformer2DModel, SD35_LARGE, sd3_inputs, joint_sites, VAE16, 128),
+        [(clip_projected, CLIP_L, 77), (clip_projected, CLIP_G, 77), (t5, T5_XXL, 256)],
+    ),
+    "FLUX.1-dev": (
+        *(diffusers.FluxTransformer2DModel, {"guidance_embeds": True}, flux_inputs, joint_sites, VAE16, 128),
+        [(clip, CLIP_L, 77), (t5, T5_XXL, FLUX_TOKENS)],
+    ),
+}
+
+
+def build(name: str) -> nn.Module:
+    """A family's denoiser on the meta device."""
+    cls, config, *_ = FAMILIES[name]
+    with torch.device("meta"):
+        return cls(**config).eval().requires_grad_(False)
+
+
+def shapes(name: str, precision: str = "bf16") -> Model:
+    _, _, inputs, find, vae, side, encoders = FAMILIES[name]
+    with torch.device("meta"):
+        decoder, text = diffusers.AutoencoderKL(**vae).eval().requires_grad_(False), texts(*encoders)
+    return Model(
+        name=name,
+        **text,
+        **denoiser_shapes(build(name), inputs, find, precision),
+        **decoder_shapes(decoder, side, precision),
+    )
+
+
+def stored() -> dict[str, Model]:
+    """The shapes of all families, as they were written."""
+    found = {}
+    for entry in json.loads(STORED.read_text()):
+        lists = {key: tuple(value) for key, value in entry.items() if key.endswith("_bytes")}
+        found[entry["name"]] = Model(**{**entry, **lists, "readings": tuple(Reading(**r) for r in entry["readings"])})
+    return found
+
+
+if __name__ == "__main__":
+    STORED.write_text(json.dumps([asdict(shapes(name)) for name in FAMILIES], indent=1) + "\n")

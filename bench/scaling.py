@@ -1,0 +1,198 @@
+"""The tables of docs/scaling.md: four model families, 1,000 and 100,000 protected prompts, 1, 8 and 64 GPUs.
+
+    python bench/scaling.py    # writes them anew, between their marks in docs/scaling.md
+
+By nullbooth.cost, for A100 cards, from the shapes in bench/architectures.json. One subject is learned.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from nullbooth import cost, estimate
+from nullbooth.cost import Job, Model, Reading, Run, Work
+from nullbooth.plan import amount, duration, hours, total, wall_seconds
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "scaling.md"
+SHAPES = Path(__file__).with_name("architectures.json")
+PEAK, CARD = 312e12, "A100 with 80 GB"  # bfloat16 without sparsity
+GPUS = (1, 8, 64)
+SHARDS = {1_000: 8, 100_000: 64}
+# Timesteps and branches of guidance that each is usually sampled with; prompts in a pass, pictures in a training step.
+SAMPLING = {
+    "Stable Diffusion 1.5": (50, 2, 16, 8),
+    "Stable Diffusion XL": (50, 2, 4, 4),
+    "Stable Diffusion 3.5 large": (28, 2, 2, 1),
+    "FLUX.1-dev": (28, 1, 2, 1),
+}
+STAGES = {
+    "trajectories": ("trajectory", "heldout_trajectory"),
+    "moments of shards": ("moments",),
+    "covariances": ("covariance", "pool", "heldout_moments"),
+    "projectors": ("projector",),
+}
+
+
+def models() -> dict[str, Model]:
+    """Shapes of all families, as bench/architectures.py wrote them."""
+    found = {}
+    for entry in json.loads(SHAPES.read_text()):
+        lists = {key: tuple(value) for key, value in entry.items() if key.endswith("_bytes")}
+        found[entry["name"]] = Model(**{**entry, **lists, "readings": tuple(Reading(**r) for r in entry["readings"])})
+    return found
+
+
+def work(name: str, prompts: int, shards: int) -> Work:
+    steps, branches, batch, trained = SAMPLING[name]
+    run = Run(samples=trained, microbatch=trained)
+    return Work(prompts, -(-prompts // shards), steps, branches, batch, runs=(run,), base=(18, 24), picture_batch=batch)
+
+
+def jobs(model: Model, prompts: int, gpus: int, shards: int, **changes: object) -> list[Job]:
+    return estimate.jobs(model, replace(work(model.name, prompts, shards), **changes), cost.card(PEAK, gpus))
+
+
+def markdown(rows: Iterable[dict[str, str]]) -> str:
+    rows = list(rows)
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def shapes_row(model: Model) -> dict[str, str]:
+    steps, branches, *_ = SAMPLING[model.name]
+    moving = [r for r in model.readings if not r.static]
+    return {
+        "model": model.name,
+        "denoiser": f"{model.parameters / 1e9:.3f} billion",
+        "text encoders": f"{model.text_parameters / 1e9:.2f} billion",
+        "one pass of one sample": f"{model.flops / 1e12:.2f} TFLOP",
+        "training": f"{model.train_flops / 1e12:.2f} TFLOP",
+        "distinct features": str(len(model.readings)),
+        "widths": ", ".join(map(str, sorted({r.width for r in model.readings}))),
+        "products of one sample": f"{sum(2 * r.rows * r.width**2 for r in moving) / 1e12:.2f} TFLOP",
+        "moments of a step": amount(sum(r.packed for r in moving)),
+        "timesteps, branches": f"{steps}, {branches}",
+    }
+
+
+def time_row(model: Model, prompts: int) -> dict[str, str]:
+    found = [jobs(model, prompts, n, SHARDS[prompts]) for n in GPUS]
+    times = {
+        f"{n} GPU{'s' * (n > 1)}": duration(wall_seconds(f, cost.card(PEAK, n)))
+        for n, f in zip(GPUS, found, strict=True)
+    }
+    return {
+        "model": model.name,
+        "prompts": f"{prompts:,}",
+        "shards": str(SHARDS[prompts]),
+        "jobs": f"{sum(job.count for job in found[0]):,}",
+        "GPU hours": f"{hours(found[0], True):,.1f}",
+        "core hours": f"{hours(found[0], False):,.1f}",
+        **times,
+    }
+
+
+def space_row(model: Model, prompts: int) -> dict[str, str]:
+    found = jobs(model, prompts, 1, SHARDS[prompts])
+    parts = {stage: amount(total([j for j in found if j.rule in rules], "disk")) for stage, rules in STAGES.items()}
+    return {
+        "model": model.name,
+        "prompts": f"{prompts:,}",
+        **parts,
+        "all": amount(total(found, "disk")),
+        "files": f"{total(found, 'files'):,.0f}",
+    }
+
+
+MEMORY = ("trajectory", "moments", "adapter", "tuned_images", "covariance", "pool", "projector", "heldout_moments")
+
+
+def memory_row(model: Model) -> dict[str, str]:
+    by_rule = {job.rule: job for job in jobs(model, 1_000, 1, 8)}
+    cells = {}
+    for rule in MEMORY:
+        job = by_rule[rule]
+        cells[rule] = f"{amount(job.card)} + {amount(job.host)}" if job.gpu else amount(job.host)
+    return {"model": model.name, **cells}
+
+
+def scope_row(model: Model) -> dict[str, str]:
+    steps, _, _, batch = SAMPLING[model.name]
+    cells = {}
+    for scope in ("pooled", "timestep"):
+        run = Run(scope=scope, samples=batch, microbatch=batch)
+        found = {job.rule: job for job in jobs(model, 1_000, 1, 8, runs=(run,))}
+        cells[f"adapter, {scope}"] = f"{amount(found['adapter'].card)}"
+        cells[f"projectors, {scope}"] = amount(estimate.projector_bytes(model, run, steps))
+    return {"model": model.name, **cells}
+
+
+def shards_row(model: Model, shards: int) -> dict[str, str]:
+    found, machine = jobs(model, 100_000, 64, shards), cost.card(PEAK, 64)
+    return {
+        "shards": str(shards),
+        "jobs": f"{sum(job.count for job in found):,}",
+        "64 GPUs": duration(wall_seconds(found, machine)),
+        "moments of shards": amount(total([j for j in found if j.rule == "moments"], "disk")),
+        "files": f"{total(found, 'files'):,.0f}",
+        "memory of a trajectory job": amount(next(j for j in found if j.rule == "trajectory").host),
+    }
+
+
+PUBLISHED = (  # model, card, its peak, seconds, samples through the denoiser, pictures decoded, of whom
+    (
+        "Stable Diffusion 1.5",
+        "A100, batch 16",
+        312e12,
+        1 / 3.04,
+        32,
+        0,
+        "diffusers documentation, torch 2.0, not compiled",
+    ),
+    ("Stable Diffusion XL", "A100, batch 1", 312e12, 3.31, 60, 1, "PyTorch blog, Accelerating Generative AI III"),
+    ("FLUX.1-dev", "L20, batch 1", 119.5e12, 26.36, 28, 1, "diffusers documentation, ParaAttention, baseline"),
+)
+
+
+def published_row(model: Model, card: str, peak: float, seconds: float, n: int, pictures: int, whose: str) -> dict:
+    rate = (n * model.flops + pictures * model.decode_flops) / seconds
+    return {
+        "model": model.name,
+        "card": card,
+        "published": f"{n} samples in {seconds:.2f} s",
+        "that is": f"{rate / 1e12:.0f} TFLOP/s",
+        "of its peak": f"{rate / peak:.0%}",
+        "from": whose,
+    }
+
+
+def tables() -> dict[str, str]:
+    """All tables by the name of their mark."""
+    known = models()
+    sizes = [(model, prompts) for model in known.values() for prompts in SHARDS]
+    return {
+        "shapes": markdown(map(shapes_row, known.values())),
+        "published": markdown(published_row(known[name], *rest) for name, *rest in PUBLISHED),
+        "time": markdown(time_row(*size) for size in sizes),
+        "space": markdown(space_row(*size) for size in sizes),
+        "memory": markdown(map(memory_row, known.values())),
+        "scopes": markdown(map(scope_row, known.values())),
+        "shards": markdown(shards_row(known["Stable Diffusion XL"], n) for n in (8, 64, 512)),
+    }
+
+
+def filled(text: str, found: dict[str, str]) -> str:
+    """A document with every marked table replaced. Raises ValueError if a mark is missing."""
+    for name, table in found.items():
+        mark = re.compile(rf"(<!-- {name}: [^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
+        text, n = mark.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+        if n != 1:
+            raise ValueError(f"{DOCUMENT}: {n} marks for the table {name}, where one is needed")
+    return text
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(), tables()))

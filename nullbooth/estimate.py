@@ -1,0 +1,245 @@
+"""Jobs of the workflow by rule, and what each of them takes, from what nullbooth.cost knows of models and machines."""
+
+from collections.abc import Iterable
+
+from nullbooth.cost import (
+    CACHED,
+    CARD_MARGIN,
+    CARD_OVERHEAD,
+    EIGVALSH,
+    FLOAT64_RATE,
+    FULL,
+    KEPT,
+    LOAD,
+    PICTURE_BYTES,
+    READ,
+    RESIDENT,
+    START,
+    TRAINER,
+    WRITE,
+    Job,
+    Machine,
+    Model,
+    Reading,
+    Run,
+    Work,
+    activations,
+    eigh_seconds,
+    kept_of_moments,
+    moment_arrays,
+    pass_seconds,
+    product_seconds,
+    projector_arrays,
+    raw,
+    stored,
+    trajectory_arrays,
+    widest,
+)
+
+
+def described(rule: str, size: tuple[float, float]) -> tuple[float, float]:
+    """With its log, and its benchmark if it has one."""
+    return size[0] + 1e3, size[1] + (1 if rule in CACHED else 2)
+
+
+def gpu_job(
+    machine: Machine,
+    rule: str,
+    count: int,
+    seconds: float,
+    parameters: int,
+    device: float,
+    host: float,
+    size: tuple[float, float],
+) -> Job:
+    """A job that loads weights, float32; `device` is what it holds beside them, on the GPU if there is one."""
+    weights, size = 4.0 * parameters, described(rule, size)
+    seconds += START["model"] + weights / LOAD
+    host += RESIDENT["model"] + weights
+    if not machine.gpus:
+        return Job(rule, count, seconds, False, host + device, 0.0, *size)
+    return Job(rule, count, seconds, True, host, CARD_MARGIN * (weights + device) + CARD_OVERHEAD, *size)
+
+
+def cpu_job(rule: str, count: int, start: str, seconds: float, host: float, size: tuple[float, float]) -> Job:
+    return Job(rule, count, seconds + START[start], False, host + RESIDENT[start], 0.0, *described(rule, size))
+
+
+def trajectory(model: Model, work: Work, machine: Machine, count: int, prompts: int) -> Job:
+    """Whole sampling of `prompts` prompts."""
+    samples = prompts * work.branches
+    arrays = trajectory_arrays(model, work, prompts)
+    seconds = work.steps * pass_seconds(model, machine, samples, work.batch * work.branches)
+    seconds += samples * model.text_flops / machine.rate + raw(arrays) / WRITE["latents"]
+    # Each batch keeps the latents of all branches until the end, where they are put together once more.
+    host = raw(arrays[:1]) * (work.branches + 1) + 2 * raw(arrays[1:])
+    device = activations(model.pass_bytes, min(prompts, work.batch) * work.branches)
+    return gpu_job(machine, "trajectory", count, seconds, model.all_parameters, device, host, stored(arrays))
+
+
+def moments(model: Model, work: Work, machine: Machine, prompts: int, readings: list[Reading]) -> tuple[float, float]:
+    """Seconds, and memory on the device, of the passes of one timestep."""
+    samples, batch = prompts * work.branches, min(prompts, work.batch) * work.branches
+    seconds = pass_seconds(model, machine, samples, batch) + product_seconds(readings, machine, samples)
+    # With keys and values alone, which only see the prompt, nothing is left that moves: no readings after step 0.
+    held = sum(8.0 * r.width**2 for r in readings) + 12 * max((r.width for r in readings), default=0) ** 2
+    return seconds, held + activations(model.pass_bytes, batch)
+
+
+def statistics(model: Model, work: Work, machine: Machine) -> list[Job]:
+    """From trajectories to projectors. Step 0 also has what does not depend on the timestep."""
+    moving, every = [r for r in model.readings if not r.static], list(model.readings)
+    parts = ((1, every), (work.steps - 1, moving))
+    found = [trajectory(model, work, machine, 1, work.heldout)]
+    for count, readings in parts:
+        found += [shard_moments(model, work, machine, count, readings), covariance(work, count, readings)]
+    # Only what some adapter reads is decomposed: all timesteps, or the pooled moments.
+    scopes = {run.scope == "pooled" for run in work.runs if run.method == "nullbooth"}
+    if True in scopes:
+        found += [pool(work, every, moving), projector(1, every)]
+    if False in scopes:
+        found += [projector(*part) for part in parts]
+    found.append(spectra(parts))
+    return [*found, heldout(model, work, machine, parts)]
+
+
+def shard_moments(model: Model, work: Work, machine: Machine, count: int, readings: list[Reading]) -> Job:
+    arrays = moment_arrays(readings, kept_of_moments(work.largest / work.batch))
+    given = raw(trajectory_arrays(model, work, work.largest)[1:]) + 4.0 * work.largest * model.latent
+    seconds, device = moments(model, work, machine, work.largest, readings)
+    seconds += given / READ["latents"] + raw(arrays) / WRITE["moments"]
+    count *= work.shards
+    size = stored(arrays)
+    return gpu_job(machine, "moments", count, seconds, model.parameters, device, given + raw(arrays), size)
+
+
+def covariance(work: Work, count: int, readings: list[Reading]) -> Job:
+    """Sums over shards."""
+    arrays = moment_arrays(readings, kept_of_moments(work.prompts / work.batch))
+    seconds = work.shards * raw(arrays) / READ["moments"] + raw(arrays) / WRITE["moments"]
+    return cpu_job("covariance", count, "numpy", seconds, raw(arrays) + 2 * widest(readings), stored(arrays))
+
+
+def pool(work: Work, every: list[Reading], moving: list[Reading]) -> Job:
+    arrays = moment_arrays(every, KEPT["pooled"])
+    read = raw(arrays) + (work.steps - 1) * raw(moment_arrays(moving, 1.0))
+    seconds = read / READ["moments"] + raw(arrays) / WRITE["moments"]
+    host = raw(arrays) + (work.steps + 2) * widest(every)
+    return cpu_job("pool", 1, "torch", seconds, host, stored(arrays))
+
+
+def projector(count: int, readings: list[Reading]) -> Job:
+    arrays, read = projector_arrays(readings), raw(moment_arrays(readings, 1.0))
+    seconds = eigh_seconds(readings) + read / READ["moments"] + raw(arrays) / WRITE["vectors"]
+    return cpu_job("projector", count, "numpy", seconds, raw(arrays) + 10 * widest(readings), stored(arrays))
+
+
+def spectra(parts: Iterable[tuple[int, list[Reading]]]) -> Job:
+    """Eigenvalues of all moments, one after the other."""
+    seconds, host = 0.0, 0.0
+    for count, readings in parts:
+        seconds += count * (EIGVALSH * eigh_seconds(readings) + raw(moment_arrays(readings, 1.0)) / READ["moments"])
+        host = max(host, 8 * widest(readings))
+    return cpu_job("spectra", 1, "figures", seconds, host, (2e5, 3))
+
+
+def heldout(model: Model, work: Work, machine: Machine, parts: Iterable[tuple[int, list[Reading]]]) -> Job:
+    """Moments of prompts that are not protected: all timesteps in one job, and one store."""
+    kept = kept_of_moments(work.heldout / work.batch)
+    arrays = [array for count, readings in parts for array in count * moment_arrays(readings, kept)]
+    seconds, device = moments(model, work, machine, work.heldout, list(model.readings))
+    seconds = work.steps * seconds + raw(arrays) / WRITE["moments"]
+    size = stored(arrays)
+    return gpu_job(machine, "heldout_moments", 1, seconds, model.parameters, device, raw(arrays), size)
+
+
+def projector_bytes(model: Model, run: Run, steps: int) -> float:
+    """Of the projectors that an adapter holds, at most: the thinner of two bases, float32, for every step it has."""
+    if run.method != "nullbooth":
+        return 0.0
+    times = {True: 1, False: 1 if run.scope == "pooled" else steps}
+    return sum(2.0 * r.width**2 * times[r.static] for r in model.readings)
+
+
+def trained(model: Model, run: Run) -> float:
+    """Numbers that learn."""
+    if run.method in FULL:
+        return model.parameters
+    if run.rank == "full":
+        return sum(r.width * r.outs for r in model.readings)
+    return sum(run.rank * (r.sites * r.width + r.outs) for r in model.readings)
+
+
+def saved(model: Model, run: Run, steps: int) -> float:
+    """Bytes of an adapter's file."""
+    if run.method != "nullbooth" or run.scope == "pooled" or run.rank == "full":
+        return 4.0 * trained(model, run)
+    times = {True: 1, False: steps}
+    return 4.0 * run.rank * sum(times[r.static] * r.sites * r.width + r.outs for r in model.readings)
+
+
+def training(model: Model, work: Work, machine: Machine, run: Run) -> list[Job]:
+    """An adapter, its pictures, and what is measured of both."""
+    numbers, projectors = trained(model, run), projector_bytes(model, run, work.steps)
+    flops = 3 * model.flops if run.method in FULL else model.train_flops
+    seconds = run.steps * pass_seconds(model, machine, run.samples, run.microbatch, flops, calls=3)
+    seconds += 2 * projectors / READ["vectors"]
+    device = activations(model.train_bytes, run.microbatch) + projectors + 16 * numbers
+    size = saved(model, run, work.steps) + 12 * numbers * (run.steps > run.checkpoint_every), 3 + run.files
+    host = TRAINER + 3 * projectors
+    found = [gpu_job(machine, "adapter", 1, seconds, model.all_parameters, device, host, size)]
+    found.append(drawing(model, work, machine, "tuned_images", run.pictures))
+    found.append(cpu_job("evaluate", 1, "model", 0.03 * run.pictures, work.encoders, (4e4, 1)))
+    if work.protecting:
+        found.append(mechanism(model, work))
+    return found
+
+
+def mechanism(model: Model, work: Work) -> Job:
+    """Two moments of every reading and step, each times the weights and times the change of every site."""
+    products = work.steps * sum(8.0 * r.outs * r.width**2 for r in model.readings) / FLOAT64_RATE
+    read = 2 * work.steps * raw(moment_arrays(model.readings, 1.0)) / READ["moments"]
+    weights = 4.0 * model.parameters
+    host = weights + sum(4.0 * r.outs * r.width for r in model.readings) + 6 * widest(model.readings)
+    return cpu_job("mechanism", 1, "model", weights / LOAD + products + read, host, (2e5, 3))
+
+
+def drawing(model: Model, work: Work, machine: Machine, rule: str, n: int) -> Job:
+    """`n` pictures."""
+    seconds = work.steps * pass_seconds(model, machine, n * work.branches, work.picture_batch * work.branches)
+    seconds += n * model.decode_flops / machine.rate
+    batch = min(n, work.picture_batch)
+    device = max(activations(model.pass_bytes, batch * work.branches), activations(model.decode_bytes, batch))
+    host, size = 24.0 * n * model.pixels, (PICTURE_BYTES * n * model.pixels, n + 2)
+    return gpu_job(machine, rule, 1, seconds, model.all_parameters, device, host, size)
+
+
+def jobs(model: Model, work: Work, machine: Machine) -> list[Job]:
+    """All jobs of `snakemake results/samples` from nothing, by rule, in the order in which they can run."""
+    found = []
+    if work.protecting or any(run.method == "corda" for run in work.runs):
+        found.append(trajectory(model, work, machine, work.shards, work.largest))
+    if work.protecting:
+        found += statistics(model, work, machine)
+    found += [drawing(model, work, machine, "class_images", n) for n in work.class_pictures]
+    found += [drawing(model, work, machine, "base_images", n) for n in work.base]
+    found += [job for run in work.runs for job in training(model, work, machine, run)]
+    found.append(cpu_job("evaluation", 1, "numpy", 0.1, 0.0, (1e5, 2)))
+    found.append(cpu_job("gallery", 1, "figures", 0.5, 160e6, (1e6, 3)))
+    links = len(work.base) + len(work.runs) + work.protecting
+    found.append(Job("shown", links, 0.1, False, 0.0, 0.0, 0.0, 0.0))
+    by_rule: dict[str, list[Job]] = {}
+    for job in found:
+        if job.count:
+            by_rule.setdefault(job.rule, []).append(job)
+    return [combined(group) for group in by_rule.values()]
+
+
+def combined(group: list[Job]) -> Job:
+    """Jobs of one rule as one entry."""
+    count = sum(job.count for job in group)
+    seconds, disk, files = (
+        sum(getattr(job, key) * job.count for job in group) / count for key in ("seconds", "disk", "files")
+    )
+    host, card_ = (max(getattr(job, key) for job in group) for key in ("host", "card"))
+    return Job(group[0].rule, count, seconds, group[0].gpu, host, card_, disk, files)

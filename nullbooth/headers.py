@@ -1,0 +1,85 @@
+"""Memory of jobs from the headers of a model's safetensors files: cheap enough for every reading of the workflow.
+
+Like nullbooth.shapes, but without torch: sizes of weights and of protected layers are exact, activations are bounds.
+"""
+
+import json
+import re
+from fnmatch import fnmatchcase
+from math import prod
+from pathlib import Path
+
+from nullbooth import estimate
+from nullbooth.cost import Machine, Model, Reading, Work
+
+_LOADED = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")  # not their variants in other precisions
+_SITE = re.compile(r"(.*\.attn2)\.(.*)\.weight")
+# Activations, in units of the first layer's for one sample, of UNets of three sizes (embedded, 1.5, XL): 8 to 13 in a
+# pass, 87 to 260 in training, which also keeps a copy of the weights in half precision. Of the VAE, bytes per pixel.
+PASS, TRAINING, HALF, DECODING = 13, 260, 2, 1600
+
+
+def shapes_in(folder: Path) -> dict[str, list[int]]:
+    """Shapes of all tensors of one component, by name."""
+    found: dict[str, list[int]] = {}
+    for path in sorted(folder.iterdir()):
+        if _LOADED.fullmatch(path.name):
+            with open(path, "rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            found |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    if not found:
+        raise ValueError(f"{folder}: no safetensors file of weights in it")
+    return found
+
+
+def count(shapes: dict[str, list[int]]) -> int:
+    return sum(map(prod, shapes.values()))
+
+
+def readings(shapes: dict[str, list[int]], projections: list[str]) -> tuple[Reading, ...]:
+    """What the protected layers of a UNet read: to_k and to_v the prompt, each other one a tensor of its own. How many
+    rows that has is not in the headers, and no matter for memory."""
+    prompt, own = [], []
+    for name, shape in shapes.items():
+        site = _SITE.fullmatch(name)
+        if site and any(fnmatchcase(site[2], pattern) for pattern in projections):
+            (prompt if site[2] in ("to_k", "to_v") else own).append(shape)
+    found = [Reading(width, 0, False, 1, out) for out, width in own]
+    if prompt:
+        found.append(Reading(prompt[0][1], 0, True, len(prompt), sum(out for out, _ in prompt)))
+    return tuple(found)
+
+
+def read(folder: Path | str, projections: list[str]) -> Model:
+    """A local pipeline with a UNet. Raises ValueError or OSError if it is something else."""
+    folder = Path(folder)
+    unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+    weights = shapes_in(folder / "unet")
+    texts = [path for path in folder.glob("text_encoder*") if path.is_dir()]
+    tokens = max(json.loads((path / "config.json").read_text())["max_position_embeddings"] for path in texts)
+    parameters, side = count(weights), unet["sample_size"]
+    first = 4.0 * unet["block_out_channels"][0] * side**2
+    return Model(
+        name=str(folder),
+        parameters=parameters,
+        text_parameters=sum(count(shapes_in(path)) for path in texts),
+        vae_parameters=count(shapes_in(folder / "vae")),
+        readings=readings(weights, projections),
+        latent=unet["in_channels"] * side**2,
+        condition=tokens * unet["cross_attention_dim"],
+        pixels=(side * 2 ** (len(vae["block_out_channels"]) - 1)) ** 2,
+        calls=0,
+        flops=0.0,
+        train_flops=0.0,
+        decode_flops=0.0,
+        text_flops=0.0,
+        pass_bytes=(0.0, PASS * first),
+        train_bytes=(HALF * parameters, TRAINING * first),
+        decode_bytes=(0.0, DECODING * (side * 2 ** (len(vae["block_out_channels"]) - 1)) ** 2),
+    )
+
+
+def memory(model: Model, work: Work, gpus: int) -> dict[str, int]:
+    """Memory of the host, MB, that a job of each rule asks for: the estimate and a quarter more."""
+    jobs = estimate.jobs(model, work, Machine(1.0, 1.0, gpus))
+    return {job.rule: round(1.25 * job.host / 1e6) for job in jobs}

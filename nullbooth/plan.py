@@ -1,0 +1,179 @@
+"""From a config to what it will cost, as a table for people, with warnings where something will not fit."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from nullbooth.cost import ENCODERS, Job, Machine, Run, Work
+from nullbooth.settings import WITH_CLASS_IMAGES
+
+WITH_PRIOR = (*WITH_CLASS_IMAGES, "prior-prediction")  # as many samples again in each step
+
+# What to change where a rule does not fit the card.
+MENDS = {
+    "trajectory": "lower protect.batch",
+    "moments": "lower protect.batch, or leave some of protect.projections out",
+    "heldout_moments": "lower protect.batch, or leave some of protect.projections out",
+    "adapter": "lower train.batch, set train.gradient_checkpointing to true, or take scope: pooled",
+    "base_images": "lower sample.batch",
+    "class_images": "lower sample.batch",
+    "tuned_images": "lower sample.batch",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What there is, in bytes; None where that is not known."""
+
+    card: float | None
+    memory: float | None
+    disk: float | None
+
+
+def work_of(
+    config: dict[str, Any], protected: int, prompts: dict[str, int], methods: dict[str, dict[str, Any]]
+) -> Work:
+    """Sizes of a run of the workflow: from its complete config, with the class prompts of every concept, how many
+    prompts each group has, and the methods by name, one for each point of a sweep."""
+    each = config["sample"]["per_prompt"]
+    looked_at = min(2, prompts["subject"] * each)  # drawn once more, for their attention maps
+    own, common = ((prompts[a] + prompts[b]) * each for a, b in (("subject", "class"), ("unrelated", "protected")))
+    runs = [run_of(config, method, own + common + looked_at) for method in methods.values()]
+    with_class = any(run.method in WITH_CLASS_IMAGES for run in runs)
+    return Work(
+        prompts=protected,
+        shard_size=config["protect"]["shard_size"],
+        steps=config["sampler"]["steps"],
+        branches=2 if config["sampler"]["guidance"] > 1 else 1,
+        batch=config["protect"]["batch"],
+        heldout=prompts["unrelated"],
+        runs=tuple(runs * len(config["concepts"]) * len(config["seeds"])),
+        base=(*[own + looked_at] * len(config["concepts"]), common),
+        class_pictures=tuple(class_pictures(config, entry) for entry in config["concepts"] if with_class),
+        picture_batch=config["sample"]["batch"],
+        encoders=encoder_bytes(config["evaluate"]["clip"], config["evaluate"]["dino"]),
+    )
+
+
+def encoder_bytes(*models: str) -> float:
+    """Of the weights of the models that measure pictures, as far as they are on disk."""
+    if not all(Path(model).is_dir() for model in models):
+        return ENCODERS
+    return float(sum(path.stat().st_size for model in models for path in Path(model).glob("*.safetensors")))
+
+
+def class_pictures(config: dict[str, Any], concept: dict[str, Any]) -> int:
+    texts = len(concept["class_prompts"])
+    return ceil(config["sample"]["class_images"] / texts) * texts
+
+
+def run_of(config: dict[str, Any], method: dict[str, Any], pictures: int) -> Run:
+    train = {**config["train"], **method["train"]}
+    microbatch = train["batch"] * (2 if method["method"] in WITH_PRIOR else 1)
+    return Run(
+        method=method["method"],
+        scope=method["scope"],
+        rank=method["rank"],
+        steps=train["steps"],
+        samples=microbatch * train["accumulation"],
+        microbatch=microbatch,
+        pictures=pictures,
+        checkpoint_every=train["checkpoint_every"],
+    )
+
+
+def hours(jobs: Iterable[Job], gpu: bool) -> float:
+    """Of GPUs, or of processor cores."""
+    return sum(job.count * job.seconds for job in jobs if job.gpu is gpu) / 3600
+
+
+def wall_seconds(jobs: Iterable[Job], machine: Machine) -> float:
+    """Until all is done, if each rule waits for the one before, and every GPU and core takes one job at a time."""
+    return sum(ceil(job.count / slots(job, machine)) * job.seconds for job in jobs)
+
+
+def slots(job: Job, machine: Machine) -> int:
+    """How many jobs of a rule run side by side. Without GPUs a denoiser takes all cores."""
+    if job.gpu:
+        return machine.gpus
+    return 1 if not machine.gpus and job.rule in MENDS else machine.cores
+
+
+def total(jobs: Iterable[Job], key: str) -> float:
+    """Sum over all jobs of `seconds`, `disk` or `files`."""
+    return sum(job.count * getattr(job, key) for job in jobs)
+
+
+def warnings(jobs: Iterable[Job], limits: Limits) -> list[str]:
+    """What will not fit, with the mend."""
+    jobs, found = list(jobs), []
+    for job in jobs:
+        if limits.card is not None and job.card > limits.card:
+            found.append(
+                f"{job.rule} needs {amount(job.card)} on the card, which has {amount(limits.card)}: {MENDS[job.rule]}"
+            )
+        if limits.memory is not None and job.host > limits.memory:
+            found.append(f"{job.rule} needs {amount(job.host)} of memory; this machine has {amount(limits.memory)}")
+    if limits.disk is not None and (needed := total(jobs, "disk")) > limits.disk:
+        found.append(
+            f"all results together need {amount(needed)} on disk, where {amount(limits.disk)} are free: "
+            "set `results` to a larger disk, raise protect.shard_size, lower sampler.steps, or protect fewer prompts"
+        )
+    return found
+
+
+HEADINGS = ("step", "jobs", "time of each", "together", "memory", "card", "disk", "files")
+
+
+def table(jobs: Iterable[Job]) -> str:
+    """One line for each rule, in columns."""
+    rows = [HEADINGS, *map(row, jobs)]
+    widths = [max(len(line[i]) for line in rows) for i in range(len(HEADINGS))]
+    lines = (
+        "  ".join(
+            cell.ljust(n) if i == 0 else cell.rjust(n) for i, (cell, n) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in rows
+    )
+    return "\n".join(lines)
+
+
+def row(job: Job) -> tuple[str, ...]:
+    together = f"{duration(job.count * job.seconds)} {'GPU' if job.gpu else 'CPU'}"
+    on_card = amount(job.card) if job.gpu else ""
+    size, files = amount(job.count * job.disk), str(round(job.count * job.files))
+    return (job.rule, str(job.count), duration(job.seconds), together, amount(job.host), on_card, size, files)
+
+
+def summary(jobs: Iterable[Job], machine: Machine) -> str:
+    """What it all comes to, in a few sentences."""
+    jobs = list(jobs)
+    n = sum(job.count for job in jobs)
+    used = f"{hours(jobs, False):.1f} hours of processors"
+    if machine.gpus:
+        used = f"{hours(jobs, True):.1f} hours of GPUs and {used}"
+    where = f"{machine.gpus} GPU{'s' * (machine.gpus > 1)}" if machine.gpus else f"{machine.cores} cores and no GPU"
+    return (
+        f"{n} jobs take {used}; on {where}, about {duration(wall_seconds(jobs, machine))}.\n"
+        f"They write {amount(total(jobs, 'disk'))} in {round(total(jobs, 'files'))} files."
+    )
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`, `12 days`."""
+    for unit, size, limit in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
+        if seconds < limit * size:
+            value = seconds / size
+            return f"{value:.1f} {unit}" if unit == "h" or value < 9.5 else f"{value:.0f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def amount(size: float) -> str:
+    """`12 MB`, `3.4 GB`, `2.1 TB`."""
+    for unit, power in (("kB", 3), ("MB", 6), ("GB", 9)):
+        if size < 999.5 * 10**power:
+            value = size / 10**power
+            return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
+    return f"{size / 1e12:.1f} TB"

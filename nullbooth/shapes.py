@@ -1,0 +1,225 @@
+"""Shapes of a model, for nullbooth.cost, from its configs alone: no weights are read and nothing is computed.
+
+Models are built on torch's `meta` device, or of fake tensors: these have shapes but no numbers.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+
+from nullbooth.cost import Model, Reading
+from nullbooth.models import DENOISERS, autocast
+from nullbooth.sites import find_sites, read_inputs
+from nullbooth.trajectories import flatten
+
+RANK = 16  # of the adapter in simulated training; what it adds is next to nothing
+CPU = torch.device("cpu")
+
+Inputs = Callable[[nn.Module, int], dict[str, Any]]  # keyword arguments of one denoiser call on n samples
+Sites = Callable[[nn.Module], dict[str, nn.Linear]]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that were made inside and are still held, their peak, and the number of calls of kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peak, self.calls, self.sizes = 0, 0, 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
+        for t in tree_iter(out):
+            if isinstance(t, Tensor):
+                self._hold(t.untyped_storage(), given)
+        self.peak, self.calls = max(self.peak, self.live), self.calls + 1
+        return out
+
+    def _hold(self, storage: torch.UntypedStorage, given: set[int]) -> None:
+        key = storage._cdata
+        if key not in given and key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.live -= self.sizes.pop(key, 0)
+
+
+def affine(measure: Callable[[int], float]) -> tuple[float, float]:
+    """`measure(n)` as a fixed part and a part for each sample, from two and four samples."""
+    two, four = measure(2), measure(4)
+    return max(0.0, 2 * two - four), (four - two) / 2
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def pass_flops(denoiser: nn.Module, inputs: Inputs, sites: Sites | None = None) -> float:
+    """FLOPs of one sample through a denoiser, or, given the sites to train, there and back."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        run(denoiser, inputs(denoiser, 1), sites)
+    return float(counter.get_total_flops())
+
+
+def peak_bytes(denoiser: nn.Module, inputs: Inputs, n: int, precision: str, sites: Sites | None = None) -> float:
+    """What a pass of n samples holds at its peak beside the weights: within 0.1 % that of a real pass on the CPU."""
+    with autocast(CPU, precision):
+        given = inputs(denoiser, n)
+        with LiveBytes() as memory:
+            run(denoiser, given, sites)
+    return float(memory.peak)
+
+
+def kernel_calls(denoiser: nn.Module, inputs: Inputs) -> int:
+    with torch.device("meta"), LiveBytes() as memory:
+        run(denoiser, inputs(denoiser, 1))
+    return memory.calls
+
+
+def run(denoiser: nn.Module, given: dict[str, Any], sites: Sites | None = None) -> None:
+    """One pass without gradients, or one training step with an adapter at the sites."""
+    if sites is None:
+        with torch.no_grad():
+            denoiser(**given)
+        return
+    handles = [linear.register_forward_hook(low_rank(linear)) for linear in sites(denoiser).values()]
+    prediction = denoiser(**given).sample.float()
+    F.mse_loss(prediction, torch.zeros_like(prediction)).backward()
+    for handle in handles:
+        handle.remove()
+
+
+def low_rank(linear: nn.Linear) -> Callable[..., Tensor]:
+    down = nn.Parameter(torch.empty(RANK, linear.in_features))
+    up = nn.Parameter(torch.empty(linear.out_features, RANK))
+    return lambda _module, args, out: out + F.linear(F.linear(args[0], down), up).to(out.dtype)
+
+
+@torch.no_grad()
+def readings(denoiser: nn.Module, inputs: Inputs, sites: Sites) -> tuple[Reading, ...]:
+    """The distinct tensors that protected sites read. One that the denoiser was given is the same at all timesteps."""
+    with torch.device("meta"):
+        given, found = inputs(denoiser, 1), sites(denoiser)
+        seen = read_inputs(found, lambda: denoiser(**given))
+    conditions = {id(x) for x in flatten(given).values()}
+    readers: dict[int, list[str]] = {}
+    for name, x in seen.items():
+        readers.setdefault(id(x), []).append(name)
+    return tuple(
+        Reading(
+            width=found[names[0]].in_features,
+            rows=seen[names[0]].numel() // found[names[0]].in_features,
+            static=key in conditions,
+            sites=len(names),
+            outs=sum(found[name].out_features for name in names),
+        )
+        for key, names in readers.items()
+    )
+
+
+def denoiser_shapes(denoiser: nn.Module, inputs: Inputs, sites: Sites, precision: str) -> dict[str, Any]:
+    """What nullbooth.cost.Model says of a denoiser on the meta device; `precision` is that of passes.
+
+    The denoiser is made of fake tensors afterwards.
+    """
+    with torch.device("meta"):
+        given = {k: v.numel() for k, v in flatten(inputs(denoiser, 1)).items() if v.ndim > 1}
+    latent = given.pop("sample" if "sample" in given else "hidden_states")
+    shapes = {
+        "parameters": count(denoiser),
+        "readings": readings(denoiser, inputs, sites),
+        "latent": latent,
+        "condition": sum(given.values()),
+        "flops": pass_flops(denoiser, inputs),
+        "train_flops": pass_flops(denoiser, inputs, sites),
+        "calls": kernel_calls(denoiser, inputs),
+    }
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        denoiser.to_empty(device="cpu")
+        shapes["pass_bytes"] = affine(lambda n: peak_bytes(denoiser, inputs, n, precision))
+        shapes["train_bytes"] = affine(lambda n: peak_bytes(denoiser, inputs, n, precision, sites))
+    return shapes
+
+
+def decoder_shapes(vae: nn.Module, latent_side: int, precision: str) -> dict[str, Any]:
+    """What nullbooth.cost.Model says of a VAE on the meta device; it is made of fake tensors afterwards."""
+
+    def latents(_vae: nn.Module, n: int) -> dict[str, Any]:
+        return {"z": torch.empty(n, vae.config.latent_channels, latent_side, latent_side)}
+
+    vae.forward = vae.decode
+    shapes = {
+        "vae_parameters": count(vae),
+        "pixels": (latent_side * 2 ** (len(vae.config.block_out_channels) - 1)) ** 2,
+        "decode_flops": pass_flops(vae, latents),
+    }
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        vae.to_empty(device="cpu")
+        shapes["decode_bytes"] = affine(lambda n: peak_bytes(vae, latents, n, precision))
+    return shapes
+
+
+def unet_inputs(tokens: int) -> Inputs:
+    """Arguments of UNet2DConditionModel, as the pipelines of Stable Diffusion 1, 2 and XL give them."""
+
+    def inputs(unet: nn.Module, n: int) -> dict[str, Any]:
+        c = unet.config
+        given = {
+            "sample": torch.empty(n, c.in_channels, c.sample_size, c.sample_size),
+            "timestep": torch.ones(n),
+            "encoder_hidden_states": torch.empty(n, tokens, c.cross_attention_dim),
+        }
+        if c.addition_embed_type == "text_time":
+            pooled = c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim
+            added = {"text_embeds": torch.empty(n, pooled), "time_ids": torch.empty(n, 6)}
+            given["added_cond_kwargs"] = added
+        return given
+
+    return inputs
+
+
+def pipeline_shapes(
+    model: str, revision: str | None, projections: tuple[str, ...], precision: str, checkpointing: bool = False
+) -> Model:
+    """Shapes of a diffusers pipeline with a UNet, by folder or Hub id. Raises ValueError if it has another denoiser."""
+    import diffusers
+    import transformers
+
+    listed = diffusers.DiffusionPipeline.load_config(model, revision=revision)
+    parts = {name: entry for name, entry in listed.items() if isinstance(entry, (list, tuple)) and entry[0]}
+    name = next((name for name in DENOISERS if name in parts), None)
+    if name is None or parts[name][1] != "UNet2DConditionModel":
+        found = parts[name][1] if name else "no denoiser"
+        raise ValueError(f"model: {model!r} has {found}; costs are known for UNet2DConditionModel only")
+
+    def built(name: str) -> nn.Module:
+        library, kind = parts[name]
+        if library == "diffusers":
+            cls = getattr(diffusers, kind)
+            return cls.from_config(cls.load_config(model, subfolder=name, revision=revision))
+        config = transformers.AutoConfig.from_pretrained(model, subfolder=name, revision=revision)
+        return getattr(transformers, kind)._from_config(config)
+
+    with torch.device("meta"):
+        texts = [built(key) for key in parts if key.startswith("text_encoder")]
+        unet, vae = (built(key).eval().requires_grad_(False) for key in (name, "vae"))
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    tokens = max(text.config.max_position_embeddings for text in texts)
+    return Model(
+        name=model,
+        text_parameters=sum(map(count, texts)),
+        text_flops=2.0 * tokens * sum(map(count, texts)),
+        **denoiser_shapes(unet, unet_inputs(tokens), lambda module: find_sites(module, projections), precision),
+        **decoder_shapes(vae, unet.config.sample_size, precision),
+    )

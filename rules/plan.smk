@@ -1,0 +1,18 @@
+"""What the config will cost, before anything runs: snakemake --cores 1 plan"""
+
+from nullbooth.plan import work_of
+
+
+localrules:
+    plan,
+
+
+rule plan:
+    conda:
+        "../envs/nullbooth.yaml"
+    params:
+        work=work_of(config, len(PROTECTED), {group: len(found) for group, found in PROMPTS.items()}, LEARNED),
+    message:
+        "Estimating jobs, time, memory and disk"
+    script:
+        "../workflow/scripts/plan.py"

@@ -1,0 +1,33 @@
+"""What jobs ask a cluster for."""
+
+import re
+
+from running import ROOT, snakemake
+
+RULES = {path.name: path.read_text() for path in (ROOT / "rules").glob("*.smk")}
+
+
+def test_every_rule_asks_by_its_own_name():
+    calls = 0
+    for text in RULES.values():
+        rule = None
+        for found, named in re.findall(r'^rule (\w+):|grown\(\d+, "(\w+)"\)', text, re.MULTILINE):
+            rule, calls = found or rule, calls + bool(named)
+            assert named in ("", rule)
+    assert calls == sum(text.count("mem_mb=grown(") for text in RULES.values()) > 10
+
+
+def test_jobs_ask_for_the_memory_of_their_model(tmp_path):
+    """At least what stands in the rule, and twice as much at the next attempt."""
+    for name in ("config", "nullbooth", "profiles", "resources", "rules", "workflow"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    asking = """
+for least, attempt in ((1, 1), (1, 2), (10**6, 1)):
+    print("asked", grown(least, "adapter")(None, attempt), file=sys.stderr)
+"""
+    (tmp_path / "Snakefile").write_text((ROOT / "Snakefile").read_text() + asking)
+    done = snakemake("--dry-run", "--configfile", "config/minimal.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    once, twice, least = map(int, re.findall(r"^asked (\d+)$", done.stderr, re.MULTILINE))
+    assert once > 300
+    assert (twice, least) == (2 * once, 10**6)
