@@ -1,0 +1,98 @@
+"""Every family of models: from its own pipeline to an adapter that leaves protected prompts as they were."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import families
+import pytest
+import tiny
+import torch
+from running import Run, executed, script
+
+from nullbooth import load_adapter, store
+from nullbooth.adapter import Adapter, AdapterInfo
+from nullbooth.models import denoiser_of, load_pipeline
+from nullbooth.sites import PROJECTIONS, find_sites
+from nullbooth.statistics import in_order, site_projectors, stored_conditions
+from nullbooth.trajectories import denoiser_inputs, record
+
+STEPS = 3
+SAMPLER = {"scheduler": None, "options": {}, "steps": STEPS, "guidance": 3.0}
+PROTECTED, OTHER = ["a red ring"], ["a blue star"]
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Collected:
+    """A family's pipeline, and what the workflow's scripts wrote for one protected prompt."""
+
+    pipeline: Any
+    folder: Path
+
+    def projectors(self) -> list[str]:
+        return [str(self.folder / f"projector{step}.zarr") for step in range(STEPS)]
+
+    def outputs(self, latents: torch.Tensor, timesteps: list[float], conditions: dict) -> torch.Tensor:
+        """What the denoiser says at each timestep, `[T, branches * n, ...]`."""
+        inputs = [denoiser_inputs(x, t, conditions, slice(None), CPU) for x, t in zip(latents, timesteps, strict=True)]
+        with torch.no_grad():
+            return torch.stack([denoiser_of(self.pipeline)(**given).sample for given in inputs])
+
+    def protected_outputs(self) -> torch.Tensor:
+        group = store.read(self.folder / "trajectory.zarr")
+        given = torch.from_numpy(group["latents"][:]), group["timesteps"][:].tolist(), stored_conditions(group)
+        return self.outputs(*given)
+
+    def other_outputs(self) -> torch.Tensor:
+        found = record(self.pipeline, OTHER, steps=STEPS, guidance=3.0, seed=1, batch=1)
+        return self.outputs(found.latents, found.timesteps, found.conditions)
+
+
+@pytest.fixture(scope="module", params=families.FAMILIES)
+def collected(request, tmp_path_factory) -> Collected:
+    folder = tmp_path_factory.mktemp("family")
+    model = families.save(request.param, folder / "model")
+    config = {"model": str(model), "revision": None, "device": "cpu", "precision": "fp32", "protect": {"batch": 2}}
+    trajectory = folder / "trajectory.zarr"
+    script("trajectory").main(trajectory, PROTECTED, SAMPLER, 0, {}, config)
+    for step in range(STEPS):
+        moments, sums = folder / f"moments{step}.zarr", folder / f"covariance{step}.zarr"
+        script("moments").main(moments, trajectory, step, list(PROJECTIONS), {}, config)
+        script("covariance").main(sums, [moments], {"all": {}}, {})
+        script("projector").main(folder / f"projector{step}.zarr", sums, {})
+    return Collected(load_pipeline(str(model), CPU), folder)
+
+
+def test_every_cross_attention_is_protected(collected):
+    sites = find_sites(denoiser_of(collected.pipeline))
+    blocks = {name for name, m in denoiser_of(collected.pipeline).named_modules() if name.endswith("attn2")}
+    assert len(sites) == 4 * len(blocks) > 0
+    stacks, timesteps = site_projectors(collected.projectors(), {}, "energy", tiny.ENERGY)
+    assert set(stacks) == set(sites)
+    assert len(timesteps) == STEPS
+
+
+def test_protected_prompts_stay_as_they_were(collected, tmp_path):
+    """Whatever the adapter has learned: at every cached timestep, and through a file and the loader."""
+    stacks, timesteps = site_projectors(collected.projectors(), {}, "energy", tiny.ENERGY)
+    denoiser = denoiser_of(collected.pipeline)
+    adapter = tiny.randomise(Adapter(in_order(find_sites(denoiser), stacks), stacks, timesteps, "timestep", 4))
+    adapter.save(tmp_path / "a.safetensors", AdapterInfo("timestep", 4, tuple(timesteps), "", "m", "p", "r"))
+    before, others = collected.protected_outputs(), collected.other_outputs()
+    loaded = load_adapter(collected.pipeline, tmp_path / "a.safetensors")
+    assert tiny.change(collected.protected_outputs(), before) < 1e-4
+    assert tiny.change(collected.other_outputs(), others) > 0.02
+    loaded.unload()
+    assert collected.protected_outputs().equal(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Stable Diffusion XL", "LCM"])
+def test_the_whole_workflow(family, tmp_path):
+    run = Run(tmp_path)
+    model = families.save(family, tmp_path / "model")
+    run.settings["methods"] = [{"name": "pooled", "rank": 2}]
+    jobs = executed(str(tmp_path / "results/samples"), *run.arguments(model=str(model)))
+    assert jobs["adapter"] == jobs["gallery"] == 1
+    assert len(list((tmp_path / "results/samples").rglob("*.png"))) > 10
