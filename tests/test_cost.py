@@ -385,6 +385,13 @@ def test_headers_bound_the_memory_that_shapes_tell(embedded):
         assert megabytes <= asked[rule] <= 1.7 * megabytes, rule
 
 
+def test_keys_and_values_alone_leave_nothing_that_moves():
+    found = headers.read(ROOT / "resources" / "tinyworld", ["to_k", "to_v"])
+    assert all(reading.static for reading in found.readings)
+    asked = headers.memory(found, Work(prompts=96, shard_size=48, steps=10, runs=(Run(),)), 0)
+    assert min(asked.values()) > 0
+
+
 def test_weights_in_other_precisions_are_not_counted(tmp_path, pipeline_folder):
     folder = tmp_path / "model"
     shutil.copytree(pipeline_folder, folder)
