@@ -389,7 +389,7 @@ def test_keys_and_values_alone_leave_nothing_that_moves():
     found = headers.read(ROOT / "resources" / "tinyworld", ["to_k", "to_v"])
     assert all(reading.static for reading in found.readings)
     asked = headers.memory(found, Work(prompts=96, shard_size=48, steps=10, runs=(Run(),)), 0)
-    assert min(asked.values()) > 0
+    assert all(megabytes > 0 for rule, megabytes in asked.items() if rule != "shown")
 
 
 def test_weights_in_other_precisions_are_not_counted(tmp_path, pipeline_folder):
