@@ -103,7 +103,7 @@ def main(args: Namespace) -> None:
     precision = config["precision"]
     rate = CORE_RATES[precision]
     machine = Machine(CORE_UTILISATION[precision] * rate, CORE_RATES["fp32"], 0, 1)
-    model = pipeline_shapes(config["model"], None, tuple(config["protect"]["projections"]), precision)
+    model = pipeline_shapes(config["model"], None, tuple(config["protect"]["sites"]), precision)
     jobs = {job.rule: job for job in estimate.jobs(model, planned(config), machine)}
     args.configfile = str(args.configfile)
     report("predicted: processor time and memory of a job", time_rows(jobs, Path(config["results"])), args)

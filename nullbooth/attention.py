@@ -33,6 +33,16 @@ class Maps:
         return self.total / self.count
 
 
+def without_maps(denoiser: nn.Module) -> str | None:
+    """Why a denoiser has no maps, if so: its text must stay apart from the picture, and be the tokens of the prompt."""
+    name = type(denoiser).__name__
+    if any(getattr(module, "added_kv_proj_dim", None) is not None for module in denoiser.modules()):
+        return f"{name} attends to prompt and picture together"
+    if name == "SanaTransformer2DModel":
+        return f"{name} is given an instruction around the prompt, so that words have no fixed place"
+    return None
+
+
 @contextmanager
 def recording_attention(denoiser: nn.Module, n: int, size: int) -> Iterator[Maps]:
     """Collect the attention of every cross-attention block while the denoiser runs, whatever its processor.
@@ -43,8 +53,10 @@ def recording_attention(denoiser: nn.Module, n: int, size: int) -> Iterator[Maps
     for block in denoiser.modules():
         if getattr(block, "is_cross_attention", False):
             queries: list[Tensor] = []
+            masks: list[Tensor | None] = []
+            handles.append(block.register_forward_pre_hook(_keep_mask(masks), with_kwargs=True))
             handles.append(block.to_q.register_forward_hook(_keep(queries)))
-            handles.append(block.to_k.register_forward_hook(_attend(block, queries, maps)))
+            handles.append(block.to_k.register_forward_hook(_attend(block, queries, masks, maps)))
     try:
         yield maps
     finally:
@@ -59,12 +71,22 @@ def _keep(queries: list[Tensor]) -> Callable:
     return hook
 
 
-def _attend(block: Any, queries: list[Tensor], maps: Maps) -> Callable:
+def _keep_mask(masks: list[Tensor | None]) -> Callable:
+    def hook(_module: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
+        masks[:] = [kwargs.get("attention_mask")]  # added to the scores: `[b, 1, tokens]`
+
+    return hook
+
+
+def _attend(block: Any, queries: list[Tensor], masks: list[Tensor | None], maps: Maps) -> Callable:
     def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
         q, k = (x[-maps.n :].float().unflatten(-1, (block.heads, -1)).transpose(1, 2) for x in (queries[0], output))
         q = q if block.norm_q is None else block.norm_q(q)
         k = k if block.norm_k is None else block.norm_k(k)
-        maps.add((block.scale * q @ k.mT).softmax(-1).mean(1))
+        scores = block.scale * q @ k.mT
+        if masks[0] is not None:
+            scores = scores + masks[0][-maps.n :, None].float()
+        maps.add(scores.softmax(-1).mean(1))
 
     return hook
 

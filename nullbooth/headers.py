@@ -5,15 +5,17 @@ Like nullbooth.shapes, but without torch: sizes of weights and of protected laye
 
 import json
 import re
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 
 from nullbooth import estimate
 from nullbooth.cost import Machine, Model, Reading, Work
+from nullbooth.selection import PROJECTIONS, select
 
 _LOADED = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")  # not their variants in other precisions
-_SITE = re.compile(r"(.*\.attn2)\.(.*)\.weight")
+_ATTENTION = re.compile(r".*\.(?P<block>attn\d?)\.(?P<linear>.*)")
+_FEED_FORWARD = re.compile(r"\.ff(_context)?\.|^single_transformer_blocks\.\d+\.proj_(mlp|out)$")
 # Activations, in units of the first layer's for one sample, of UNets of three sizes (embedded, 1.5, XL): 8 to 13 in a
 # pass, 87 to 260 in training, which also keeps a copy of the weights in half precision. Of the VAE, bytes per pixel.
 PASS, TRAINING, HALF, DECODING = 13, 260, 2, 1600
@@ -36,21 +38,44 @@ def count(shapes: dict[str, list[int]]) -> int:
     return sum(map(prod, shapes.values()))
 
 
-def readings(shapes: dict[str, list[int]], projections: list[str]) -> tuple[Reading, ...]:
-    """What the protected layers of a UNet read: to_k and to_v the prompt, each other one a tensor of its own. How many
-    rows that has is not in the headers, and no matter for memory."""
-    prompt, own = [], []
-    for name, shape in shapes.items():
-        site = _SITE.fullmatch(name)
-        if site and any(fnmatchcase(site[2], pattern) for pattern in projections):
-            (prompt if site[2] in ("to_k", "to_v") else own).append(shape)
-    found = [Reading(width, 0, False, 1, out) for out, width in own]
-    if prompt:
-        found.append(Reading(prompt[0][1], 0, True, len(prompt), sum(out for out, _ in prompt)))
-    return tuple(found)
+def kinds_by_name(names: Iterable[str]) -> dict[str, str]:
+    """The kind of each linear (nullbooth.sites.linear_kinds), as far as names tell."""
+    names = list(names)
+    joint = any(name.endswith(".add_k_proj") for name in names)
+    reading, other = ("attn", "attn2") if joint else ("attn2", "attn1")
+    kinds = {}
+    for name in names:
+        if found := _ATTENTION.fullmatch(name):
+            if found["linear"] in PROJECTIONS and found["block"] in (reading, other):
+                kinds[name] = "cross-attention" if found["block"] == reading else "self-attention"
+        elif _FEED_FORWARD.search(name):
+            kinds[name] = "feed-forward"
+    return kinds
 
 
-def read(folder: Path | str, projections: list[str]) -> Model:
+def readings(shapes: dict[str, list[int]], sites: Sequence[str]) -> tuple[Reading, ...]:
+    """What the protected layers read: cross-attention's to_k and to_v the prompt; queries, keys and values of one
+    stream of one block the same tensor; each other one a tensor of its own. How many rows that has is not in the
+    headers, and no matter for memory."""
+    weights = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
+    weights = {name: shape for name, shape in weights.items() if len(shape) == 2}
+    kinds = kinds_by_name(weights)
+    joint = any(name.endswith(".add_k_proj") for name in weights)
+    readers: dict[str, list[list[int]]] = {}
+    for name in select(sites, list(weights), kinds):
+        block, _, last = name.rpartition(".")
+        prompt = last in ("to_k", "to_v") and kinds.get(name) == "cross-attention" and not joint
+        stream = {"to_q": "image", "to_k": "image", "to_v": "image"}
+        stream |= {"add_q_proj": "text", "add_k_proj": "text", "add_v_proj": "text"}
+        key = "prompt" if prompt else f"{block}.{stream.get(last, last)}"
+        readers.setdefault(key, []).append(weights[name])
+    return tuple(
+        Reading(found[0][1], 0, key == "prompt", len(found), sum(out for out, _ in found))
+        for key, found in readers.items()
+    )
+
+
+def read(folder: Path | str, sites: Sequence[str]) -> Model:
     """A local pipeline with a UNet. Raises ValueError or OSError if it is something else."""
     folder = Path(folder)
     unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
@@ -64,7 +89,7 @@ def read(folder: Path | str, projections: list[str]) -> Model:
         parameters=parameters,
         text_parameters=sum(count(shapes_in(path)) for path in texts),
         vae_parameters=count(shapes_in(folder / "vae")),
-        readings=readings(weights, projections),
+        readings=readings(weights, sites),
         latent=unet["in_channels"] * side**2,
         condition=tokens * unet["cross_attention_dim"],
         pixels=(side * 2 ** (len(vae["block_out_channels"]) - 1)) ** 2,

@@ -11,6 +11,8 @@ from nullbooth.settings import SettingsError
 from nullbooth.text import InputError, read_text, shown
 
 DENOISERS = ("unet", "transformer")
+# Of which a tiny one goes through the whole workflow in the tests.
+TRANSFORMERS = ("PixArtTransformer2DModel", "SanaTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 _OWN_CODE = "a model with code of its own is not run; use one that diffusers or transformers itself knows"
@@ -59,14 +61,20 @@ def check_pipeline(folder: Path, key: str = "model") -> None:
         if name in DENOISERS or (part / "config.json").is_file():
             check_model(part, key, library)
     [denoiser] = [name for name in DENOISERS if name in parts][:1]
-    config = read_json(folder / denoiser / "config.json")
+    check_denoiser(read_json(folder / denoiser / "config.json"), f"{key}: {folder}/{denoiser}/config.json")
+
+
+def check_denoiser(config: dict[str, Any], where: str) -> None:
+    """Refuse a denoiser that does not read prompts in a way that is known."""
+    name = config.get("_class_name")
     blocks = [
         config.get(f"{place}_type{s}") for place, s in (("down_block", "s"), ("mid_block", ""), ("up_block", "s"))
     ]
-    if not config.get("cross_attention_dim") or (any(blocks) and "CrossAttn" not in str(blocks)):
+    unet = name == "UNet2DConditionModel" and config.get("cross_attention_dim")
+    if not (name in TRANSFORMERS or (unet and (not any(blocks) or "CrossAttn" in str(blocks)))):
         raise InputError(
-            f"{key}: {folder}/{denoiser}/config.json: this {config.get('_class_name')} has no cross-attention, where a "
-            "subject is learned; use a model with a cross-attention UNet, such as Stable Diffusion"
+            f"{where}: this {name} has no cross-attention, where a subject is learned, or none that is known; use a "
+            f"model with a cross-attention UNet, such as Stable Diffusion, or with {' or '.join(TRANSFORMERS)}"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from nullbooth import devices
 from nullbooth.modelfiles import DENOISERS, components, read_json
@@ -132,6 +132,22 @@ def denoiser_of(pipeline: Any) -> nn.Module:
         if (module := getattr(pipeline, name, None)) is not None:
             return module
     raise ValueError(f"{type(pipeline).__name__} has no component named {' or '.join(DENOISERS)}")
+
+
+def latents_name(denoiser: nn.Module) -> str:
+    """What a denoiser calls its noisy latents: the first argument of its forward pass."""
+    return next(iter(inspect.signature(denoiser.forward).parameters))
+
+
+def resolution_of(pipeline: Any) -> int:
+    """Side of the model's own pictures, in pixels."""
+    side = denoiser_of(pipeline).config.get("sample_size") or pipeline.default_sample_size
+    return side * pipeline.vae_scale_factor
+
+
+def packed(pipeline: Any, latents: Tensor) -> Tensor:
+    """Latents `[n, c, h, w]` as the denoiser takes them: for some, squares of 2x2 are one token, `[n, hw / 4, 4c]`."""
+    return pipeline._pack_latents(latents, *latents.shape) if hasattr(pipeline, "_pack_latents") else latents
 
 
 def set_sampler(pipeline: Any, name: str | None, options: dict[str, Any] | None = None) -> None:

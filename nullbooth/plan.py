@@ -14,8 +14,8 @@ WITH_PRIOR = (*WITH_CLASS_IMAGES, "prior-prediction")  # as many samples again i
 # What to change where a rule does not fit the card.
 MENDS = {
     "trajectory": "lower protect.batch",
-    "moments": "lower protect.batch, or leave some of protect.projections out",
-    "heldout_moments": "lower protect.batch, or leave some of protect.projections out",
+    "moments": "lower protect.batch, or leave some of protect.sites out",
+    "heldout_moments": "lower protect.batch, or leave some of protect.sites out",
     "adapter": "lower train.batch, set train.gradient_checkpointing to true, or take scope: pooled",
     "base_images": "lower sample.batch",
     "class_images": "lower sample.batch",

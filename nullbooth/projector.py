@@ -104,5 +104,5 @@ def _nothing_free(site: str, rule: str, value: float, w: NDArray) -> str:
     quantiles = ", ".join(f"{q:.3g}" for q in np.quantile(w, (0, 0.25, 0.5, 0.75, 1)))
     return (
         f"{site}: no free direction under protect.rule {rule}: {value}; its {len(w)} eigenvalues have quartiles "
-        f"{quantiles}. Raise the value, protect fewer prompts, or leave the site out (protect.projections)"
+        f"{quantiles}. Raise the value, protect fewer prompts, or leave the site out (protect.sites)"
     )

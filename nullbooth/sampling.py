@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nullbooth.identity import step_generators
 from nullbooth.models import autocast, denoiser_of
-from nullbooth.trajectories import initial_latents
+from nullbooth.trajectories import call_options, initial_latents
 
 
 @torch.no_grad()
@@ -21,13 +21,15 @@ def sample(
     guidance: float,
     batch: int = 8,
     precision: str = "fp32",
+    resolution: int | None = None,
+    arguments: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """One picture per prompt and seed, float32 `[n, 3, h, w]` in [-1, 1], on the CPU."""
     pictures = []
     for i in range(0, len(prompts), batch):
         texts = prompts[i : i + batch]
-        latents = initial_latents(pipeline, seeds[i : i + batch])
+        latents = initial_latents(pipeline, seeds[i : i + batch], resolution)
         with autocast(pipeline.device, precision):
             images = pipeline(
                 texts,
@@ -36,6 +38,7 @@ def sample(
                 latents=latents.to(pipeline.device, denoiser_of(pipeline).dtype),
                 generator=step_generators(seeds[i : i + batch]),
                 output_type="pt",
+                **call_options(pipeline, resolution, arguments or {}),
             ).images
         pictures.append(images.float().cpu() * 2 - 1)
         progress(i + len(texts), len(prompts))

@@ -189,7 +189,7 @@ def unet_inputs(tokens: int) -> Inputs:
 
 
 def pipeline_shapes(
-    model: str, revision: str | None, projections: tuple[str, ...], precision: str, checkpointing: bool = False
+    model: str, revision: str | None, sites: tuple[str, ...], precision: str, checkpointing: bool = False
 ) -> Model:
     """Shapes of a diffusers pipeline with a UNet, by folder or Hub id. Raises ValueError if it has another denoiser."""
     import diffusers
@@ -220,6 +220,6 @@ def pipeline_shapes(
         name=model,
         text_parameters=sum(map(count, texts)),
         text_flops=2.0 * tokens * sum(map(count, texts)),
-        **denoiser_shapes(unet, unet_inputs(tokens), lambda module: find_sites(module, projections), precision),
+        **denoiser_shapes(unet, unet_inputs(tokens), lambda module: find_sites(module, sites), precision),
         **decoder_shapes(vae, unet.config.sample_size, precision),
     )

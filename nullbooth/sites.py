@@ -1,12 +1,13 @@
 """Which linear layers of a denoiser are protected, and which of them read the same tensor."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
+from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+from nullbooth.selection import DEFAULT, PROJECTIONS, select
 
 
 @dataclass(frozen=True)
@@ -19,44 +20,67 @@ class Feature:
     static: bool  # the same at every timestep (the prompt embedding of a UNet)
 
 
-def find_sites(denoiser: nn.Module, projections: tuple[str, ...] = PROJECTIONS) -> dict[str, nn.Linear]:
-    """The linears of every cross-attention block, by module name, in the order of `named_modules`.
+def find_sites(denoiser: nn.Module, wanted: Sequence[str] = DEFAULT) -> dict[str, nn.Linear]:
+    """The linears to protect, by module name, in the order of `named_modules`. wanted: `protect.sites` of the config.
 
-    `projections` are patterns for the name below the block (`to_k`, `to_out.*`). A block counts as
-    cross-attention if diffusers says so (`Attention.is_cross_attention`).
-    Raises ValueError if the projections are fused, wrapped by an adapter, or if there are none.
+    Attention is `cross-attention` wherever it reads the prompt, be it beside the picture
+    (`Attention.is_cross_attention`) or together with it (joint attention). Raises ValueError if there are no such
+    linears, or if they are fused or wrapped by an adapter.
     """
-    sites, seen = {}, set()
-    for block, attention in denoiser.named_modules():
-        if not getattr(attention, "is_cross_attention", False):
-            continue
-        # A fused processor says so by its name, or the block by a flag (which UNet blocks keep after unfusing).
-        flagged = type(attention).__name__ != "Attention" and getattr(attention, "fused_projections", False)
-        if flagged or "Fused" in type(attention.processor).__name__:
+    kinds = linear_kinds(denoiser)
+    linears = {name: module for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)}
+    chosen = select(wanted, list(linears), kinds)
+    for name in chosen:
+        if name.endswith(".base_layer"):
+            name = name.removesuffix(".base_layer")
             raise ValueError(
-                f"{block}: its projections are fused, so that to_k and to_v no longer exist; "
-                "call unfuse_qkv_projections() on the denoiser first"
+                f"{name} is wrapped by another adapter ({type(denoiser.get_submodule(name)).__name__}); "
+                "unload it (unload_lora_weights) before protecting the denoiser"
             )
-        for name, module in attention.named_modules():
-            if matching := [pattern for pattern in projections if fnmatchcase(name, pattern)]:
-                seen.update(matching)
-                if hasattr(module, "base_layer"):
-                    raise ValueError(
-                        f"{block}.{name} is wrapped by another adapter ({type(module).__name__}); "
-                        "unload it (unload_lora_weights) before protecting the denoiser"
-                    )
-                if isinstance(module, nn.Linear):
-                    sites[f"{block}.{name}"] = module
-    if not sites:
+    return {name: linears[name] for name in chosen}
+
+
+def linear_kinds(denoiser: nn.Module) -> dict[str, str]:
+    """The kind of each linear of attention and feed-forward blocks, by name. Raises ValueError for fused ones."""
+    kinds: dict[str, str] = {}
+    for parent, block in denoiser.named_modules():
+        attentions = {n: m for n, m in block.named_children() if hasattr(m, "processor") and hasattr(m, "heads")}
+        reading = {name for name, attention in attentions.items() if reads_prompt(attention)}
+        # A block that is given the prompt, without an attention of its own for it, has put it beside the picture.
+        if attentions and not reading and "encoder_hidden_states" in inspect.signature(block.forward).parameters:
+            reading = set(attentions)
+        for name, child in block.named_children():
+            where = f"{parent}.{name}".removeprefix(".")
+            if name in attentions:
+                refuse_fused(where, child)
+                kind = "cross-attention" if name in reading else "self-attention"
+                kinds |= {n: kind for n in linears_in(child, where) if below(n, where) in PROJECTIONS}
+            elif isinstance(child, FeedForward) or (attentions and isinstance(child, nn.Linear)):
+                kinds |= dict.fromkeys(linears_in(child, where), "feed-forward")
+    return kinds
+
+
+def reads_prompt(attention: nn.Module) -> bool:
+    return getattr(attention, "is_cross_attention", False) or getattr(attention, "added_kv_proj_dim", None) is not None
+
+
+def linears_in(module: nn.Module, prefix: str) -> list[str]:
+    return [name for name, inner in module.named_modules(prefix=prefix) if isinstance(inner, nn.Linear)]
+
+
+def below(name: str, block: str) -> str:
+    """A linear's name inside its block, be it wrapped or not."""
+    return name.removeprefix(f"{block}.").removesuffix(".base_layer")
+
+
+def refuse_fused(where: str, attention: nn.Module) -> None:
+    # A fused processor says so by its name, or the block by a flag (which UNet blocks keep after unfusing).
+    flagged = type(attention).__name__ != "Attention" and getattr(attention, "fused_projections", False)
+    if flagged or "Fused" in type(attention.processor).__name__:
         raise ValueError(
-            f"{type(denoiser).__name__} has no cross-attention linear named {' or '.join(projections)}; "
-            "check protect.projections in the config"
+            f"{where}: its projections are fused, so that to_k and to_v no longer exist; "
+            "call unfuse_qkv_projections() on the denoiser first"
         )
-    if unused := [pattern for pattern in projections if pattern not in seen]:
-        raise ValueError(
-            f"protect.projections: {unused[0]!r} is no linear of any cross-attention block; correct or remove it"
-        )
-    return sites
 
 
 def find_features(sites: dict[str, nn.Linear], forward: Callable[[int], object]) -> list[Feature]:

@@ -1,6 +1,7 @@
 """From stored trajectories to moments, and from stored eigenvectors to projectors under a rank rule."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import zarr
@@ -10,14 +11,14 @@ from nullbooth import store
 from nullbooth.moments import Moment, collecting
 from nullbooth.projector import Projector, projector
 from nullbooth.sites import Feature, find_features, find_sites
-from nullbooth.trajectories import denoiser_inputs
+from nullbooth.trajectories import calls_of, denoiser_inputs
 
 
 def moments_at(
     denoiser: nn.Module,
     trajectory: str,
     step: int,
-    projections: list[str],
+    sites: list[str],
     batch: int,
     identity: dict,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -27,19 +28,25 @@ def moments_at(
     What does not depend on the timestep is collected at index 0 alone.
     """
     group = store.read(trajectory, identity)
-    timesteps = group["timesteps"][:].tolist()
-    other = timesteps[step - 1] if step else timesteps[-1]
-    sites = find_sites(denoiser, tuple(projections))
-    device = next(denoiser.parameters()).device
-    latents, conditions = torch.from_numpy(group["latents"][step]), stored_conditions(group)
-    probe = [denoiser_inputs(latents, t, conditions, slice(0, 1), device) for t in (timesteps[step], other)]
-    found = find_features(sites, lambda i: denoiser(**probe[i]))
+    timesteps, cached = group["timesteps"][:].tolist(), group["cached"][:].tolist()
+    other = cached[step - 1] if step else cached[-1]
+    found_sites = find_sites(denoiser, tuple(sites))
+    conditions, constants = stored(group, "condition"), stored(group, "constant")
+
+    def given(call: int, timestep: float, rows: slice) -> dict[str, Any]:
+        latents = torch.from_numpy(group["latents"][call])
+        return denoiser_inputs(denoiser, latents, timestep, conditions, rows, constants)
+
+    calls, n = calls_of(timesteps, cached, step), group["latents"].shape[1]
+    probe = [given(calls[0], t, slice(0, 1)) for t in (cached[step], other)]
+    found = find_features(found_sites, lambda i: denoiser(**probe[i]))
     features = [f for f in found if step == 0 or not f.static]
-    with collecting({f.name: sites[f.name] for f in features}) as moments:
-        for i in range(0, len(latents), batch):
-            denoiser(**denoiser_inputs(latents, timesteps[step], conditions, slice(i, i + batch), device))
-            progress(min(i + batch, len(latents)), len(latents))
-    return moments, features, timesteps
+    with collecting({f.name: found_sites[f.name] for f in features}) as moments:
+        for done, call in enumerate(calls):
+            for i in range(0, n, batch):
+                denoiser(**given(call, timesteps[call], slice(i, i + batch)))
+                progress(done * n + min(i + batch, n), len(calls) * n)
+    return moments, features, cached
 
 
 def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, every: int) -> Callable[[], None]:
@@ -48,24 +55,25 @@ def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, eve
 
     @torch.no_grad()
     def run() -> None:
-        device = next(denoiser.parameters()).device
         for group in (store.read(path, of_any_prompts) for path in shards):
-            timesteps = group["timesteps"][:].tolist()
-            conditions = stored_conditions(group)
+            timesteps, constants = group["timesteps"][:].tolist(), stored(group, "constant")
+            conditions = stored(group, "condition")
             branches = len(next(iter(conditions.values())))
             for step in range(0, len(timesteps), every):
                 latents = torch.from_numpy(group["latents"][step])
                 for branch in range(branches):
-                    given = {k: v[branch : branch + 1] for k, v in conditions.items()}
+                    of_branch = {k: v[branch : branch + 1] for k, v in conditions.items()}
                     for i in range(len(latents)):
-                        denoiser(**denoiser_inputs(latents, timesteps[step], given, slice(i, i + 1), device))
+                        row = slice(i, i + 1)
+                        denoiser(**denoiser_inputs(denoiser, latents, timesteps[step], of_branch, row, constants))
 
     return run
 
 
-def stored_conditions(group: zarr.Group) -> dict[str, torch.Tensor]:
-    """What the denoiser was given besides latents and timestep: tensors `[branches, n, ...]` by keyword."""
-    return {k.removeprefix("condition:"): torch.from_numpy(group[k][:]) for k in group if k.startswith("condition:")}
+def stored(group: zarr.Group, kind: str) -> dict[str, torch.Tensor]:
+    """What the denoiser was given besides latents and timestep, by keyword: each `condition` is `[branches, n, ...]`,
+    each `constant` the same for all prompts."""
+    return {k.removeprefix(f"{kind}:"): torch.from_numpy(group[k][:]) for k in group if k.startswith(f"{kind}:")}
 
 
 def site_projectors(

@@ -1,6 +1,7 @@
 """How many tokens a prompt has, and how many of them the model reads; imports neither torch nor transformers."""
 
 from collections.abc import Callable, Iterable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,18 @@ def check_lengths(prompts: Iterable[tuple[str, str]], model: Path) -> list[str]:
     return judge_lengths(cut, limit)
 
 
-def check_read(tokenizer: Any, prompts: list[str]) -> list[str]:
-    """As `check_lengths`, by a pipeline's own tokenizer: of a Hub model no file may be here before its jobs are."""
-    limit, found = tokenizer.model_max_length - 2, tokenizer(prompts, add_special_tokens=False).input_ids
-    cut = [("prompt", text, len(ids)) for text, ids in zip(prompts, found, strict=True) if len(ids) > limit]
+def check_read(pipeline: Any, prompts: list[str], most: int | None = None) -> list[str]:
+    """As `check_lengths`, by a pipeline's own tokenizers: of a Hub model no file may be here before its jobs are.
+
+    most: what the encoder that reads furthest is given, if not what the pipeline gives it by itself.
+    """
+    default = signature(pipeline.__call__).parameters.get("max_sequence_length")
+    found = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None]
+    tokenizer = max(found, key=lambda tokenizer: tokenizer.model_max_length)
+    read = most or (default.default if default else tokenizer.model_max_length)
+    limit = min(tokenizer.model_max_length, read) - 2
+    counted = tokenizer(prompts, add_special_tokens=False).input_ids
+    cut = [("prompt", text, len(ids)) for text, ids in zip(prompts, counted, strict=True) if len(ids) > limit]
     return judge_lengths(cut, limit)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nullbooth.adapter import Adapter
 from nullbooth.files import whole
+from nullbooth.models import latents_name
 from nullbooth.rivals import FineTune
 from nullbooth.tensors import load_tensors, save_tensors
 from nullbooth.trajectories import unflatten
@@ -52,6 +53,9 @@ class TrainData:
     Two ways to keep a prior by training on it: `prior` are pictures of the class, learned beside the photographs
     (DreamBooth, arXiv 2208.12242); `class_conditions`, the captions with the class in place of the subject, for which
     the base model's prediction is to be matched.
+
+    constants: what the denoiser is given that is the same for all samples; unit: the denoiser's timestep for 1 of the
+    scheduler's (some denoisers count from 0 to 1).
     """
 
     latents: Tensor
@@ -59,11 +63,14 @@ class TrainData:
     unconditional: dict[str, Tensor] = field(default_factory=dict)
     prior: "TrainData | None" = None
     class_conditions: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    unit: float = 1.0
 
 
 def is_flow(scheduler: Any) -> bool:
-    """Whether a scheduler is of the flow-matching kind (no betas, a velocity from data to noise)."""
-    return not hasattr(scheduler, "alphas_cumprod")
+    """Whether a scheduler is of the flow-matching kind: a velocity from data to noise, by straight lines."""
+    flow = scheduler.config.get("prediction_type") == "flow_prediction"
+    return flow or not hasattr(scheduler, "alphas_cumprod")
 
 
 def noised(scheduler: Any, x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +96,7 @@ def min_snr_weights(scheduler: Any, t: Tensor, gamma: float) -> Tensor:
     """Min-SNR-gamma (arXiv 2303.09556) loss weights `[b]` for the scheduler's prediction type."""
     if is_flow(scheduler):
         raise ValueError("train.min_snr: a flow-matching scheduler has no signal-to-noise weights; leave it null")
-    alpha = scheduler.alphas_cumprod.to(t.device)[t].float()
+    alpha = scheduler.alphas_cumprod.to(t.device)[t.long()].float()
     snr = alpha / (1 - alpha)
     divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
     return snr.clamp(max=gamma) / divisor[scheduler.config.prediction_type].clamp(min=1e-8)
@@ -156,8 +163,8 @@ def train(
                 with accelerator.autocast():
                     if data.class_conditions:
                         with torch.no_grad(), adapter.disabled(denoiser):
-                            batch["target"][s.batch :] = _predict(denoiser, batch, slice(s.batch, None))
-                    loss = _loss(denoiser, scheduler, batch, s) / s.accumulation
+                            batch["target"][s.batch :] = _predict(denoiser, batch, data, slice(s.batch, None))
+                    loss = _loss(denoiser, scheduler, batch, data, s) / s.accumulation
                 accelerator.backward(loss)
                 total += loss.item()
             if accelerator.num_processes > 1:  # the adapter acts through hooks, where DDP does not see it
@@ -196,7 +203,7 @@ def _draw(data: TrainData, scheduler: Any, adapter: Adapter | FineTune, s: Train
     rows = torch.randint(len(data.latents), (s.batch,), generator=generator)
     x = data.latents[rows]
     noise = torch.randn(x.shape, generator=generator)
-    t = draw_timesteps(scheduler, adapter.timesteps.cpu(), s.batch, s.timesteps, generator)
+    t = draw_timesteps(scheduler, adapter.timesteps.cpu() / data.unit, s.batch, s.timesteps, generator)
     if adapter.scope == "shared":
         t = t[:1].expand(s.batch)  # the update of a batch can be projected for one timestep only
     dropped = torch.rand(s.batch, generator=generator) < s.caption_dropout
@@ -207,7 +214,8 @@ def _draw(data: TrainData, scheduler: Any, adapter: Adapter | FineTune, s: Train
             conditions[key][dropped] = data.unconditional[key]
     noisy, target = noised(scheduler, x, noise, t)
     device = adapter.timesteps.device
-    batch = {"sample": noisy, "timestep": t, "target": target, "conditions": conditions}
+    given = t if data.unit == 1 else t * data.unit
+    batch = {"sample": noisy, "timestep": given, "target": target, "conditions": conditions}
     batch = {k: _moved(v, device) for k, v in batch.items()}
     if data.prior is not None:
         other = _draw(data.prior, scheduler, adapter, replace(s, caption_dropout=0.0), index + (1 << 40))
@@ -227,16 +235,19 @@ def _joined(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {k: _joined(v, b[k]) if isinstance(v, dict) else torch.cat((v, b[k])) for k, v in a.items()}
 
 
-def _predict(denoiser: nn.Module, batch: dict[str, Any], rows: slice = slice(None)) -> Tensor:
-    conditions = {k: v[rows] for k, v in batch["conditions"].items()}
-    return denoiser(batch["sample"][rows], batch["timestep"][rows], **unflatten(conditions)).sample.float()
+def _predict(denoiser: nn.Module, batch: dict[str, Any], data: TrainData, rows: slice = slice(None)) -> Tensor:
+    """The denoiser's prediction, without the variance that some predict in further channels."""
+    device = batch["sample"].device
+    given = {k: v[rows] for k, v in batch["conditions"].items()} | {k: v.to(device) for k, v in data.constants.items()}
+    given |= {latents_name(denoiser): batch["sample"][rows], "timestep": batch["timestep"][rows]}
+    return denoiser(**unflatten(given)).sample.float()[:, : batch["sample"].shape[1]]
 
 
-def _loss(denoiser: nn.Module, scheduler: Any, batch: dict[str, Any], s: TrainSettings) -> Tensor:
+def _loss(denoiser: nn.Module, scheduler: Any, batch: dict[str, Any], data: TrainData, s: TrainSettings) -> Tensor:
     """Mean square error of the photographs plus `prior_weight` times that of the prior, each a mean over its rows."""
-    loss = F.mse_loss(_predict(denoiser, batch), batch["target"].float(), reduction="none").flatten(1).mean(1)
+    loss = F.mse_loss(_predict(denoiser, batch, data), batch["target"].float(), reduction="none").flatten(1).mean(1)
     if s.min_snr is not None:
-        loss = loss * min_snr_weights(scheduler, batch["timestep"], s.min_snr)
+        loss = loss * min_snr_weights(scheduler, batch["timestep"] / data.unit, s.min_snr)
     learned, prior = loss[: s.batch], loss[s.batch :]
     return learned.mean() + s.prior_weight * prior.mean() if len(prior) else learned.mean()
 

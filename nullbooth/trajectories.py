@@ -1,5 +1,6 @@
 """Sampling trajectories of the protected prompts: what the denoiser is given at every timestep."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,24 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nullbooth.adapter import nearest_index
 from nullbooth.identity import prompt_seed, seeded_noise, step_generators
-from nullbooth.models import denoiser_of
+from nullbooth.models import denoiser_of, latents_name, packed, resolution_of
 from nullbooth.text import InputError
 from nullbooth.tokens import check_read
+
+# Where tokens are: the same for all prompts, and without an axis for them.
+POSITIONS = ("txt_ids", "img_ids")
+# Arguments of a pipeline's call that are ours.
+OWN = ("prompt", "num_inference_steps", "guidance_scale", "latents", "generator", "output_type", "height", "width")
 
 
 @dataclass
 class Trajectory:
-    """Denoiser inputs of `n` prompts over `T` calls.
+    """Denoiser inputs of `n` prompts over `C` calls.
 
-    latents: `[T, n, ...]` as the sampler visits them; timesteps: `[T]` as the denoiser is given them;
+    latents: `[C, n, ...]` as the sampler visits them; timesteps: `[C]` as the denoiser is given them;
     conditions: tensors `[branches, n, ...]` by keyword (dots for nested ones), constant over the trajectory,
-    where branches are the unconditional and the conditional half under classifier-free guidance.
+    where branches are the unconditional and the conditional half under classifier-free guidance;
+    constants: tensors by keyword that are the same for all prompts.
     """
 
     latents: Tensor
     timesteps: list[float]
     conditions: dict[str, Tensor]
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -33,21 +42,23 @@ class _Recorder:
     samples: list[Tensor] = field(default_factory=list)
     timesteps: list[float] = field(default_factory=list)
     conditions: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
-    def __call__(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        args = list(args)
-        sample = args.pop(0) if args else kwargs["sample"]
-        timestep = args.pop(0) if args else kwargs["timestep"]
+    def __call__(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given = dict(inspect.signature(denoiser.forward).bind(*args, **kwargs).arguments)
+        sample, timestep = given.pop(latents_name(denoiser)), given.pop("timestep")
         self.samples.append(sample.detach().float().cpu())
         self.timesteps.append(float(timestep if timestep.ndim == 0 else timestep[0]))
-        if not self.conditions:
-            found = {**({"encoder_hidden_states": args[0]} if args else {}), **flatten(kwargs)}
-            batch = len(sample)
-            self.conditions = {
-                k: v.detach().float().cpu()
-                for k, v in found.items()
-                if k not in ("sample", "timestep") and v.ndim and len(v) == batch
-            }
+        if self.conditions:
+            return
+        for key, value in flatten(given).items():
+            kept = self.constants if key in POSITIONS else self.conditions
+            if key not in POSITIONS and (not value.ndim or len(value) != len(sample)):
+                raise ValueError(
+                    f"{type(denoiser).__name__} is given {key} of shape {tuple(value.shape)}, not one row for each of "
+                    f"{len(sample)} samples: this pipeline is not supported yet"
+                )
+            kept[key] = value.detach().float().cpu()
 
 
 def flatten(kwargs: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -83,12 +94,26 @@ def _recording(denoiser: nn.Module) -> Iterator[_Recorder]:
         handle.remove()
 
 
-def initial_latents(pipeline: Any, seeds: list[int]) -> Tensor:
-    """Initial noise `[n, c, h, w]` of unit variance, one CPU generator per seed."""
-    denoiser = denoiser_of(pipeline)
-    size = denoiser.config.sample_size
-    shape = (denoiser.config.in_channels, size, size)
-    return torch.stack([seeded_noise(seed, shape) for seed in seeds])
+def initial_latents(pipeline: Any, seeds: list[int], resolution: int | None = None) -> Tensor:
+    """Initial noise `[n, c, h, w]` of unit variance, one CPU generator per seed; `[n, tokens, c]` where latents are
+    packed. resolution: pixels of the picture's side; None takes the model's own."""
+    side = (resolution or resolution_of(pipeline)) // pipeline.vae_scale_factor
+    channels = denoiser_of(pipeline).config.in_channels // (4 if hasattr(pipeline, "_pack_latents") else 1)
+    return packed(pipeline, torch.stack([seeded_noise(seed, (channels, side, side)) for seed in seeds]))
+
+
+def call_options(pipeline: Any, resolution: int | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that make a pipeline draw at this size and take prompts as they are, whatever its defaults; and those
+    that the user gives it. Raises InputError for arguments that the pipeline does not have, or that are not the user's.
+    """
+    known = inspect.signature(pipeline.__call__).parameters
+    for key in arguments:
+        if key not in known or key in OWN or key.endswith("_embeds"):
+            why = "set elsewhere, for every picture" if key in known else f"none of {type(pipeline).__name__}'s"
+            raise InputError(f"sampler.arguments.{key}: an argument that is {why}; take it away")
+    side = resolution or resolution_of(pipeline)
+    wanted = {"height": side, "width": side, "use_resolution_binning": False, "clean_caption": False}
+    return {k: v for k, v in wanted.items() if k in known} | arguments
 
 
 @torch.no_grad()
@@ -100,22 +125,25 @@ def record(
     guidance: float,
     seed: int,
     batch: int,
+    resolution: int | None = None,
+    arguments: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Trajectory:
     """Sample every prompt once with the pipeline itself and keep what its denoiser was given.
 
+    resolution: pixels of the picture's side, None takes the model's own; arguments: further ones of the pipeline's call.
     Raises InputError for more steps than the scheduler has, and for prompts far longer than the text encoder reads.
     """
     limit = pipeline.scheduler.config.get("num_train_timesteps", steps)
     if steps > limit:
         raise InputError(f"sampler.steps: {steps}: {type(pipeline.scheduler).__name__} has {limit}; take fewer")
-    for warning in check_read(pipeline.tokenizer, prompts):
+    for warning in check_read(pipeline, prompts, (arguments or {}).get("max_sequence_length")):
         print(warning)
     parts = []
     for i in range(0, len(prompts), batch):
         texts = prompts[i : i + batch]
         seeds = [prompt_seed(text, seed) for text in texts]
-        latents = initial_latents(pipeline, seeds)
+        latents = initial_latents(pipeline, seeds, resolution)
         latents = latents.to(pipeline.device, denoiser_of(pipeline).dtype)
         with _recording(denoiser_of(pipeline)) as seen:
             pipeline(
@@ -125,6 +153,7 @@ def record(
                 latents=latents,
                 output_type="latent",
                 generator=step_generators(seeds),
+                **call_options(pipeline, resolution, arguments or {}),
             )
         parts.append(_split_branches(seen, len(texts)))
         progress(i + len(texts), len(prompts))
@@ -132,7 +161,29 @@ def record(
         latents=torch.cat([p.latents for p in parts], 1),
         timesteps=parts[0].timesteps,
         conditions={k: torch.cat([p.conditions[k] for p in parts], 1) for k in parts[0].conditions},
+        constants=parts[0].constants,
     )
+
+
+def step_timesteps(scheduler: Any, timesteps: list[float], steps: int) -> list[float]:
+    """One timestep for each step of a sampler, out of those of its calls.
+
+    A sampler of second order calls at the end of a step once more (Heun), or between (DPM2): the first call, and each
+    second one after it, are the steps. Raises InputError where that is not so.
+    """
+    for found in (list(dict.fromkeys(timesteps)), timesteps[:: getattr(scheduler, "order", 1)]):
+        if len(found) == steps:
+            return found
+    raise InputError(
+        f"sampler.scheduler: {type(scheduler).__name__} calls the denoiser {len(timesteps)} times in {steps} steps, "
+        "and not in pairs; choose another, such as DDIMScheduler"
+    )
+
+
+def calls_of(timesteps: list[float], cached: list[float], step: int) -> list[int]:
+    """The calls that step `step` stands for: those to whose timestep no other cached one is nearer."""
+    nearest = nearest_index(torch.tensor(cached, dtype=torch.float64), torch.tensor(timesteps, dtype=torch.float64))
+    return [call for call, index in enumerate(nearest.tolist()) if index == step]
 
 
 def _split_branches(seen: _Recorder, n: int) -> Trajectory:
@@ -141,17 +192,24 @@ def _split_branches(seen: _Recorder, n: int) -> Trajectory:
     if not all(latents[:, 0].equal(branch) for branch in latents.unbind(1)):
         raise ValueError("the branches of guidance do not see the same latents: this pipeline is not supported yet")
     conditions = {k: v.unflatten(0, (-1, n)) for k, v in seen.conditions.items()}
-    return Trajectory(latents[:, 0], seen.timesteps, conditions)
+    return Trajectory(latents[:, 0], seen.timesteps, conditions, seen.constants)
 
 
 def denoiser_inputs(
-    latents: Tensor, timestep: float, conditions: dict[str, Tensor], rows: slice, device: torch.device
+    denoiser: nn.Module,
+    latents: Tensor,
+    timestep: float,
+    conditions: dict[str, Tensor],
+    rows: slice,
+    constants: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of one denoiser call on `rows` of the prompts, all branches in one batch.
 
-    latents: `[n, ...]` at one timestep; conditions: `[branches, n, ...]`.
+    latents: `[n, ...]` at one timestep; conditions: `[branches, n, ...]`; constants: the same for all prompts.
     """
+    device = next(denoiser.parameters()).device
     branches = len(next(iter(conditions.values())))
-    part = {k: v[:, rows].flatten(0, 1).to(device) for k, v in conditions.items()}
-    sample = latents[rows].repeat(branches, *[1] * (latents.ndim - 1)).to(device)
-    return {"sample": sample, "timestep": torch.tensor(timestep, device=device), **unflatten(part)}
+    given = {k: v[:, rows].flatten(0, 1) for k, v in conditions.items()}
+    given[latents_name(denoiser)] = sample = latents[rows].repeat(branches, *[1] * (latents.ndim - 1))
+    given["timestep"] = torch.full((len(sample),), timestep)
+    return unflatten({k: v.to(device) for k, v in {**given, **(constants or {})}.items()})

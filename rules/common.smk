@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from math import ceil
+from math import ceil, isqrt
 from pathlib import Path
 
 import yaml
@@ -75,8 +75,8 @@ FEWER_STEPS = "@" + str(config["comparison"]["steps"])
 IDENTITY = {
     "model": MODEL,
     "prompts": digest(PROTECTED),
-    "sampler": digest([config["sampler"], config["protect"]["seed"]]),
-    "projections": digest(config["protect"]["projections"]),
+    "sampler": digest([config["sampler"], config["protect"]["seed"], config["resolution"]]),
+    "sites": digest(config["protect"]["sites"]),
 }
 
 # What takes long is kept under a name that says what it was made from, so that nothing is computed twice and nothing
@@ -93,7 +93,8 @@ except ValueError as error:
 HELDOUT_IDENTITY = shard_identity(IDENTITY, PROMPTS["unrelated"])
 HELDOUT = digest(HELDOUT_IDENTITY)
 SHARD_PROMPTS = {**SHARDS, HELDOUT: PROMPTS["unrelated"]}
-SAMPLING = {"precision": config["precision"], **{key: config["sample"][key] for key in ("per_prompt", "seed")}}
+SAMPLING = {key: config[key] for key in ("precision", "resolution")}
+SAMPLING |= {key: config["sample"][key] for key in ("per_prompt", "seed")}
 
 
 def recipe(concept, method, seed):
@@ -109,11 +110,11 @@ def recipe(concept, method, seed):
             **{key: chosen[key] for key in ("method", "scope", "rank", "alpha")},
             "rule": freed_by,
         },
-        "sampler": {key: config["sampler"][key] for key in ("scheduler", "options")},
+        "sampler": {key: config["sampler"][key] for key in ("scheduler", "options", "arguments")},
         "resolution": config["resolution"],
-        "projections": config["protect"]["projections"],
+        "sites": config["protect"]["sites"],
         # Rivals but one know nothing of protected prompts.
-        "identity": IDENTITY if keeps else {key: IDENTITY[key] for key in ("model", "projections")},
+        "identity": IDENTITY if keeps else {key: IDENTITY[key] for key in ("model", "sites")},
     }
 
 
@@ -155,10 +156,10 @@ if GPUS and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)
 
 # What jobs ask for, if the model is on this machine; on a cluster they have GPUs, even where Snakemake has none.
-MEMORY = {}
+MEMORY, SIDE = {}, 512
 if folder := model_folder(config["model"], config["revision"]):
     try:
-        shapes = headers.read(folder, config["protect"]["projections"])
+        shapes = headers.read(folder, config["protect"]["sites"])
     except (KeyError, TypeError, ValueError, OSError) as error:  # a config that leaves out what others say
         if workflow.is_main_process:
             print(
@@ -167,7 +168,8 @@ if folder := model_folder(config["model"], config["revision"]):
     else:
         work = work_of(config, len(PROTECTED), {group: len(found) for group, found in PROMPTS.items()}, METHODS)
         MEMORY = headers.memory(shapes, work, gpus=int(config["device"] != "cpu"))
-SMALL_PICTURES = (config["resolution"] or 64) < 256  # pages enlarge them pixel by pixel
+        SIDE = isqrt(shapes.pixels)
+SMALL_PICTURES = (config["resolution"] or SIDE) < 256  # pages enlarge them pixel by pixel
 
 
 onstart:  # and not after hours, nor in a dry run

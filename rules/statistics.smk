@@ -42,7 +42,7 @@ rule moments:
         runtime=60,
     params:
         step="{step}",  # a parameter, for a shared cache knows steps apart by parameters only
-        projections=config["protect"]["projections"],
+        sites=config["protect"]["sites"],
         identity=identity_of_shard,
     message:
         "Second moments at timestep {wildcards.step}, shard {wildcards.shard}"
@@ -91,7 +91,7 @@ rule heldout_moments:
         mem_mb=grown(4000, "heldout_moments"),
         runtime=120,
     params:
-        projections=config["protect"]["projections"],
+        sites=config["protect"]["sites"],
         steps=config["sampler"]["steps"],
         identity=HELDOUT_IDENTITY,
     message:

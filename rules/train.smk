@@ -22,7 +22,7 @@ rule adapter:
         mem_mb=grown(8000, "adapter"),
         runtime=480,
     params:
-        **{key: made_from(key) for key in ("concept", "method", "sampler", "resolution", "projections", "identity")},
+        **{key: made_from(key) for key in ("concept", "method", "sampler", "resolution", "sites", "identity")},
     message:
         "Learning {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:

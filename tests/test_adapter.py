@@ -291,7 +291,7 @@ def test_whole_pipeline_draws_protected_prompts_as_before(pipeline, tmp_path, sc
     moments = []
     for latents, t in zip(seen.latents, seen.timesteps, strict=True):
         with torch.no_grad(), collecting(sites) as part:
-            unet(**denoiser_inputs(latents, t, seen.conditions, slice(None), torch.device("cpu")))
+            unet(**denoiser_inputs(unet, latents, t, seen.conditions, slice(None)))
         moments.append(part)
 
     def stack(name: str) -> list[Projector]:

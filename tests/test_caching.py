@@ -167,7 +167,7 @@ def test_a_changed_weight_runs_everything_and_going_back_nothing(run, tmp_path):
             {"sampler": {"scheduler": "EulerDiscreteScheduler"}},
             STATISTICS | {"heldout_moments", "adapter", "base_images"} | LATER,
         ),
-        ({"protect": {"projections": ["to_k", "to_v"]}}, STATISTICS | {"heldout_moments", "adapter"} | LATER),
+        ({"protect": {"sites": ["*.attn2.to_k", "*.attn2.to_v"]}}, STATISTICS | {"heldout_moments", "adapter"} | LATER),
     ],
 )
 def test_what_runs_again(finished, change, runs):

@@ -22,9 +22,9 @@ from nullbooth import estimate, headers, store
 from nullbooth.cost import Array, Job, Machine, Run, Work, card, moment_arrays, stored
 from nullbooth.models import load_denoiser
 from nullbooth.plan import Limits, amount, duration, table, total, wall_seconds, warnings, work_of
+from nullbooth.selection import DEFAULT, find_features, find_sites
 from nullbooth.settings import complete, sweep_points
 from nullbooth.shapes import LiveBytes, peak_bytes, pipeline_shapes, run, unet_inputs
-from nullbooth.sites import PROJECTIONS, find_features, find_sites
 
 sys.path.insert(0, str(ROOT / "bench"))
 import architectures
@@ -111,7 +111,7 @@ def test_large_arrays_are_chunked_as_the_store_does(tmp_path):
 
 @pytest.fixture(scope="module")
 def embedded():
-    return pipeline_shapes(str(ROOT / "resources" / "tinyworld"), None, PROJECTIONS, "bf16")
+    return pipeline_shapes(str(ROOT / "resources" / "tinyworld"), None, DEFAULT, "bf16")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def stores(tmp_path_factory, config_of) -> tuple[Path, Work]:
     trajectory = folder / "trajectory.zarr"
     script("trajectory").main(trajectory, prompts, config["sampler"], 0, {}, config)
     for step in range(2):
-        script("moments").main(folder / f"moments{step}.zarr", trajectory, step, list(PROJECTIONS), {}, config)
+        script("moments").main(folder / f"moments{step}.zarr", trajectory, step, DEFAULT, {}, config)
         shards = {"a": {}}
         script("covariance").main(folder / f"covariance{step}.zarr", [folder / f"moments{step}.zarr"], shards, {})
         script("projector").main(folder / f"projector{step}.zarr", folder / f"covariance{step}.zarr", {})
@@ -190,7 +190,7 @@ def test_stored_shapes_are_those_of_the_configs():
 
 
 def test_shapes_without_weights_are_those_of_the_model(pipeline_folder, pipeline):
-    model = pipeline_shapes(str(pipeline_folder), None, PROJECTIONS, "fp32")
+    model = pipeline_shapes(str(pipeline_folder), None, DEFAULT, "fp32")
     unet = load_denoiser(str(pipeline_folder), torch.device("cpu"))
     given = tiny.protected_inputs(tokens_=tiny.TOKENS)
     calls = [lambda t=t: tiny.predict(unet, given.latents[0], t, given.prompts) for t in given.timesteps[:2]]
@@ -238,7 +238,7 @@ def test_another_kind_of_denoiser_is_refused(tmp_path):
     index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="has FluxTransformer2DModel; costs are known for UNet2DConditionModel only"):
-        pipeline_shapes(str(tmp_path), None, PROJECTIONS, "fp32")
+        pipeline_shapes(str(tmp_path), None, DEFAULT, "fp32")
 
 
 # What Snakemake would run
@@ -364,11 +364,14 @@ def like(reading):
     return reading.width, reading.static, reading.sites, reading.outs
 
 
-@pytest.mark.parametrize("projections", [PROJECTIONS, ("to_q", "to_out.*"), ("to_k",)])
-def test_headers_tell_what_configs_tell(pipeline_folder, projections):
+@pytest.mark.parametrize(
+    "sites",
+    [DEFAULT, ("*.attn2.to_q", "*.attn2.to_out.*"), (*DEFAULT, "!*.to_[qv]"), ("self-attention", "feed-forward")],
+)
+def test_headers_tell_what_configs_tell(pipeline_folder, sites):
     known, found = (
-        pipeline_shapes(str(pipeline_folder), None, projections, "fp32"),
-        headers.read(pipeline_folder, projections),
+        pipeline_shapes(str(pipeline_folder), None, sites, "fp32"),
+        headers.read(pipeline_folder, sites),
     )
     for key in ("parameters", "text_parameters", "vae_parameters", "latent", "condition", "pixels"):
         assert getattr(found, key) == getattr(known, key), key
@@ -376,7 +379,7 @@ def test_headers_tell_what_configs_tell(pipeline_folder, projections):
 
 
 def test_headers_bound_the_memory_that_shapes_tell(embedded):
-    found = headers.read(ROOT / "resources" / "tinyworld", list(PROJECTIONS))
+    found = headers.read(ROOT / "resources" / "tinyworld", DEFAULT)
     work = Work(prompts=96, shard_size=48, steps=10, runs=(Run(), Run(scope="timestep")))
     known = {job.rule: job.host / 1e6 for job in estimate.jobs(embedded, work, CPU)}
     asked = headers.memory(found, work, 0)
@@ -386,7 +389,7 @@ def test_headers_bound_the_memory_that_shapes_tell(embedded):
 
 
 def test_keys_and_values_alone_leave_nothing_that_moves():
-    found = headers.read(ROOT / "resources" / "tinyworld", ["to_k", "to_v"])
+    found = headers.read(ROOT / "resources" / "tinyworld", ["*.attn2.to_k", "*.attn2.to_v"])
     assert all(reading.static for reading in found.readings)
     asked = headers.memory(found, Work(prompts=96, shard_size=48, steps=10, runs=(Run(),)), 0)
     assert all(megabytes > 0 for rule, megabytes in asked.items() if rule != "shown")
@@ -397,7 +400,7 @@ def test_weights_in_other_precisions_are_not_counted(tmp_path, pipeline_folder):
     shutil.copytree(pipeline_folder, folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert headers.read(folder, ["to_q"]) == replace(headers.read(pipeline_folder, ["to_q"]), name=str(folder))
+    assert headers.read(folder, DEFAULT) == replace(headers.read(pipeline_folder, DEFAULT), name=str(folder))
     weights.unlink()
     with pytest.raises(ValueError, match="unet: no safetensors file"):
-        headers.read(folder, ["to_q"])
+        headers.read(folder, ["*.attn2.to_q"])

@@ -12,13 +12,14 @@ from running import Run, executed, script
 
 from nullbooth import load_adapter, store
 from nullbooth.adapter import Adapter, AdapterInfo
-from nullbooth.models import denoiser_of, load_pipeline
-from nullbooth.sites import PROJECTIONS, find_sites
-from nullbooth.statistics import in_order, site_projectors, stored_conditions
+from nullbooth.models import denoiser_of, load_pipeline, set_sampler
+from nullbooth.selection import DEFAULT
+from nullbooth.sites import find_sites
+from nullbooth.statistics import in_order, site_projectors, stored
 from nullbooth.trajectories import denoiser_inputs, record
 
 STEPS = 3
-SAMPLER = {"scheduler": None, "options": {}, "steps": STEPS, "guidance": 3.0}
+SAMPLER = {"scheduler": None, "options": {}, "arguments": {}, "steps": STEPS, "guidance": 3.0}
 PROTECTED, OTHER = ["a red ring"], ["a blue star"]
 CPU = torch.device("cpu")
 
@@ -29,45 +30,68 @@ class Collected:
 
     pipeline: Any
     folder: Path
+    small: dict
 
     def projectors(self) -> list[str]:
         return [str(self.folder / f"projector{step}.zarr") for step in range(STEPS)]
 
-    def outputs(self, latents: torch.Tensor, timesteps: list[float], conditions: dict) -> torch.Tensor:
-        """What the denoiser says at each timestep, `[T, branches * n, ...]`."""
-        inputs = [denoiser_inputs(x, t, conditions, slice(None), CPU) for x, t in zip(latents, timesteps, strict=True)]
+    def outputs(self, latents: torch.Tensor, timesteps: list[float], conditions: dict, constants: dict) -> torch.Tensor:
+        """What the denoiser says at each call, `[C, branches * n, ...]`."""
+        denoiser, every = denoiser_of(self.pipeline), slice(None)
+        calls = zip(latents, timesteps, strict=True)
+        inputs = [denoiser_inputs(denoiser, x, t, conditions, every, constants) for x, t in calls]
         with torch.no_grad():
-            return torch.stack([denoiser_of(self.pipeline)(**given).sample for given in inputs])
+            return torch.stack([denoiser(**given).sample for given in inputs])
 
     def protected_outputs(self) -> torch.Tensor:
         group = store.read(self.folder / "trajectory.zarr")
-        given = torch.from_numpy(group["latents"][:]), group["timesteps"][:].tolist(), stored_conditions(group)
-        return self.outputs(*given)
+        given = torch.from_numpy(group["latents"][:]), group["timesteps"][:].tolist()
+        return self.outputs(*given, stored(group, "condition"), stored(group, "constant"))
 
     def other_outputs(self) -> torch.Tensor:
-        found = record(self.pipeline, OTHER, steps=STEPS, guidance=3.0, seed=1, batch=1)
-        return self.outputs(found.latents, found.timesteps, found.conditions)
+        found = record(self.pipeline, OTHER, steps=STEPS, guidance=3.0, seed=1, batch=1, **self.small)
+        return self.outputs(found.latents, found.timesteps, found.conditions, found.constants)
 
 
-@pytest.fixture(scope="module", params=families.FAMILIES)
+SAMPLERS = [  # of second order, with times of their own, or one that begins with a call more
+    ("Stable Diffusion 1", "HeunDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("Stable Diffusion 1", "KDPM2DiscreteScheduler", {}),
+    ("Stable Diffusion 1", "KDPM2AncestralDiscreteScheduler", {}),
+    ("Stable Diffusion 1", "PNDMScheduler", {"skip_prk_steps": True}),
+    ("Stable Diffusion 2", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    ("Stable Diffusion 2", "UniPCMultistepScheduler", {"timestep_spacing": "trailing"}),
+    ("Stable Diffusion 3", "FlowMatchHeunDiscreteScheduler", {}),
+]
+
+
+@pytest.fixture(scope="module", params=[(family, None, {}) for family in families.FAMILIES] + SAMPLERS, ids=str)
 def collected(request, tmp_path_factory) -> Collected:
     folder = tmp_path_factory.mktemp("family")
-    model = families.save(request.param, folder / "model")
-    config = {"model": str(model), "revision": None, "device": "cpu", "precision": "fp32", "protect": {"batch": 2}}
+    family, scheduler, options = request.param
+    model = families.save(family, folder / "model")
+    config = {"model": str(model), "revision": None, "device": "cpu", "precision": "fp32"}
+    small = families.SMALL.get(family, {})
+    config["resolution"] = small.get("resolution")
+    sampler = {**SAMPLER, "scheduler": scheduler, "options": options, "arguments": small.get("arguments", {})}
+    config["protect"] = {"batch": 2}
     trajectory = folder / "trajectory.zarr"
-    script("trajectory").main(trajectory, PROTECTED, SAMPLER, 0, {}, config)
+    script("trajectory").main(trajectory, PROTECTED, sampler, 0, {}, config)
     for step in range(STEPS):
         moments, sums = folder / f"moments{step}.zarr", folder / f"covariance{step}.zarr"
-        script("moments").main(moments, trajectory, step, list(PROJECTIONS), {}, config)
+        script("moments").main(moments, trajectory, step, list(DEFAULT), {}, config)
         script("covariance").main(sums, [moments], {"all": {}}, {})
         script("projector").main(folder / f"projector{step}.zarr", sums, {})
-    return Collected(load_pipeline(str(model), CPU), folder)
+    pipeline = load_pipeline(str(model), CPU)
+    set_sampler(pipeline, scheduler, options)
+    return Collected(pipeline, folder, small)
 
 
 def test_every_cross_attention_is_protected(collected):
-    sites = find_sites(denoiser_of(collected.pipeline))
-    blocks = {name for name, m in denoiser_of(collected.pipeline).named_modules() if name.endswith("attn2")}
-    assert len(sites) == 4 * len(blocks) > 0
+    """The linears that a table of the architectures names, and no others."""
+    denoiser = denoiser_of(collected.pipeline)
+    sites, linears = find_sites(denoiser), [n for n, m in denoiser.named_modules() if isinstance(m, torch.nn.Linear)]
+    joint = type(denoiser).__name__ in ("SD3Transformer2DModel", "FluxTransformer2DModel")
+    assert list(sites) == [name for name in linears if (".attn." if joint else ".attn2.") in name] != []
     stacks, timesteps = site_projectors(collected.projectors(), {}, "energy", tiny.ENERGY)
     assert set(stacks) == set(sites)
     assert len(timesteps) == STEPS
@@ -81,7 +105,7 @@ def test_protected_prompts_stay_as_they_were(collected, tmp_path):
     adapter.save(tmp_path / "a.safetensors", AdapterInfo("timestep", 4, tuple(timesteps), "", "m", "p", "r"))
     before, others = collected.protected_outputs(), collected.other_outputs()
     loaded = load_adapter(collected.pipeline, tmp_path / "a.safetensors")
-    assert tiny.change(collected.protected_outputs(), before) < 1e-4
+    assert tiny.change(collected.protected_outputs(), before) < 1e-3  # the root of the energy left out is 3e-4
     assert tiny.change(collected.other_outputs(), others) > 0.02
     loaded.unload()
     assert collected.protected_outputs().equal(before)

@@ -46,7 +46,7 @@ def test_defaults_are_filled_in_at_every_depth(schema):
     assert config["revision"] is None
     assert config["results"] == "results"
     assert config["sampler"]["steps"] == 50
-    assert config["protect"]["projections"] == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert config["protect"]["sites"] == ["cross-attention"]
     assert config["protect"]["rule"] == {"energy": 0.001}
     assert config["concepts"][0]["identifier"] == "sks"
     assert config["concepts"][0]["holdout"] is None
@@ -83,11 +83,11 @@ def test_what_is_given_stays(schema):
 def test_neither_the_config_nor_the_schema_is_changed(schema):
     config, before = copy.deepcopy(NEEDED), copy.deepcopy(schema)
     filled = complete(config, schema)
-    filled["protect"]["projections"].append("other")
+    filled["protect"]["sites"].append("other")
     filled["sampler"]["options"]["a"] = 1
     assert config == NEEDED
     assert schema == before
-    assert complete(NEEDED, schema)["protect"]["projections"] == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert complete(NEEDED, schema)["protect"]["sites"] == ["cross-attention"]
 
 
 def test_completing_twice_changes_nothing(schema):
@@ -134,7 +134,7 @@ def test_an_unknown_key_suggests_the_nearest(schema, path, value, message):
         ("protect.rule", {"energy": 2}),
         ("protect.rule", {"energy": 0.1, "soft": 1}),
         ("protect.rule", {}),
-        ("protect.projections", []),
+        ("protect.sites", []),
         ("seeds", [0, 0]),
         ("seeds", []),
         ("concepts.0.name", "base"),

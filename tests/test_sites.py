@@ -6,6 +6,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 
+from nullbooth.selection import DEFAULT
 from nullbooth.sites import find_features, find_sites
 
 BLOCKS = [
@@ -16,9 +17,9 @@ BLOCKS = [
 ]
 
 
-def features_of(unet, projections=("to_q", "to_k", "to_v", "to_out.0"), timesteps=(900.0, 100.0)):
+def features_of(unet, wanted=DEFAULT, timesteps=(900.0, 100.0)):
     given = tiny.protected_inputs()
-    sites = find_sites(unet, projections)
+    sites = find_sites(unet, wanted)
     return find_features(sites, lambda i: tiny.predict(unet, given.latents[0], timesteps[i], given.prompts))
 
 
@@ -45,24 +46,36 @@ def test_order_is_that_of_the_modules(unet):
 @pytest.mark.parametrize(
     ("patterns", "found"),
     [
-        (("to_k",), {"to_k"}),
-        (("to_k", "to_v"), {"to_k", "to_v"}),
-        (("to_out.*",), {"to_out.0"}),  # to_out.1 is a Dropout: not a linear, not a site
-        (("to_[qk]",), {"to_q", "to_k"}),
+        (("*.attn2.to_k",), {"attn2.to_k"}),
+        (("*.attn2.to_k", "*.attn2.to_v"), {"attn2.to_k", "attn2.to_v"}),
+        (("*.attn2.to_out.*",), {"attn2.to_out.0"}),  # to_out.1 is a Dropout: not a linear, not a site
+        (("cross-attention", "!*.to_[qk]"), {"attn2.to_v", "attn2.to_out.0"}),
+        (("!*.to_[qk]", "cross-attention"), {"attn2.to_v", "attn2.to_out.0"}),  # in any order
+        (("self-attention",), {f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")}),
+        (("feed-forward",), {"ff.net.0.proj", "ff.net.2"}),
+        (("feed-forward", "!*.net.2", "*.attn1.to_v"), {"ff.net.0.proj", "attn1.to_v"}),
     ],
 )
 def test_patterns(unet, patterns, found):
-    assert {name.partition(".attn2.")[2] for name in find_sites(unet, patterns)} == found
+    assert {name.partition(".transformer_blocks.0.")[2] for name in find_sites(unet, patterns)} == found
 
 
-def test_no_site(unet):
-    with pytest.raises(ValueError, match="UNet2DConditionModel has no cross-attention linear named to_x or to_y"):
-        find_sites(unet, ("to_x", "to_y"))
+@pytest.mark.parametrize("entry", ["to_x", "!*.attn1.to_q", "cross_attention"])
+def test_what_finds_nothing_is_refused(unet, entry):
+    with pytest.raises(
+        ValueError, match=r"protect\.sites: '.*' is neither a kind .*cross-attention, feed-forward.*to_q"
+    ):
+        find_sites(unet, ("cross-attention", entry))
+
+
+def test_no_site_is_left(unet):
+    with pytest.raises(ValueError, match=r"\[cross-attention, !\*\] leaves no linear"):
+        find_sites(unet, ("cross-attention", "!*"))
 
 
 def test_fused_projections_are_refused(unet):
     unet.fuse_qkv_projections()
-    with pytest.raises(ValueError, match=r"attn2.*fused.*unfuse_qkv_projections"):
+    with pytest.raises(ValueError, match=r"attn1.*fused.*unfuse_qkv_projections"):
         find_sites(unet)
 
 
@@ -105,7 +118,7 @@ def test_sites_and_features_of_a_transformer(wan):
 def test_fused_projections_of_a_transformer_are_refused(wan):
     """Its processor keeps its name when fused; only the attention knows."""
     wan.fuse_qkv_projections()
-    with pytest.raises(ValueError, match=r"attn2.*fused.*unfuse_qkv_projections"):
+    with pytest.raises(ValueError, match=r"attn1.*fused.*unfuse_qkv_projections"):
         find_sites(wan)
     wan.unfuse_qkv_projections()
     assert len(find_sites(wan)) == 8

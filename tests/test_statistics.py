@@ -8,7 +8,8 @@ import torch
 from nullbooth import store
 from nullbooth.moments import collecting
 from nullbooth.projector import ProjectorError, decompose
-from nullbooth.sites import PROJECTIONS, find_sites
+from nullbooth.selection import DEFAULT
+from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, moments_at, site_projectors
 from nullbooth.trajectories import record
 
@@ -22,7 +23,7 @@ def write_trajectories(pipeline, folder, prompts: list[list[str]]) -> list[str]:
     paths = []
     for i, shard in enumerate(prompts):
         found = record(pipeline, shard, steps=STEPS, guidance=4.0, seed=0, batch=2)
-        arrays = {"latents": found.latents.numpy(), "timesteps": found.timesteps}
+        arrays = {"latents": found.latents.numpy(), "timesteps": found.timesteps, "cached": found.timesteps}
         arrays |= {f"condition:{name}": value.numpy() for name, value in found.conditions.items()}
         paths.append(str(folder / f"{i:02d}.zarr"))
         store.write(paths[-1], arrays, IDENTITY)
@@ -32,7 +33,7 @@ def write_trajectories(pipeline, folder, prompts: list[list[str]]) -> list[str]:
 @torch.no_grad()
 def collect(pipeline, paths, step, batch=2, **options):
     [path] = paths
-    return moments_at(pipeline.unet, path, step, list(PROJECTIONS), batch, IDENTITY, **options)
+    return moments_at(pipeline.unet, path, step, list(DEFAULT), batch, IDENTITY, **options)
 
 
 def test_moments_of_stored_trajectories_are_those_of_the_sampling_itself(pipeline, tmp_path):
@@ -91,7 +92,7 @@ def test_progress_counts_prompts(pipeline, tmp_path):
 def test_other_trajectories_are_refused(pipeline, tmp_path):
     [path] = write_trajectories(pipeline, tmp_path, [PROMPTS[:1]])
     with pytest.raises(store.StoreError, match="model"):
-        moments_at(pipeline.unet, path, 0, list(PROJECTIONS), 2, {"model": "other"})
+        moments_at(pipeline.unet, path, 0, list(DEFAULT), 2, {"model": "other"})
 
 
 # --- projectors --------------------------------------------------------------------------------------

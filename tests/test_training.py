@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 
+from nullbooth.adapter import timestep_argument
 from nullbooth.training import TrainData, TrainSettings, draw_timesteps, is_flow, min_snr_weights, noised, train
 
 SETTINGS = TrainSettings(steps=6, batch=4, learning_rate=0.02, checkpoint_every=2)
@@ -43,7 +44,7 @@ class Calls:
         denoiser.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _see(self, _module, args, kwargs) -> None:
-        self.timesteps.append(args[1].clone())
+        self.timesteps.append(timestep_argument(args, kwargs).clone())
         self.prompts.append(kwargs["encoder_hidden_states"].clone())
 
 
@@ -275,7 +276,8 @@ def test_the_first_loss_is_the_weighted_error_of_the_base_model(tmp_path):
     unet, fresh = tiny.unet(), tiny.unet()
     seen = []
     unet.register_forward_pre_hook(
-        lambda _m, args, kw: seen.append((*args, kw["encoder_hidden_states"])), with_kwargs=True
+        lambda _m, _args, kw: seen.append((kw["sample"], kw["timestep"], kw["encoder_hidden_states"])),
+        with_kwargs=True,
     )
     settings, noise = replace(SETTINGS, steps=1, min_snr=2.0), scheduler("v_prediction")
     learn(tmp_path / "run", settings, unet=unet, noise=noise)

@@ -117,11 +117,10 @@ def test_denoiser_inputs_rebuild_the_call(pipeline):
     found = record(pipeline, PROMPTS, batch=3, **SAMPLING)
     calls = calls_of(pipeline, PROMPTS)
     for step, (sample, timestep, prompts, output) in enumerate(calls):
-        inputs = denoiser_inputs(
-            found.latents[step], found.timesteps[step], found.conditions, slice(None), torch.device("cpu")
-        )
+        given = found.latents[step], found.timesteps[step], found.conditions, slice(None)
+        inputs = denoiser_inputs(pipeline.unet, *given)
         assert inputs["sample"].equal(sample)
-        assert inputs["timestep"] == timestep
+        assert (inputs["timestep"] == timestep).all()
         assert inputs["encoder_hidden_states"].equal(prompts)
         with torch.no_grad():
             assert pipeline.unet(**inputs).sample.equal(output)
@@ -129,7 +128,7 @@ def test_denoiser_inputs_rebuild_the_call(pipeline):
 
 def test_denoiser_inputs_of_some_rows(pipeline):
     found = record(pipeline, PROMPTS, batch=3, **SAMPLING)
-    part = denoiser_inputs(found.latents[1], found.timesteps[1], found.conditions, slice(1, 3), torch.device("cpu"))
+    part = denoiser_inputs(pipeline.unet, found.latents[1], found.timesteps[1], found.conditions, slice(1, 3))
     _, _, prompts, output = calls_of(pipeline, PROMPTS)[1]
     rows = [1, 2, 4, 5]  # of [uncond 0..2, cond 0..2]
     assert part["encoder_hidden_states"].equal(prompts[rows])

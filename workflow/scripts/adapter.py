@@ -20,6 +20,8 @@ from nullbooth.statistics import free_share, in_order, protected_passes, site_pr
 from nullbooth.training import TrainData, TrainSettings, is_flow, train
 from nullbooth.trajectories import record
 
+Tensors = dict[str, torch.Tensor]
+
 
 @torch.no_grad()
 def encode(pipeline, paths: list[Path], size: int, flip: bool = False) -> torch.Tensor:
@@ -27,20 +29,33 @@ def encode(pipeline, paths: list[Path], size: int, flip: bool = False) -> torch.
     vae = pipeline.vae
     x = torch.stack([load_image(path, size) for path in paths])
     x = torch.cat((x, x.flip(-1))) if flip else x
-    latents = [vae.encode(image[None].to(vae.device, vae.dtype)).latent_dist.mode() for image in x]
-    return (torch.cat(latents).float().cpu() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+    found = [vae.encode(image[None].to(vae.device, vae.dtype)) for image in x]
+    latents = torch.cat([f.latent_dist.mode() if hasattr(f, "latent_dist") else f.latent for f in found]).float().cpu()
+    shift = vae.config.get("shift_factor") or 0
+    return models.packed(pipeline, (latents - shift) * vae.config.scaling_factor)
 
 
-def conditions(pipeline, prompts: list[str]) -> dict[str, torch.Tensor]:
-    """What the denoiser is given for each prompt, one row a prompt."""
+def conditions(pipeline, prompts: list[str], size: int, arguments: dict) -> tuple[Tensors, Tensors, float]:
+    """What the denoiser is given for each prompt, one row a prompt, without guidance; what it is given for all of them;
+    and its timestep for 1 of the scheduler's."""
     distinct = list(dict.fromkeys(prompts))
-    recorded = record(pipeline, distinct, steps=1, guidance=1.0, seed=0, batch=len(distinct))
+    how = {"guidance": 1.0, "seed": 0, "batch": len(distinct), "resolution": size, "arguments": arguments}
+    given = record(pipeline, distinct, steps=2, **how)
     rows = [distinct.index(prompt) for prompt in prompts]
-    return {key: value[0][rows] for key, value in recorded.conditions.items()}
+    unit = given.timesteps[0] / float(pipeline.scheduler.timesteps[0])
+    return {key: value[0][rows] for key, value in given.conditions.items()}, given.constants, unit
 
 
 def training_data(
-    pipeline, images: str, concept: dict, method: str, class_images: str | None, model: str, size: int, flip: bool
+    pipeline,
+    images: str,
+    concept: dict,
+    method: str,
+    class_images: str | None,
+    model: str,
+    size: int,
+    arguments: dict,
+    flip: bool,
 ) -> TrainData:
     """Latents of the photographs, what the denoiser is given for their captions, and what the method's prior needs."""
     paths = list_images(images)
@@ -49,24 +64,37 @@ def training_data(
     texts = [fill_prompt(text, words) for text in said]
     for text in dict.fromkeys(texts):
         print(f"caption: {text}")
-    prior, spoken = None, {}
+    prior, as_class = None, {}
     if class_images:
         folder = Path(class_images)
         drawn = read_drawn(folder, {"model": model})["images"]
         latents = encode(pipeline, [folder / entry["file"] for entry in drawn], size)
-        prior = TrainData(latents, conditions(pipeline, [entry["prompt"] for entry in drawn]))
+        prior = TrainData(latents, conditions(pipeline, [entry["prompt"] for entry in drawn], size, arguments)[0])
         print(f"{len(drawn)} pictures of the class")
     if method == "prior-prediction":
-        spoken = conditions(pipeline, [fill_prompt(text, {**words, "subject": concept["class"]}) for text in said])
-    latents = encode(pipeline, paths, size, flip)
-    return TrainData(latents, conditions(pipeline, texts), conditions(pipeline, [""]), prior, spoken)
+        named = [fill_prompt(text, {**words, "subject": concept["class"]}) for text in said]
+        as_class = conditions(pipeline, named, size, arguments)[0]
+    given, constants, unit = conditions(
+        pipeline, [*texts, ""], size, arguments
+    )  # the last one for captions that are dropped
+    return TrainData(
+        latents=encode(pipeline, paths, size, flip),
+        conditions={key: value[:-1] for key, value in given.items()},
+        unconditional={key: value[-1:] for key, value in given.items()},
+        prior=prior,
+        class_conditions=as_class,
+        constants=constants,
+        unit=unit,
+    )
 
 
-def protected_adapter(denoiser, projectors: list[str], method: dict, identity: dict) -> tuple[Adapter, list[float]]:
+def protected_adapter(
+    denoiser, projectors: list[str], wanted: list[str], method: dict, identity: dict
+) -> tuple[Adapter, list[float]]:
     """An adapter in the null space of the protected features, and its cached timesteps."""
     [(rule, value)] = method["rule"].items()
     stacks, timesteps = site_projectors(projectors, identity, rule, value)
-    sites = in_order(find_sites(denoiser), stacks)
+    sites = in_order(find_sites(denoiser, wanted), stacks)
     for kind in ("to_q", "to_k", "to_v", "to_out.0"):
         shares = [share for name, share in free_share(stacks).items() if name.endswith(kind)]
         if shares:
@@ -83,7 +111,7 @@ def main(
     method: dict,
     sampler: dict,
     resolution: int | None,
-    projections: list[str],
+    sites: list[str],
     identity: dict,
     config: dict,
 ) -> None:
@@ -95,16 +123,17 @@ def main(
     pipeline = models.load_pipeline(config["model"], device, config["revision"])
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     denoiser = models.denoiser_of(pipeline).requires_grad_(False)
-    size = resolution or denoiser.config.sample_size * pipeline.vae_scale_factor
+    size = resolution or models.resolution_of(pipeline)
     [images] = [entry["images"] for entry in config["concepts"] if entry["name"] == concept["name"]]
-    data = training_data(pipeline, images, concept, method["method"], class_images, identity["model"], size, flip)
+    said = sampler["arguments"]
+    data = training_data(pipeline, images, concept, method["method"], class_images, identity["model"], size, said, flip)
     torch.manual_seed(settings.seed)
     if ours := method["method"] == "nullbooth":
-        adapter, timesteps = protected_adapter(denoiser, projectors, method, identity)
+        adapter, timesteps = protected_adapter(denoiser, projectors, sites, method, identity)
     else:
-        sites, timesteps = find_sites(denoiser, tuple(projections)), [0.0]
+        found, timesteps = find_sites(denoiser, tuple(sites)), [0.0]
         passes = protected_passes(denoiser, trajectories, identity, every=10)
-        adapter = FineTune(denoiser, sites, method["method"], method["rank"], method["alpha"], passes)
+        adapter = FineTune(denoiser, found, method["method"], method["rank"], method["alpha"], passes)
     adapter = adapter.to(device)
     scheduler = pipeline.scheduler
     if not is_flow(scheduler):
@@ -113,7 +142,9 @@ def main(
     def pictures(_step: int) -> torch.Tensor:
         prompts = [fill_prompt(prompt, subject_words(concept)) for prompt in config["validate"]["prompts"]]
         steps, guidance = min(20, config["sampler"]["steps"]), config["sampler"]["guidance"]
-        return sample(pipeline, prompts, list(range(len(prompts))), steps=steps, guidance=guidance) / 2 + 0.5
+        seeds = list(range(len(prompts)))
+        how = {"steps": steps, "guidance": guidance, "resolution": size, "arguments": said}
+        return sample(pipeline, prompts, seeds, **how) / 2 + 0.5
 
     path = Path(out["adapter"])
     recipe = {"concept": concept, "method": method, "identity": identity}

@@ -9,14 +9,14 @@ from nullbooth.progress import log_to, reporter
 from nullbooth.statistics import moments_at
 
 
-def main(out: str, trajectory: str, projections: list[str], steps: int, identity: dict, config: dict) -> None:
+def main(out: str, trajectory: str, sites: list[str], steps: int, identity: dict, config: dict) -> None:
     device = models.pick_device(config["device"])
     denoiser = models.load_denoiser(config["model"], device, config["revision"])
     arrays, rows, report = {}, {}, reporter("timesteps")
     with torch.no_grad(), models.autocast(device, config["precision"]):
         for step in range(steps):
             moments, features, timesteps = moments_at(
-                denoiser, trajectory, step, projections, config["protect"]["batch"], identity
+                denoiser, trajectory, step, sites, config["protect"]["batch"], identity
             )
             for feature in features:
                 name = f"{step:02d}:{feature.name}"

@@ -9,7 +9,7 @@ from nullbooth.progress import log_to, reporter
 from nullbooth.statistics import moments_at
 
 
-def main(out: str, trajectory: str, step: int, projections: list[str], identity: dict, config: dict) -> None:
+def main(out: str, trajectory: str, step: int, sites: list[str], identity: dict, config: dict) -> None:
     device = models.pick_device(config["device"])
     denoiser = models.load_denoiser(config["model"], device, config["revision"])
     with torch.no_grad(), models.autocast(device, config["precision"]):
@@ -17,7 +17,7 @@ def main(out: str, trajectory: str, step: int, projections: list[str], identity:
             denoiser,
             trajectory,
             step,
-            projections,
+            sites,
             config["protect"]["batch"],
             identity,
             reporter(f"timestep {step}, prompts"),
@@ -38,4 +38,4 @@ def main(out: str, trajectory: str, step: int, projections: list[str], identity:
 if __name__ == "__main__":
     log_to(snakemake.log[0])
     p = snakemake.params
-    main(snakemake.output[0], snakemake.input.trajectory, int(p.step), p.projections, p.identity, snakemake.config)
+    main(snakemake.output[0], snakemake.input.trajectory, int(p.step), p.sites, p.identity, snakemake.config)

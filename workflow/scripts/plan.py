@@ -52,7 +52,7 @@ def main(work: cost.Work, config: dict) -> None:
     model = pipeline_shapes(
         config["model"],
         config["revision"],
-        tuple(config["protect"]["projections"]),
+        tuple(config["protect"]["sites"]),
         config["precision"],
         config["train"]["gradient_checkpointing"],
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from nullbooth import load_adapter, models
-from nullbooth.attention import overlay, recording_attention, word_tokens
+from nullbooth.attention import overlay, recording_attention, without_maps, word_tokens
 from nullbooth.files import whole
 from nullbooth.identity import digest, prompt_seed
 from nullbooth.images import to_pil
@@ -49,6 +49,8 @@ def main(
             guidance=sampler["guidance"],
             batch=config["sample"]["batch"],
             precision=sampling["precision"],
+            resolution=sampling["resolution"],
+            arguments=sampler["arguments"],
             progress=progress,
         )
 
@@ -65,7 +67,9 @@ def main(
             entry["file"] = f"{entry['group']}-{i:03d}.png"
             to_pil(picture).save(folder / entry["file"])
         found = {"identity": {**identity, "sampler": digest(sampler)}, "images": wanted}
-        if words := sampling.get("attention"):
+        if (words := sampling.get("attention")) and (why := without_maps(models.denoiser_of(pipeline))):
+            print(f"no maps of attention: {why}")
+        elif words:
             looked_at = [w for w in wanted if w["group"] == "subject"][:2]
             found["attention"] = attention_maps(folder, pipeline, looked_at, words, draw)
         (folder / "images.json").write_text(json.dumps(found, indent=1))

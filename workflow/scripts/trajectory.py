@@ -2,7 +2,7 @@
 
 from nullbooth import models, store
 from nullbooth.progress import log_to, reporter
-from nullbooth.trajectories import record
+from nullbooth.trajectories import record, step_timesteps
 
 
 def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict, config: dict) -> None:
@@ -17,15 +17,14 @@ def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict,
             guidance=sampler["guidance"],
             seed=seed,
             batch=config["protect"]["batch"],
+            resolution=config["resolution"],
+            arguments=sampler["arguments"],
             progress=reporter("protected prompts"),
         )
-    if (calls := len(trajectory.timesteps)) != sampler["steps"]:
-        raise ValueError(
-            f"sampler.scheduler: {type(pipeline.scheduler).__name__} calls the denoiser {calls} times in "
-            f"{sampler['steps']} steps; choose one that calls it once a step, such as DDIMScheduler"
-        )
-    arrays = {"latents": trajectory.latents.numpy(), "timesteps": trajectory.timesteps}
-    arrays |= {f"condition:{name}": value.numpy() for name, value in trajectory.conditions.items()}
+    cached = step_timesteps(pipeline.scheduler, trajectory.timesteps, sampler["steps"])
+    arrays = {"latents": trajectory.latents.numpy(), "timesteps": trajectory.timesteps, "cached": cached}
+    for kind, found in (("condition", trajectory.conditions), ("constant", trajectory.constants)):
+        arrays |= {f"{kind}:{name}": value.numpy() for name, value in found.items()}
     store.write(out, arrays, identity, chunk_rows={"latents": 1}, prompts=prompts, seed=seed)
 
 
