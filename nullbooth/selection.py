@@ -21,10 +21,10 @@ def select(wanted: Sequence[str], names: Sequence[str], kinds: Mapping[str, str]
         pattern = entry.removeprefix("!")
         found = {name for name in names if kinds.get(name) == pattern or fnmatchcase(name, pattern)}
         if not (found & chosen if entry.startswith("!") else found):
+            there = ", ".join(sorted(set(kinds.values()))) or "none"
             raise ValueError(
-                f"protect.sites: {entry!r} is neither a kind of linear that this denoiser has "
-                f"({', '.join(sorted(set(kinds.values()))) or 'it has none'}) nor a pattern of names of linears, such as "
-                f"{next(iter(kinds), names[-1])}; correct or remove it"
+                f"protect.sites: {entry!r} is neither a kind of linear that this denoiser has ({there}) nor a pattern "
+                f"of names of linears, such as {next(iter(kinds), names[-1])}; correct or remove it"
             )
         chosen = chosen - found if entry.startswith("!") else chosen | found
     if not chosen:

@@ -131,7 +131,7 @@ def record(
 ) -> Trajectory:
     """Sample every prompt once with the pipeline itself and keep what its denoiser was given.
 
-    resolution: pixels of the picture's side, None takes the model's own; arguments: further ones of the pipeline's call.
+    resolution: pixels of the picture's side, None takes the model's own; arguments: further ones of its call.
     Raises InputError for more steps than the scheduler has, and for prompts far longer than the text encoder reads.
     """
     limit = pipeline.scheduler.config.get("num_train_timesteps", steps)

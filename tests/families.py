@@ -178,7 +178,7 @@ def stable_diffusion_3(five: bool) -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=tiny.vae(),
+        vae=tiny.vae(shift_factor=0.1),
         text_encoder=tiny.clip(CLIPTextModelWithProjection, 1),
         tokenizer=words,
         text_encoder_2=tiny.clip(CLIPTextModelWithProjection, 2),
@@ -205,7 +205,7 @@ def flux() -> FluxPipeline:
     )
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=tiny.vae(),
+        vae=tiny.vae(shift_factor=0.1),
         text_encoder=tiny.clip(),
         tokenizer=tiny.tokenizer(),
         text_encoder_2=t5(),

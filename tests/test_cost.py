@@ -22,9 +22,10 @@ from nullbooth import estimate, headers, store
 from nullbooth.cost import Array, Job, Machine, Run, Work, card, moment_arrays, stored
 from nullbooth.models import load_denoiser
 from nullbooth.plan import Limits, amount, duration, table, total, wall_seconds, warnings, work_of
-from nullbooth.selection import DEFAULT, find_features, find_sites
+from nullbooth.selection import DEFAULT
 from nullbooth.settings import complete, sweep_points
 from nullbooth.shapes import LiveBytes, peak_bytes, pipeline_shapes, run, unet_inputs
+from nullbooth.sites import find_features, find_sites
 
 sys.path.insert(0, str(ROOT / "bench"))
 import architectures

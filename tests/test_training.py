@@ -276,7 +276,7 @@ def test_the_first_loss_is_the_weighted_error_of_the_base_model(tmp_path):
     unet, fresh = tiny.unet(), tiny.unet()
     seen = []
     unet.register_forward_pre_hook(
-        lambda _m, _args, kw: seen.append((kw["sample"], kw["timestep"], kw["encoder_hidden_states"])),
+        lambda _m, _args, kw: seen.append(tuple(map(kw.get, ("sample", "timestep", "encoder_hidden_states")))),
         with_kwargs=True,
     )
     settings, noise = replace(SETTINGS, steps=1, min_snr=2.0), scheduler("v_prediction")

@@ -63,7 +63,7 @@ def clip(cls: type = CLIPTextModel, seed: int = 1) -> CLIPTextModel | CLIPTextMo
     return cls(config)
 
 
-def vae() -> AutoencoderKL:
+def vae(**changes) -> AutoencoderKL:
     torch.manual_seed(1)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -72,6 +72,7 @@ def vae() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=16,
+        **changes,
     )
 
 
