@@ -3,8 +3,7 @@
     python bench/architectures.py    # writes bench/architectures.json anew; a minute or two
 
 Configs are those of stable-diffusion-v1-5, stable-diffusion-xl-base-1.0, stable-diffusion-3.5-large and FLUX.1-dev;
-what they leave out is the default of the class. Stable Diffusion 3.5 and FLUX are arithmetic only: the workflow does
-not support them yet. Their protected sites would be all projections of joint attention.
+what they leave out is the default of the class.
 """
 
 import json
@@ -20,7 +19,8 @@ from common import UNETS
 from torch import nn
 
 from nullbooth.cost import Model, Reading
-from nullbooth.shapes import Inputs, count, decoder_shapes, denoiser_shapes, unet_inputs
+from nullbooth.headers import tokens_of
+from nullbooth.shapes import Inputs, count, decoder_shapes, denoiser_shapes, flux_inputs, sd3_inputs, unet_inputs
 from nullbooth.sites import find_sites
 
 STORED = Path(__file__).with_suffix(".json")
@@ -60,8 +60,7 @@ CLIP_G = dict(
 T5_XXL = dict(
     d_model=4096, d_ff=10240, d_kv=64, num_heads=64, num_layers=24, feed_forward_proj="gated-gelu", vocab_size=32128
 )
-SD3_TOKENS, FLUX_TOKENS = 77 + 256, 512
-JOINT = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out")
+SD3_TOKENS, FLUX_TOKENS = tokens_of("SD3Transformer2DModel", 77, None), tokens_of("FluxTransformer2DModel", 77, None)
 
 
 def clip(**config: Any) -> nn.Module:
@@ -76,60 +75,27 @@ def t5(**config: Any) -> nn.Module:
     return transformers.T5EncoderModel(transformers.T5Config(**config))
 
 
-def joint_sites(denoiser: nn.Module) -> dict[str, nn.Linear]:
-    """The projections of every joint attention; not those of image self-attention (attn2), nor of the rest."""
-    return {
-        name: module
-        for name, module in denoiser.named_modules()
-        if isinstance(module, nn.Linear) and any(name.endswith(f".attn.{kind}") for kind in JOINT)
-    }
-
-
-def sd3_inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
-    c = denoiser.config
-    return {
-        "hidden_states": torch.empty(n, c.in_channels, c.sample_size, c.sample_size),
-        "encoder_hidden_states": torch.empty(n, SD3_TOKENS, c.joint_attention_dim),
-        "pooled_projections": torch.empty(n, c.pooled_projection_dim),
-        "timestep": torch.ones(n),
-    }
-
-
-def flux_inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
-    """A picture of 1024x1024 is 64x64 patches of 2x2 latents."""
-    c = denoiser.config
-    return {
-        "hidden_states": torch.empty(n, 64 * 64, c.in_channels),
-        "encoder_hidden_states": torch.empty(n, FLUX_TOKENS, c.joint_attention_dim),
-        "pooled_projections": torch.empty(n, c.pooled_projection_dim),
-        "timestep": torch.ones(n),
-        "guidance": torch.ones(n),
-        "img_ids": torch.zeros(64 * 64, 3),
-        "txt_ids": torch.zeros(FLUX_TOKENS, 3),
-    }
-
-
 def texts(*parts: tuple[Callable[..., nn.Module], dict, int]) -> dict[str, float]:
     """Parameters of the text encoders and FLOPs of one prompt, each with so many tokens."""
     sizes = [(count(build(**config)), tokens) for build, config, tokens in parts]
     return {"text_parameters": sum(n for n, _ in sizes), "text_flops": sum(2.0 * n * tokens for n, tokens in sizes)}
 
 
-FAMILIES: dict[str, tuple[type, dict, Inputs, Callable, dict, int, list]] = {
+FAMILIES: dict[str, tuple[type, dict, Inputs, dict, int, list]] = {
     "Stable Diffusion 1.5": (
-        *(diffusers.UNet2DConditionModel, UNETS["sd15"], unet_inputs(77), find_sites, VAE | {"latent_channels": 4}, 64),
+        *(diffusers.UNet2DConditionModel, UNETS["sd15"], unet_inputs(77, 64), VAE | {"latent_channels": 4}, 64),
         [(clip, CLIP_L, 77)],
     ),
     "Stable Diffusion XL": (
-        *(diffusers.UNet2DConditionModel, SDXL, unet_inputs(77), find_sites, VAE | {"latent_channels": 4}, 128),
+        *(diffusers.UNet2DConditionModel, SDXL, unet_inputs(77, 128), VAE | {"latent_channels": 4}, 128),
         [(clip, CLIP_L, 77), (clip_projected, CLIP_G, 77)],
     ),
     "Stable Diffusion 3.5 large": (
-        *(diffusers.SD3Transformer2DModel, SD35_LARGE, sd3_inputs, joint_sites, VAE16, 128),
+        *(diffusers.SD3Transformer2DModel, SD35_LARGE, sd3_inputs(SD3_TOKENS, 128), VAE16, 128),
         [(clip_projected, CLIP_L, 77), (clip_projected, CLIP_G, 77), (t5, T5_XXL, 256)],
     ),
     "FLUX.1-dev": (
-        *(diffusers.FluxTransformer2DModel, {"guidance_embeds": True}, flux_inputs, joint_sites, VAE16, 128),
+        *(diffusers.FluxTransformer2DModel, {"guidance_embeds": True}, flux_inputs(FLUX_TOKENS, 128), VAE16, 128),
         [(clip, CLIP_L, 77), (t5, T5_XXL, FLUX_TOKENS)],
     ),
 }
@@ -143,13 +109,13 @@ def build(name: str) -> nn.Module:
 
 
 def shapes(name: str, precision: str = "bf16") -> Model:
-    _, _, inputs, find, vae, side, encoders = FAMILIES[name]
+    _, _, inputs, vae, side, encoders = FAMILIES[name]
     with torch.device("meta"):
         decoder, text = diffusers.AutoencoderKL(**vae).eval().requires_grad_(False), texts(*encoders)
     return Model(
         name=name,
         **text,
-        **denoiser_shapes(build(name), inputs, find, precision),
+        **denoiser_shapes(build(name), inputs, find_sites, precision),
         **decoder_shapes(decoder, side, precision),
     )
 

@@ -200,7 +200,8 @@ def projector_arrays(readings: Iterable[Reading]) -> list[Array]:
 def trajectory_arrays(model: Model, work: Work, prompts: int) -> list[Array]:
     latents = Array((work.steps, prompts, model.latent), 4, KEPT["latents"], 1)
     conditions = Array((work.branches, prompts, model.condition), 4, KEPT["conditions"])
-    return [latents, conditions, Array((work.steps,), 8, 1.0)]
+    timesteps = Array((work.steps,), 8, 1.0)
+    return [latents, conditions, timesteps, timesteps]  # of its calls, and of its steps
 
 
 def eigh_seconds(readings: Iterable[Reading]) -> float:

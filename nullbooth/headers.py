@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from nullbooth import estimate
 from nullbooth.cost import Machine, Model, Reading, Work
+from nullbooth.modelfiles import DENOISERS
 from nullbooth.selection import PROJECTIONS, select
 
 _LOADED = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")  # not their variants in other precisions
@@ -19,6 +21,15 @@ _FEED_FORWARD = re.compile(r"\.ff(_context)?\.|^single_transformer_blocks\.\d+\.
 # Activations, in units of the first layer's for one sample, of UNets of three sizes (embedded, 1.5, XL): 8 to 13 in a
 # pass, 87 to 260 in training, which also keeps a copy of the weights in half precision. Of the VAE, bytes per pixel.
 PASS, TRAINING, HALF, DECODING = 13, 260, 2, 1600
+LAYER = 12  # in training, of each layer of a transformer: 7.5 to 9.2 for FLUX.1 and Stable Diffusion 3.5
+# Tokens that pipelines let text encoders beside CLIP read by themselves.
+MOST = {
+    "PixArtTransformer2DModel": 300,
+    "SanaTransformer2DModel": 300,
+    "SD3Transformer2DModel": 256,
+    "FluxTransformer2DModel": 512,
+}
+FLUX_SIDE = 128  # of its latents, which stands in no config
 
 
 def shapes_in(folder: Path) -> dict[str, list[int]]:
@@ -75,32 +86,78 @@ def readings(shapes: dict[str, list[int]], sites: Sequence[str]) -> tuple[Readin
     )
 
 
-def read(folder: Path | str, sites: Sequence[str]) -> Model:
-    """A local pipeline with a UNet. Raises ValueError or OSError if it is something else."""
+class Sample(NamedTuple):
+    """One sample of a denoiser: numbers of its latent and of what it is given for a prompt, bytes of its widest stream
+    in float32, and so many times those in training."""
+
+    latent: int
+    condition: int
+    stream: float
+    kept: float
+
+
+def sample_of(config: dict[str, Any], side: int, tokens: int) -> Sample:
+    """A denoiser's sample of `side` x `side` latents and so many tokens of text, by its config."""
+    if config["_class_name"] == "UNet2DConditionModel":
+        stream = 4.0 * config["block_out_channels"][0] * side**2
+        return Sample(config["in_channels"] * side**2, tokens * config["cross_attention_dim"], stream, TRAINING)
+    # Attention of text and picture together has both in its stream; packed latents are patches already.
+    joint, packed = config.get("joint_attention_dim"), config["_class_name"] == "FluxTransformer2DModel"
+    latent = config["in_channels"] * side**2 // (4 if packed else 1)
+    patches = side**2 // (4 if packed else config["patch_size"] ** 2)
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    layers = config["num_layers"] + config.get("num_single_layers", 0)
+    given = tokens * (joint or config["caption_channels"]) + (config.get("pooled_projection_dim") or 0)
+    return Sample(latent, given, 4.0 * width * (patches + (tokens if joint else 0)), LAYER * layers)
+
+
+def latent_side(config: dict[str, Any]) -> int:
+    return config.get("sample_size") or FLUX_SIDE
+
+
+def scale_factor(vae: dict[str, Any]) -> int:
+    """Pixels of a latent's side."""
+    return 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
+
+
+def tokens_of(denoiser: str, clip: int, most: int | None) -> int:
+    """Tokens that a denoiser of this class is given for a prompt. clip: what CLIP reads; most: what the user lets
+    other text encoders read at most (`max_sequence_length`), None takes the pipeline's own."""
+    if denoiser == "SD3Transformer2DModel":  # T5's stand behind CLIP's
+        return clip + (most or MOST[denoiser])
+    return (most or MOST[denoiser]) if denoiser in MOST else clip
+
+
+def read(folder: Path | str, sites: Sequence[str], resolution: int | None = None, most: int | None = None) -> Model:
+    """A local pipeline. resolution: pixels of a picture's side, None takes the model's own; most: of
+    tokens_of. Raises ValueError or OSError if it is something else."""
     folder = Path(folder)
-    unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
-    weights = shapes_in(folder / "unet")
+    name = next(name for name in DENOISERS if (folder / name).is_dir())
+    config, vae = (json.loads((folder / part / "config.json").read_text()) for part in (name, "vae"))
+    weights = shapes_in(folder / name)
     texts = [path for path in folder.glob("text_encoder*") if path.is_dir()]
-    tokens = max(json.loads((path / "config.json").read_text())["max_position_embeddings"] for path in texts)
-    parameters, side = count(weights), unet["sample_size"]
-    first = 4.0 * unet["block_out_channels"][0] * side**2
+    clip = max(json.loads((path / "config.json").read_text()).get("max_position_embeddings", 0) for path in texts)
+    parameters, scale = count(weights), scale_factor(vae)
+    side = resolution // scale if resolution else latent_side(config)
+    sample = sample_of(config, side, tokens_of(config["_class_name"], clip, most))
+    pixels = (side * scale) ** 2
     return Model(
         name=str(folder),
         parameters=parameters,
         text_parameters=sum(count(shapes_in(path)) for path in texts),
         vae_parameters=count(shapes_in(folder / "vae")),
         readings=readings(weights, sites),
-        latent=unet["in_channels"] * side**2,
-        condition=tokens * unet["cross_attention_dim"],
-        pixels=(side * 2 ** (len(vae["block_out_channels"]) - 1)) ** 2,
+        latent=sample.latent,
+        condition=sample.condition,
+        pixels=pixels,
         calls=0,
         flops=0.0,
         train_flops=0.0,
         decode_flops=0.0,
         text_flops=0.0,
-        pass_bytes=(0.0, PASS * first),
-        train_bytes=(HALF * parameters, TRAINING * first),
-        decode_bytes=(0.0, DECODING * (side * 2 ** (len(vae["block_out_channels"]) - 1)) ** 2),
+        pass_bytes=(0.0, PASS * sample.stream),
+        train_bytes=(HALF * parameters, sample.kept * sample.stream),
+        decode_bytes=(0.0, DECODING * pixels),
     )
 
 

@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from nullbooth.cost import Model, Reading
+from nullbooth.headers import latent_side, scale_factor, tokens_of
 from nullbooth.models import DENOISERS, autocast
 from nullbooth.sites import find_sites, read_inputs
-from nullbooth.trajectories import flatten
+from nullbooth.trajectories import POSITIONS, flatten
 
 RANK = 16  # of the adapter in simulated training; what it adds is next to nothing
 CPU = torch.device("cpu")
@@ -107,7 +108,8 @@ def low_rank(linear: nn.Linear) -> Callable[..., Tensor]:
 
 @torch.no_grad()
 def readings(denoiser: nn.Module, inputs: Inputs, sites: Sites) -> tuple[Reading, ...]:
-    """The distinct tensors that protected sites read. One that the denoiser was given is the same at all timesteps."""
+    """The distinct tensors that protected sites read. One that the denoiser was given, or that several blocks read, is
+    the prompt, and the same at all timesteps."""
     with torch.device("meta"):
         given, found = inputs(denoiser, 1), sites(denoiser)
         seen = read_inputs(found, lambda: denoiser(**given))
@@ -119,7 +121,7 @@ def readings(denoiser: nn.Module, inputs: Inputs, sites: Sites) -> tuple[Reading
         Reading(
             width=found[names[0]].in_features,
             rows=seen[names[0]].numel() // found[names[0]].in_features,
-            static=key in conditions,
+            static=key in conditions or len({name.split(".attn")[0] for name in names}) > 1,
             sites=len(names),
             outs=sum(found[name].out_features for name in names),
         )
@@ -133,7 +135,7 @@ def denoiser_shapes(denoiser: nn.Module, inputs: Inputs, sites: Sites, precision
     The denoiser is made of fake tensors afterwards.
     """
     with torch.device("meta"):
-        given = {k: v.numel() for k, v in flatten(inputs(denoiser, 1)).items() if v.ndim > 1}
+        given = {k: v.numel() for k, v in flatten(inputs(denoiser, 1)).items() if v.ndim > 1 and k not in POSITIONS}
     latent = given.pop("sample" if "sample" in given else "hidden_states")
     shapes = {
         "parameters": count(denoiser),
@@ -151,16 +153,16 @@ def denoiser_shapes(denoiser: nn.Module, inputs: Inputs, sites: Sites, precision
     return shapes
 
 
-def decoder_shapes(vae: nn.Module, latent_side: int, precision: str) -> dict[str, Any]:
+def decoder_shapes(vae: nn.Module, side: int, precision: str) -> dict[str, Any]:
     """What nullbooth.cost.Model says of a VAE on the meta device; it is made of fake tensors afterwards."""
 
     def latents(_vae: nn.Module, n: int) -> dict[str, Any]:
-        return {"z": torch.empty(n, vae.config.latent_channels, latent_side, latent_side)}
+        return {"z": torch.empty(n, vae.config.latent_channels, side, side)}
 
     vae.forward = vae.decode
     shapes = {
         "vae_parameters": count(vae),
-        "pixels": (latent_side * 2 ** (len(vae.config.block_out_channels) - 1)) ** 2,
+        "pixels": (side * scale_factor(vae.config)) ** 2,
         "decode_flops": pass_flops(vae, latents),
     }
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -169,13 +171,13 @@ def decoder_shapes(vae: nn.Module, latent_side: int, precision: str) -> dict[str
     return shapes
 
 
-def unet_inputs(tokens: int) -> Inputs:
+def unet_inputs(tokens: int, side: int) -> Inputs:
     """Arguments of UNet2DConditionModel, as the pipelines of Stable Diffusion 1, 2 and XL give them."""
 
     def inputs(unet: nn.Module, n: int) -> dict[str, Any]:
         c = unet.config
         given = {
-            "sample": torch.empty(n, c.in_channels, c.sample_size, c.sample_size),
+            "sample": torch.empty(n, c.in_channels, side, side),
             "timestep": torch.ones(n),
             "encoder_hidden_states": torch.empty(n, tokens, c.cross_attention_dim),
         }
@@ -188,19 +190,86 @@ def unet_inputs(tokens: int) -> Inputs:
     return inputs
 
 
+def pixart_inputs(tokens: int, side: int) -> Inputs:
+    """Arguments of PixArtTransformer2DModel and SanaTransformer2DModel."""
+
+    def inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
+        c = denoiser.config
+        given = {
+            "hidden_states": torch.empty(n, c.in_channels, side, side),
+            "encoder_hidden_states": torch.empty(n, tokens, c.caption_channels),
+            "encoder_attention_mask": torch.ones(n, tokens),
+            "timestep": torch.ones(n),
+        }
+        if c.get("use_additional_conditions"):
+            given["added_cond_kwargs"] = {"resolution": torch.ones(n, 2), "aspect_ratio": torch.ones(n, 1)}
+        return given
+
+    return inputs
+
+
+def sd3_inputs(tokens: int, side: int) -> Inputs:
+    def inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
+        c = denoiser.config
+        return {
+            "hidden_states": torch.empty(n, c.in_channels, side, side),
+            "encoder_hidden_states": torch.empty(n, tokens, c.joint_attention_dim),
+            "pooled_projections": torch.empty(n, c.pooled_projection_dim),
+            "timestep": torch.ones(n),
+        }
+
+    return inputs
+
+
+def flux_inputs(tokens: int, side: int) -> Inputs:
+    """Four latents of a square are one token."""
+
+    def inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
+        c, patches = denoiser.config, side**2 // 4
+        given = {
+            "hidden_states": torch.empty(n, patches, c.in_channels),
+            "encoder_hidden_states": torch.empty(n, tokens, c.joint_attention_dim),
+            "pooled_projections": torch.empty(n, c.pooled_projection_dim),
+            "timestep": torch.ones(n),
+            "img_ids": torch.zeros(patches, 3),
+            "txt_ids": torch.zeros(tokens, 3),
+        }
+        return given | ({"guidance": torch.ones(n)} if c.guidance_embeds else {})
+
+    return inputs
+
+
+INPUTS: dict[str, Callable[[int, int], Inputs]] = {
+    "UNet2DConditionModel": unet_inputs,
+    "PixArtTransformer2DModel": pixart_inputs,
+    "SanaTransformer2DModel": pixart_inputs,
+    "SD3Transformer2DModel": sd3_inputs,
+    "FluxTransformer2DModel": flux_inputs,
+}
+
+
 def pipeline_shapes(
-    model: str, revision: str | None, sites: tuple[str, ...], precision: str, checkpointing: bool = False
+    model: str,
+    revision: str | None,
+    sites: tuple[str, ...],
+    precision: str,
+    checkpointing: bool = False,
+    resolution: int | None = None,
+    most: int | None = None,
 ) -> Model:
-    """Shapes of a diffusers pipeline with a UNet, by folder or Hub id. Raises ValueError if it has another denoiser."""
+    """Shapes of a diffusers pipeline, by folder or Hub id. resolution and most: as nullbooth.headers.read.
+
+    Raises ValueError if its denoiser is of no known class.
+    """
     import diffusers
     import transformers
 
     listed = diffusers.DiffusionPipeline.load_config(model, revision=revision)
     parts = {name: entry for name, entry in listed.items() if isinstance(entry, (list, tuple)) and entry[0]}
     name = next((name for name in DENOISERS if name in parts), None)
-    if name is None or parts[name][1] != "UNet2DConditionModel":
+    if name is None or parts[name][1] not in INPUTS:
         found = parts[name][1] if name else "no denoiser"
-        raise ValueError(f"model: {model!r} has {found}; costs are known for UNet2DConditionModel only")
+        raise ValueError(f"model: {model!r} has {found}; costs are known for {', '.join(INPUTS)}")
 
     def built(name: str) -> nn.Module:
         library, kind = parts[name]
@@ -212,14 +281,17 @@ def pipeline_shapes(
 
     with torch.device("meta"):
         texts = [built(key) for key in parts if key.startswith("text_encoder")]
-        unet, vae = (built(key).eval().requires_grad_(False) for key in (name, "vae"))
+        denoiser, vae = (built(key).eval().requires_grad_(False) for key in (name, "vae"))
     if checkpointing:
-        unet.enable_gradient_checkpointing()
-    tokens = max(text.config.max_position_embeddings for text in texts)
+        denoiser.enable_gradient_checkpointing()
+    clip = max(getattr(text.config, "max_position_embeddings", 0) for text in texts)
+    tokens = tokens_of(parts[name][1], clip, most)
+    side = resolution // scale_factor(vae.config) if resolution else latent_side(denoiser.config)
+    inputs = INPUTS[parts[name][1]](tokens, side)
     return Model(
         name=model,
         text_parameters=sum(map(count, texts)),
         text_flops=2.0 * tokens * sum(map(count, texts)),
-        **denoiser_shapes(unet, unet_inputs(tokens), lambda module: find_sites(module, sites), precision),
-        **decoder_shapes(vae, unet.config.sample_size, precision),
+        **denoiser_shapes(denoiser, inputs, lambda module: find_sites(module, sites), precision),
+        **decoder_shapes(vae, side, precision),
     )

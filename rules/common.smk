@@ -159,7 +159,12 @@ if GPUS and "gpu" not in workflow.global_resources:
 MEMORY, SIDE = {}, 512
 if folder := model_folder(config["model"], config["revision"]):
     try:
-        shapes = headers.read(folder, config["protect"]["sites"])
+        shapes = headers.read(
+            folder,
+            config["protect"]["sites"],
+            config["resolution"],
+            config["sampler"]["arguments"].get("max_sequence_length"),
+        )
     except (KeyError, TypeError, ValueError, OSError) as error:  # a config that leaves out what others say
         if workflow.is_main_process:
             print(

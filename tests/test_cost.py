@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 import tiny
@@ -32,7 +33,7 @@ import architectures
 import scaling
 
 FAMILIES = scaling.models()
-SDXL = FAMILIES["Stable Diffusion XL"]
+SDXL, SD35, FLUX = (FAMILIES[name] for name in ("Stable Diffusion XL", "Stable Diffusion 3.5 large", "FLUX.1-dev"))
 CPU = Machine(100e9, 50e9, 0, 2)
 STATISTICS = ("trajectory", "moments", "covariance", "pool", "projector")
 
@@ -212,7 +213,7 @@ def test_shapes_without_weights_are_those_of_the_model(pipeline_folder, pipeline
 @pytest.mark.parametrize("sites", [None, find_sites])
 def test_simulated_memory_is_that_of_real_tensors(sites):
     """There and back too: what autograd keeps counts."""
-    inputs = unet_inputs(tiny.TOKENS)
+    inputs = unet_inputs(tiny.TOKENS, 4)
     real = tiny.unet()
     with torch.device("meta"):
         fake = tiny.unet()
@@ -236,9 +237,9 @@ def test_memory_that_is_let_go_counts_no_more():
 
 
 def test_another_kind_of_denoiser_is_refused(tmp_path):
-    index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    index = {"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="has FluxTransformer2DModel; costs are known for UNet2DConditionModel only"):
+    with pytest.raises(ValueError, match="has WanTransformer3DModel; costs are known for UNet2DConditionModel, Pix"):
         pipeline_shapes(str(tmp_path), None, DEFAULT, "fp32")
 
 
@@ -377,6 +378,41 @@ def test_headers_tell_what_configs_tell(pipeline_folder, sites):
     for key in ("parameters", "text_parameters", "vae_parameters", "latent", "condition", "pixels"):
         assert getattr(found, key) == getattr(known, key), key
     assert Counter(map(like, found.readings)) == Counter(map(like, known.readings))
+
+
+@pytest.mark.parametrize("sites", [DEFAULT, ("self-attention", "feed-forward")])
+@pytest.mark.parametrize("family", families.SMALL)
+def test_headers_know_every_family(tmp_path, family, sites):
+    """But for what reads what: text that passes through a block may be the same tensor or not."""
+    folder, small = families.save(family, tmp_path / "model"), families.SMALL[family]
+    if sites != DEFAULT:  # not all have both
+        sites = {"Sana": ("self-attention",), "FLUX.1": ("feed-forward",), "Stable Diffusion 3": ("feed-forward",)}.get(
+            family, sites
+        )
+    how = {"resolution": small.get("resolution"), "most": small["arguments"]["max_sequence_length"]}
+    known = pipeline_shapes(str(folder), None, sites, "fp32", **how)
+    found = headers.read(folder, sites, **how)
+    for key in ("parameters", "text_parameters", "vae_parameters", "latent", "condition", "pixels"):
+        assert getattr(found, key) == pytest.approx(getattr(known, key), rel=0.1), key
+    assert sum(r.sites for r in found.readings) == sum(r.sites for r in known.readings)
+    assert Counter(map(like, found.readings)) == Counter(map(like, known.readings))
+
+
+@pytest.mark.parametrize(
+    ("known", "kind", "config"),
+    [
+        (SD35, "SD3Transformer2DModel", architectures.SD35_LARGE | {"in_channels": 16, "joint_attention_dim": 4096}),
+        (FLUX, "FluxTransformer2DModel", {"in_channels": 64, "joint_attention_dim": 4096, "num_single_layers": 38}),
+    ],
+)
+def test_headers_bound_the_memory_of_transformers(known, kind, config):
+    """Of real sizes, simulated."""
+    rest = {"num_layers": 19, "num_attention_heads": 24, "attention_head_dim": 64 if known is SD35 else 128}
+    config = {"_class_name": kind, "patch_size": 2, **rest, **config}
+    sample = headers.sample_of(config, 128, headers.tokens_of(kind, 77, None))
+    assert sample.latent == known.latent
+    assert known.pass_bytes[1] <= headers.PASS * sample.stream <= 2.5 * known.pass_bytes[1]
+    assert known.train_bytes[1] <= sample.kept * sample.stream <= 2 * known.train_bytes[1]
 
 
 def test_headers_bound_the_memory_that_shapes_tell(embedded):

@@ -55,6 +55,8 @@ def main(work: cost.Work, config: dict) -> None:
         tuple(config["protect"]["sites"]),
         config["precision"],
         config["train"]["gradient_checkpointing"],
+        config["resolution"],
+        config["sampler"]["arguments"].get("max_sequence_length"),
     )
     jobs = estimate.jobs(model, work, machine)
     folder = existing(config["results"])
