@@ -47,7 +47,9 @@ class AdapterInfo:
 class SiteProjectors(nn.Module):
     """P[s] of one site for S timesteps, each as keep[s] * I + V[s] diag(gain[s]) V[s]^T.
 
-    Buffers: vectors `[S, in, k]`, gain `[S, k]` (negative where V spans what is protected), keep `[S]`.
+    Buffers: gain `[S, k]` (negative where V spans what is protected), keep `[S]`. vectors: V `[S, in, k]`, which stay with
+    the host: of a large model they would not fit on a GPU. Those of the timesteps at work are copied
+    there, and the last `room` of them are kept.
     """
 
     def __init__(self, projectors: list[Projector]):
@@ -58,18 +60,38 @@ class SiteProjectors(nn.Module):
         for i, p in enumerate(projectors):
             vectors[i, :, : len(p.gain)] = torch.from_numpy(p.basis)
         gain = [np.pad(-p.gain if p.complement else p.gain, (0, n)) for p, n in zip(projectors, pad, strict=True)]
-        self.register_buffer("vectors", vectors, persistent=False)
+        self.vectors = vectors.pin_memory() if torch.cuda.is_available() else vectors
+        self.room = len(projectors)
+        self._held: dict[int, Tensor] = {}  # by step, the one used last at the end
         self.register_buffer("gain", torch.from_numpy(np.stack(gain)), persistent=False)
         self.register_buffer("keep", torch.tensor([float(p.complement) for p in projectors]), persistent=False)
 
     def __len__(self) -> int:
         return len(self.keep)
 
-    def project(self, a: Tensor, steps: Tensor) -> Tensor:
+    def fetch(self, step: int) -> Tensor:
+        """V of one timestep `[in, k]`, on the device of the buffers."""
+        v = self._held.pop(step, None)
+        if v is None or v.device != self.gain.device:
+            v = self.vectors[step].to(self.gain.device, non_blocking=True)
+        self._held[step] = v
+        while len(self._held) > self.room:
+            del self._held[next(iter(self._held))]
+        return v
+
+    def project(self, a: Tensor, steps: list[int]) -> Tensor:
         """`a P[s]` in float32 for `a: [..., in]` and one `s` per leading row of the result `[len(steps), ..., in]`."""
         with torch.autocast(a.device.type, enabled=False):
-            v, gain, keep = self.vectors[steps], self.gain[steps, None], self.keep[steps, None, None]
-            return keep * a + ((a @ v) * gain) @ v.mT
+            found = []
+            for s in steps:  # one after the other: a stack of V would be one more copy of the largest thing here
+                v = self.fetch(s)
+                found.append(self.keep[s] * a + ((a @ v) * self.gain[s]) @ v.mT)
+            return torch.stack(found)
+
+    @property
+    def step_bytes(self) -> int:
+        """Of V at one timestep."""
+        return self.vectors[0].numel() * self.vectors.element_size()
 
 
 class SiteAdapter(nn.Module):
@@ -96,18 +118,16 @@ class SiteAdapter(nn.Module):
         """The factor on the input side."""
         return self.delta if self.full else self.down
 
-    def weights(self, steps: Tensor) -> Tensor:
+    def weights(self, steps: list[int]) -> Tensor:
         """The input-side factor as it acts at `steps`: `[len(steps), r, in]`, or `[1, r, in]` if all steps share it."""
         if self.scope == "shared":
             return self.projected[None]
-        if len(self.projectors) == 1:
-            steps = steps.new_zeros(1)
-        return self.projectors.project(self.projected, steps)
+        return self.projectors.project(self.projected, [0] if len(self.projectors) == 1 else steps)
 
-    def forward(self, x: Tensor, steps: Tensor, sample_steps: Tensor) -> Tensor:
+    def forward(self, x: Tensor, steps: list[int], sample_steps: Tensor) -> Tensor:
         """Change of the site's output for input `x: [b, tokens, in]`.
 
-        `steps: [u]` are the distinct timestep indices of the batch, `sample_steps: [b]` says which one each sample has
+        `steps` are the `u` distinct timestep indices of the batch, `sample_steps: [b]` says which one each sample has
         (or `[1]`, one for all).
         """
         weights = self.weights(steps)
@@ -143,11 +163,37 @@ class Adapter(nn.Module):
             self.site_adapters.append(SiteAdapter(linear, shared[id(given)], scope, rank, alpha))
         self.scope, self.rank = scope, rank
         self.register_buffer("timesteps", torch.tensor(timesteps, dtype=torch.float64), persistent=False)
-        self._steps: tuple[Tensor, Tensor] | None = None  # of the batch in flight
+        self._steps: tuple[list[int], Tensor] | None = None  # of the batch in flight
+        self._copies: Any = None  # the CUDA stream that copies projectors while the batch before is at work
 
     def nearest(self, timestep: Tensor) -> Tensor:
         """Index of the nearest cached timestep for each entry of `timestep: []` or `[b]`."""
         return nearest_index(self.timesteps, timestep)
+
+    @property
+    def projectors(self) -> list[SiteProjectors]:
+        """Each once: sites that read one feature share them."""
+        return list(dict.fromkeys(site.projectors for site in self.site_adapters))
+
+    def make_room(self, batch: int, share: float = 0.25) -> None:
+        """Let the GPU keep the projectors of as many timesteps as fit into this share of its free memory, and at least
+        those of two batches."""
+        if self.timesteps.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.timesteps.device)
+            room = max(2 * batch, int(share * free / max(1, sum(p.step_bytes for p in self.projectors))))
+            for projectors in self.projectors:
+                projectors.room = min(len(projectors), room)
+            self._copies = torch.cuda.Stream()
+
+    def prefetch(self, timestep: Tensor) -> None:
+        """Begin to copy the projectors that a batch will need, `timestep: [b]`, beside what the GPU is doing."""
+        if self._copies is None:
+            return
+        steps = self.nearest(timestep).unique().tolist()
+        with torch.cuda.stream(self._copies):
+            for projectors in self.projectors:
+                for step in steps if len(projectors) > 1 else [0]:
+                    projectors.fetch(step).record_stream(torch.cuda.default_stream())
 
     @contextmanager
     def attached(self, denoiser: nn.Module) -> Iterator["Adapter"]:
@@ -155,7 +201,10 @@ class Adapter(nn.Module):
         modules = dict(denoiser.named_modules())
 
         def remember(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            self._steps = self.nearest(timestep_argument(args, kwargs)).unique(return_inverse=True)
+            steps, of_sample = self.nearest(timestep_argument(args, kwargs)).unique(return_inverse=True)
+            self._steps = steps.tolist(), of_sample
+            if self._copies is not None:
+                torch.cuda.current_stream().wait_stream(self._copies)
 
         def change(site: SiteAdapter) -> Callable:
             def hook(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
@@ -176,8 +225,8 @@ class Adapter(nn.Module):
     def project_updates(self, before: list[Tensor], step: Tensor) -> None:
         """Scope `shared`: replace the change since `before` of every input-side factor by (change) P[step]."""
         for old, site in zip(before, self.site_adapters, strict=True):
-            index = step if len(site.projectors) > 1 else torch.zeros_like(step)
-            site.projected.copy_(old + site.projectors.project(site.projected - old, index.reshape(1))[0])
+            index = int(step) if len(site.projectors) > 1 else 0
+            site.projected.copy_(old + site.projectors.project(site.projected - old, [index])[0])
 
     def snapshot(self) -> list[Tensor]:
         """Copies of the input-side factors, for `project_updates`."""
@@ -188,7 +237,7 @@ class Adapter(nn.Module):
         """What is saved: `down: [S, r, in]` (projected), `up: [out, r]` (scaled); for full rank `delta: [out, in]`
         and the site's projectors."""
         saved: dict[str, Tensor] = {}
-        steps = torch.arange(len(self.timesteps), device=self.timesteps.device)
+        steps = list(range(len(self.timesteps)))
         for name, site in zip(self.names, self.site_adapters, strict=True):
             if not site.full:
                 saved[f"{name}.down"] = site.weights(steps)
@@ -197,7 +246,7 @@ class Adapter(nn.Module):
                 saved[f"{name}.delta"] = site.weights(steps)[0]
             else:
                 saved[f"{name}.delta"] = site.delta
-                saved |= {f"{name}.{key}": value for key, value in site.projectors.named_buffers()}
+                saved |= {f"{name}.{key}": getattr(site.projectors, key) for key in ("vectors", "gain", "keep")}
         return {key: value.detach().float().cpu().contiguous().clone() for key, value in saved.items()}
 
     def save(self, path: Path | str, info: AdapterInfo) -> None:

@@ -39,6 +39,7 @@ class TrainSettings:
     precision: str = "fp32"
     min_snr: float | None = None
     timesteps: str = "all"
+    distinct_timesteps: int | None = None
     caption_dropout: float = 0.0
     prior_weight: float = 1.0
     checkpoint_every: int = 100
@@ -149,7 +150,14 @@ def train(
     done = _resume(folder, run, adapter, optimizer, lr)
     if start := len(done):
         log(f"resumed at step {start} of {s.steps}")
-    began = time.monotonic()
+    ours = isinstance(adapter, Adapter)
+    if ours:
+        adapter.make_room(s.distinct_timesteps or s.batch)
+
+    def draw(index: int) -> dict[str, Any]:
+        return _draw(data, scheduler, adapter, s, index * accelerator.num_processes + accelerator.process_index)
+
+    began, upcoming = time.monotonic(), None
     with adapter.attached(denoiser):
         for step in range(start, s.steps):
             at = time.monotonic()
@@ -157,9 +165,10 @@ def train(
             total = 0.0
             for micro in range(s.accumulation):
                 index = (s.seed * 1_000_003 + step) * s.accumulation + micro
-                batch = _draw(
-                    data, scheduler, adapter, s, index * accelerator.num_processes + accelerator.process_index
-                )
+                batch = upcoming or draw(index)
+                upcoming = draw(index + 1)
+                if ours:
+                    adapter.prefetch(upcoming["timestep"])
                 with accelerator.autocast():
                     if data.class_conditions:
                         with torch.no_grad(), adapter.disabled(denoiser):
@@ -204,8 +213,9 @@ def _draw(data: TrainData, scheduler: Any, adapter: Adapter | FineTune, s: Train
     x = data.latents[rows]
     noise = torch.randn(x.shape, generator=generator)
     t = draw_timesteps(scheduler, adapter.timesteps.cpu() / data.unit, s.batch, s.timesteps, generator)
-    if adapter.scope == "shared":
-        t = t[:1].expand(s.batch)  # the update of a batch can be projected for one timestep only
+    # The update of scope `shared` can be projected for one timestep only.
+    distinct = 1 if adapter.scope == "shared" else s.distinct_timesteps or s.batch
+    t = t[torch.arange(s.batch) % distinct]
     dropped = torch.rand(s.batch, generator=generator) < s.caption_dropout
     conditions = {}
     for key, value in data.conditions.items():

@@ -344,6 +344,15 @@ def test_cached_in_training(tmp_path):
     assert any(len(row.unique()) > 1 for row in drawn)  # a batch mixes timesteps
 
 
+def test_few_timesteps_in_a_batch(tmp_path):
+    unet = tiny.unet()
+    calls = Calls(unet)
+    learn(tmp_path / "run", replace(SETTINGS, distinct_timesteps=2, batch=8), unet=unet)
+    drawn = torch.stack(calls.timesteps[5:])
+    assert [len(row.unique()) for row in drawn] == [2] * 6
+    assert len(drawn.unique()) > 2
+
+
 def test_shared_draws_one_timestep_per_update(tmp_path):
     """An update can be projected for one timestep only."""
     unet = tiny.unet()
