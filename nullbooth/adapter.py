@@ -47,9 +47,9 @@ class AdapterInfo:
 class SiteProjectors(nn.Module):
     """P[s] of one site for S timesteps, each as keep[s] * I + V[s] diag(gain[s]) V[s]^T.
 
-    Buffers: gain `[S, k]` (negative where V spans what is protected), keep `[S]`. vectors: V `[S, in, k]`, which stay with
-    the host: of a large model they would not fit on a GPU. Those of the timesteps at work are copied
-    there, and the last `room` of them are kept.
+    Buffers: gain `[S, k]` (negative where V spans what is protected), keep `[S]`. vectors: V `[S, in, k]`, which stay
+    with the host: of a large model they would not fit on a GPU. Those of the timesteps at work are copied there, and
+    the last `room` of them are kept.
     """
 
     def __init__(self, projectors: list[Projector]):

@@ -3,16 +3,20 @@
 import difflib
 import importlib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import find_executable_batch_size
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nullbooth import devices
 from nullbooth.modelfiles import DENOISERS, components, read_json
 from nullbooth.text import InputError
+
+MOST_SAMPLES = {"cuda": 64, "cpu": 16}  # in a pass: more gain nothing, and a CPU does not say when memory ends
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -132,6 +136,25 @@ def denoiser_of(pipeline: Any) -> nn.Module:
         if (module := getattr(pipeline, name, None)) is not None:
             return module
     raise ValueError(f"{type(pipeline).__name__} has no component named {' or '.join(DENOISERS)}")
+
+
+def fitting_batch(passes: Callable[[int], object], batch: int | None, most: int) -> int:
+    """Samples in a pass: `batch`, or where that is None, as many as the GPU has room for, up to `most`.
+
+    `passes(n)` runs n samples; where they do not fit, half as many are tried.
+    """
+    if batch is not None:
+        return batch
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+
+    @find_executable_batch_size(starting_batch_size=min(most, MOST_SAMPLES[kind]))
+    def attempt(n: int) -> int:
+        passes(n)
+        return n
+
+    found = attempt()
+    print(f"{found} prompts in a pass")
+    return found
 
 
 def latents_name(denoiser: nn.Module) -> str:

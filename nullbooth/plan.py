@@ -9,6 +9,7 @@ from typing import Any
 from nullbooth.cost import ENCODERS, Job, Machine, Run, Work
 from nullbooth.settings import WITH_CLASS_IMAGES
 
+USUAL_BATCH = 16  # what estimates take for a batch that finds its size by itself
 WITH_PRIOR = (*WITH_CLASS_IMAGES, "prior-prediction")  # as many samples again in each step
 
 # What to change where a rule does not fit the card.
@@ -47,7 +48,7 @@ def work_of(
         shard_size=config["protect"]["shard_size"],
         steps=config["sampler"]["steps"],
         branches=2 if config["sampler"]["guidance"] > 1 else 1,
-        batch=config["protect"]["batch"],
+        batch=config["protect"]["batch"] or USUAL_BATCH,
         heldout=prompts["unrelated"],
         runs=tuple(runs * len(config["concepts"]) * len(config["seeds"])),
         base=(*[own + looked_at] * len(config["concepts"]), common),

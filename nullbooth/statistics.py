@@ -8,6 +8,7 @@ import zarr
 from torch import nn
 
 from nullbooth import store
+from nullbooth.models import fitting_batch
 from nullbooth.moments import Moment, collecting
 from nullbooth.projector import Projector, projector
 from nullbooth.sites import Feature, find_features, find_sites
@@ -19,13 +20,14 @@ def moments_at(
     trajectory: str,
     step: int,
     sites: list[str],
-    batch: int,
+    batch: int | None,
     identity: dict,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Moment], list[Feature], list[float]]:
     """Moments by feature name at timestep index `step` over one stored trajectory, the features, and all timesteps.
 
-    What does not depend on the timestep is collected at index 0 alone.
+    What does not depend on the timestep is collected at index 0 alone. batch: prompts in a pass, or None for as many
+    as the GPU has room for.
     """
     group = store.read(trajectory, identity)
     timesteps, cached = group["timesteps"][:].tolist(), group["cached"][:].tolist()
@@ -41,7 +43,10 @@ def moments_at(
     probe = [given(calls[0], t, slice(0, 1)) for t in (cached[step], other)]
     found = find_features(found_sites, lambda i: denoiser(**probe[i]))
     features = [f for f in found if step == 0 or not f.static]
-    with collecting({f.name: found_sites[f.name] for f in features}) as moments:
+    read = {f.name: found_sites[f.name] for f in features}
+    with collecting(read):  # moments that nobody looks at, for the room that they take
+        batch = fitting_batch(lambda m: denoiser(**given(calls[0], cached[step], slice(0, m))), batch, n)
+    with collecting(read) as moments:
         for done, call in enumerate(calls):
             for i in range(0, n, batch):
                 denoiser(**given(call, timesteps[call], slice(i, i + batch)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nullbooth.adapter import nearest_index
 from nullbooth.identity import prompt_seed, seeded_noise, step_generators
-from nullbooth.models import denoiser_of, latents_name, packed, resolution_of
+from nullbooth.models import denoiser_of, fitting_batch, latents_name, packed, resolution_of
 from nullbooth.text import InputError
 from nullbooth.tokens import check_read
 
@@ -124,14 +124,15 @@ def record(
     steps: int,
     guidance: float,
     seed: int,
-    batch: int,
+    batch: int | None,
     resolution: int | None = None,
     arguments: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Trajectory:
     """Sample every prompt once with the pipeline itself and keep what its denoiser was given.
 
-    resolution: pixels of the picture's side, None takes the model's own; arguments: further ones of its call.
+    batch: prompts in a pass, or None for as many as the GPU has room for; resolution: pixels of the picture's side,
+    None takes the model's own; arguments: further ones of its call.
     Raises InputError for more steps than the scheduler has, and for prompts far longer than the text encoder reads.
     """
     limit = pipeline.scheduler.config.get("num_train_timesteps", steps)
@@ -139,24 +140,28 @@ def record(
         raise InputError(f"sampler.steps: {steps}: {type(pipeline.scheduler).__name__} has {limit}; take fewer")
     for warning in check_read(pipeline, prompts, (arguments or {}).get("max_sequence_length")):
         print(warning)
-    parts = []
-    for i in range(0, len(prompts), batch):
-        texts = prompts[i : i + batch]
+    options = call_options(pipeline, resolution, arguments or {})
+
+    def draw(texts: list[str], steps: int) -> Trajectory:
         seeds = [prompt_seed(text, seed) for text in texts]
         latents = initial_latents(pipeline, seeds, resolution)
-        latents = latents.to(pipeline.device, denoiser_of(pipeline).dtype)
         with _recording(denoiser_of(pipeline)) as seen:
             pipeline(
                 texts,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
-                latents=latents,
+                latents=latents.to(pipeline.device, denoiser_of(pipeline).dtype),
                 output_type="latent",
                 generator=step_generators(seeds),
-                **call_options(pipeline, resolution, arguments or {}),
+                **options,
             )
-        parts.append(_split_branches(seen, len(texts)))
-        progress(i + len(texts), len(prompts))
+        return _split_branches(seen, len(texts))
+
+    batch = fitting_batch(lambda n: draw(prompts[:n], 2), batch, len(prompts))
+    parts = []
+    for i in range(0, len(prompts), batch):
+        parts.append(draw(prompts[i : i + batch], steps))
+        progress(min(i + batch, len(prompts)), len(prompts))
     return Trajectory(
         latents=torch.cat([p.latents for p in parts], 1),
         timesteps=parts[0].timesteps,

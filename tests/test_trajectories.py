@@ -189,3 +189,20 @@ def test_flatten_keeps_tensors_only():
     flat = flatten({"added_cond_kwargs": {"text_embeds": x, "none": None}, "return_dict": False})
     assert list(flat) == ["added_cond_kwargs.text_embeds"]
     assert flat["added_cond_kwargs.text_embeds"] is x
+
+
+@pytest.mark.parametrize(("fits", "used"), [(1, 1), (2, 1), (3, 3), (100, 3)])
+def test_as_many_prompts_in_a_pass_as_fit(pipeline, fits, used):
+    """Half as many, until they do; the result is that of any other batch."""
+    sizes = []
+
+    def crowd(_module, args, kwargs):
+        if len(args[0]) > 2 * fits:  # both branches
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        sizes.append(len(args[0]) // 2)
+
+    handle = pipeline.unet.register_forward_pre_hook(crowd, with_kwargs=True)
+    found = record(pipeline, PROMPTS, batch=None, **SAMPLING)
+    handle.remove()
+    assert sizes[-1] == used
+    torch.testing.assert_close(found.latents, record(pipeline, PROMPTS, batch=2, **SAMPLING).latents)
