@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from nullbooth import estimate
 from nullbooth.cost import Machine, Model, Reading, Work
-from nullbooth.modelfiles import DENOISERS
+from nullbooth.modelfiles import DENOISERS, has_variant
 from nullbooth.selection import PROJECTIONS, select
 
-_LOADED = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")  # not their variants in other precisions
+_LOADED = r"(diffusion_pytorch_)?model{}(-\d+-of-\d+)?\.safetensors"  # of one variant, or of none
 _ATTENTION = re.compile(r".*\.(?P<block>attn\d?)\.(?P<linear>.*)")
 _FEED_FORWARD = re.compile(r"\.ff(_context)?\.|^single_transformer_blocks\.\d+\.proj_(mlp|out)$")
 # Activations, in units of the first layer's for one sample, of UNets of three sizes (embedded, 1.5, XL): 8 to 13 in a
@@ -32,11 +32,12 @@ MOST = {
 FLUX_SIDE = 128  # of its latents, which stands in no config
 
 
-def shapes_in(folder: Path) -> dict[str, list[int]]:
+def shapes_in(folder: Path, variant: str | None = None) -> dict[str, list[int]]:
     """Shapes of all tensors of one component, by name."""
     found: dict[str, list[int]] = {}
+    loaded = re.compile(_LOADED.format(rf"\.{variant}" if has_variant(folder, variant) else ""))
     for path in sorted(folder.iterdir()):
-        if _LOADED.fullmatch(path.name):
+        if loaded.fullmatch(path.name):
             with open(path, "rb") as file:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             found |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
@@ -128,13 +129,19 @@ def tokens_of(denoiser: str, clip: int, most: int | None) -> int:
     return (most or MOST[denoiser]) if denoiser in MOST else clip
 
 
-def read(folder: Path | str, sites: Sequence[str], resolution: int | None = None, most: int | None = None) -> Model:
+def read(
+    folder: Path | str,
+    sites: Sequence[str],
+    resolution: int | None = None,
+    most: int | None = None,
+    variant: str | None = None,
+) -> Model:
     """A local pipeline. resolution: pixels of a picture's side, None takes the model's own; most: of
     tokens_of. Raises ValueError or OSError if it is something else."""
     folder = Path(folder)
     name = next(name for name in DENOISERS if (folder / name).is_dir())
     config, vae = (json.loads((folder / part / "config.json").read_text()) for part in (name, "vae"))
-    weights = shapes_in(folder / name)
+    weights = shapes_in(folder / name, variant)
     texts = [path for path in folder.glob("text_encoder*") if path.is_dir()]
     clip = max(json.loads((path / "config.json").read_text()).get("max_position_embeddings", 0) for path in texts)
     parameters, scale = count(weights), scale_factor(vae)
@@ -144,8 +151,8 @@ def read(folder: Path | str, sites: Sequence[str], resolution: int | None = None
     return Model(
         name=str(folder),
         parameters=parameters,
-        text_parameters=sum(count(shapes_in(path)) for path in texts),
-        vae_parameters=count(shapes_in(folder / "vae")),
+        text_parameters=sum(count(shapes_in(path, variant)) for path in texts),
+        vae_parameters=count(shapes_in(folder / "vae", variant)),
         readings=readings(weights, sites),
         latent=sample.latent,
         condition=sample.condition,

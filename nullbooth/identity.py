@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from nullbooth.files import read_json, write_text
+from nullbooth.modelfiles import DENOISERS
 from nullbooth.text import InputError, read_text
 
 _WEIGHTS = (".safetensors", ".json", ".txt", ".model")
@@ -59,7 +60,8 @@ def model_folder(model: str, commit: str | None) -> Path | None:
 
     path = try_to_load_from_cache(model, "model_index.json", revision=commit)
     folder = Path(path).parent if isinstance(path, str) else None
-    return folder if folder and list(folder.glob("unet/*.safetensors")) else None
+    found = folder and [path for name in DENOISERS for path in (folder / name).glob("*.safetensors")]
+    return folder if found else None
 
 
 def hub_commit(model: str, revision: str | None, key: str, index: str) -> str:

@@ -49,7 +49,12 @@ def read_json(path: Path) -> dict[str, Any]:
     raise InputError(f"{path}: not JSON of a model; download the model again")
 
 
-def check_pipeline(folder: Path, key: str = "model") -> None:
+def has_variant(part: Path, variant: str | None) -> bool:
+    """Whether a part of a pipeline has weights of a variant (`model.fp16.safetensors`) of its own."""
+    return variant is not None and any(re.search(rf"\.{re.escape(variant)}[.-]", path.name) for path in part.iterdir())
+
+
+def check_pipeline(folder: Path, key: str = "model", variant: str | None = None) -> None:
     """Refuse a folder that is not a diffusers pipeline whose denoiser has cross-attention, in safetensors."""
     if not (folder / "model_index.json").is_file():
         raise SettingsError(f"{key}: {folder} has no model_index.json; give the folder of a diffusers pipeline")
@@ -59,8 +64,10 @@ def check_pipeline(folder: Path, key: str = "model") -> None:
         if not part.is_dir():
             raise InputError(f"{key}: {part}: no such folder, but model_index.json names it; download the model again")
         if name in DENOISERS or (part / "config.json").is_file():
-            check_model(part, key, library)
+            check_model(part, key, library, variant if has_variant(part, variant) else None)
     [denoiser] = [name for name in DENOISERS if name in parts][:1]
+    if variant and not has_variant(folder / denoiser, variant):
+        raise SettingsError(f"variant: {folder / denoiser} has no weights of the variant {variant!r}; take it away")
     check_denoiser(read_json(folder / denoiser / "config.json"), f"{key}: {folder}/{denoiser}/config.json")
 
 
@@ -121,12 +128,13 @@ def check_encoder(folder: Path, key: str) -> None:
         raise InputError(f"{key}: {folder} has no preprocessor_config.json, which says how it wants its images")
 
 
-def check_model(folder: Path, key: str, library: str) -> None:
+def check_model(folder: Path, key: str, library: str, variant: str | None = None) -> None:
     """Refuse one model that brings code, or whose weights are missing, pickled or cut off."""
     if "auto_map" in read_json(folder / "config.json"):
         raise InputError(f"{key}: {folder}/config.json: auto_map: {_OWN_CODE}")
     stem = _STEMS.get(library, "model")
-    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    middle = f".{variant}" if variant else ""
+    whole, index = folder / f"{stem}{middle}.safetensors", folder / f"{stem}.safetensors.index{middle}.json"
     if whole.is_file():
         weight_names(whole, key)
     elif index.is_file():

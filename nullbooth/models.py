@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nullbooth import devices
-from nullbooth.modelfiles import DENOISERS, components, read_json
+from nullbooth.modelfiles import DENOISERS, components, has_variant, read_json
 from nullbooth.text import InputError
 
 MOST_SAMPLES = {"cuda": 64, "cpu": 16}  # in a pass: more gain nothing, and a CPU does not say when memory ends
@@ -47,8 +47,16 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, dtypes[precision], enabled=dtypes[precision] is not None)
 
 
-def load_pipeline(model: str, device: torch.device, revision: str | None = None, dtype: torch.dtype = torch.float32):
+def load_pipeline(
+    model: str,
+    device: torch.device,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
+):
     """A text-to-image pipeline from a folder or the Hub, safetensors only, silent, on `device`.
+
+    variant: of the files, such as `fp16`; what they hold becomes `dtype`.
 
     Raises InputError if a part of it is not wholly in its files, or if it brings code of its own.
     """
@@ -56,7 +64,9 @@ def load_pipeline(model: str, device: torch.device, revision: str | None = None,
 
     parts = _classes(model, revision)
     loaded = {
-        name: _load(model, name, cls, revision, dtype) for name, cls in parts.items() if issubclass(cls, nn.Module)
+        name: _load(model, name, cls, revision, variant, dtype)
+        for name, cls in parts.items()
+        if issubclass(cls, nn.Module)
     }
     pipeline = DiffusionPipeline.from_pretrained(
         model,
@@ -72,12 +82,16 @@ def load_pipeline(model: str, device: torch.device, revision: str | None = None,
 
 
 def load_denoiser(
-    model: str, device: torch.device, revision: str | None = None, dtype: torch.dtype = torch.float32
+    model: str,
+    device: torch.device,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """The denoiser alone, without text encoder and VAE, frozen and in evaluation mode. Raises as `load_pipeline`."""
     parts = _classes(model, revision)
     name = next(name for name in DENOISERS if name in parts)
-    return _load(model, name, parts[name], revision, dtype).to(device).eval().requires_grad_(False)
+    return _load(model, name, parts[name], revision, variant, dtype).to(device).eval().requires_grad_(False)
 
 
 def _classes(model: str, revision: str | None) -> dict[str, type]:
@@ -96,10 +110,14 @@ def _classes(model: str, revision: str | None) -> dict[str, type]:
     return found
 
 
-def _load(model: str, name: str, cls: type, revision: str | None, dtype: torch.dtype) -> nn.Module:
+def _load(model: str, name: str, cls: type, revision: str | None, variant: str | None, dtype: torch.dtype) -> nn.Module:
     """One part of a pipeline, whose files must hold all of its weights and no others, all finite."""
+    if Path(model).is_dir() and not has_variant(Path(model) / name, variant):
+        variant = None  # some parts may have none of their own
     dtypes = {"torch_dtype" if _of_diffusers(cls) else "dtype": dtype}
-    return load_whole(cls, model, f"model: {model}/{name}", subfolder=name, revision=revision, **dtypes)
+    return load_whole(
+        cls, model, f"model: {model}/{name}", subfolder=name, revision=revision, variant=variant, **dtypes
+    )
 
 
 def _of_diffusers(cls: type) -> bool:

@@ -50,7 +50,7 @@ def check_results(config: dict[str, Any]) -> None:
 def check_models(config: dict[str, Any]) -> None:
     """Refuse models whose files say that they cannot be used."""
     if is_local(config["model"], "model", config["revision"]):
-        check_pipeline(Path(config["model"]), "model")
+        check_pipeline(Path(config["model"]), "model", config["variant"])
     for name in ("clip", "dino"):
         if is_local(config["evaluate"][name], f"evaluate.{name}"):
             check_encoder(Path(config["evaluate"][name]), f"evaluate.{name}")

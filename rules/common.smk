@@ -36,6 +36,7 @@ try:
     PROMPTS["protected"] = sorted(sorted(PROTECTED, key=digest)[: config["sample"]["protected"]])
     MODEL = model_identity(config["model"], config["revision"])
     config["revision"] = MODEL.partition("@")[2] or None  # the commit: jobs load what was looked up here
+    MODEL += f":{config['variant']}" if config["variant"] else ""
     ENCODERS = {
         name: model_identity(path, key=f"evaluate.{name}", index="config.json")
         for name, path in config["evaluate"].items()
@@ -164,6 +165,7 @@ if folder := model_folder(config["model"], config["revision"]):
             config["protect"]["sites"],
             config["resolution"],
             config["sampler"]["arguments"].get("max_sequence_length"),
+            config["variant"],
         )
     except (KeyError, TypeError, ValueError, OSError) as error:  # a config that leaves out what others say
         if workflow.is_main_process:

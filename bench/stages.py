@@ -1,0 +1,179 @@
+"""Time and peak memory of each stage at real size: random weights, the real classes, the workflow's own scripts.
+
+    python bench/stages.py --size sdxl --prompts 2 --steps 2 --train-steps 2 --folder /tmp/sdxl
+
+Every stage is a process of its own, as in the workflow. Of the GPU, memory is what PyTorch reserves at most; of the
+host, the largest resident size. What 1,000 prompts and 50 timesteps take on one such device is extrapolated from them:
+the start of jobs, as often as there are jobs; the rest by the number of samples. The model's folder is made once, and
+kept.
+"""
+
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from architectures import CLIP_G, CLIP_L, SDXL, VAE
+from common import ROOT, UNETS, parser, report
+
+sys.path.insert(0, str(ROOT))
+from world import tokenizer as tokens
+
+STEPS, PROMPTS, SHARD = 50, 1000, 512  # of the extrapolation
+NOISE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+
+
+def text_encoder(cls: type, config: dict) -> torch.nn.Module:
+    words = words_of_77()
+    ids = dict(bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    return cls(transformers.CLIPTextConfig(**config, **ids))
+
+
+def words_of_77() -> transformers.PreTrainedTokenizerBase:
+    found = tokens.load(ROOT / "resources/tinyworld/tokenizer")
+    found.model_max_length = 77
+    return found
+
+
+def build(size: str) -> diffusers.DiffusionPipeline:
+    """A pipeline of Stable Diffusion 1.5's or XL's sizes."""
+    vae = diffusers.AutoencoderKL(**VAE, latent_channels=4, sample_size=512)
+    clip = text_encoder(transformers.CLIPTextModel, CLIP_L)
+    scheduler = diffusers.DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1)
+    if size == "sd15":
+        unet = diffusers.UNet2DConditionModel(**UNETS["sd15"])
+        parts = dict(vae=vae, text_encoder=clip, tokenizer=words_of_77(), unet=unet, scheduler=scheduler)
+        unsafe = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        return diffusers.StableDiffusionPipeline(**parts, **unsafe)
+    second = text_encoder(transformers.CLIPTextModelWithProjection, CLIP_G)
+    return diffusers.StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=clip,
+        text_encoder_2=second,
+        tokenizer=words_of_77(),
+        tokenizer_2=words_of_77(),
+        unet=diffusers.UNet2DConditionModel(**SDXL),
+        scheduler=scheduler,
+        add_watermarker=False,
+    )
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "workflow/scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_stage(args: Namespace) -> None:
+    """One stage in this process; prints what it took as JSON."""
+    folder, began = args.folder, time.perf_counter()
+    config = {
+        **{
+            "model": str(folder / "model"),
+            "revision": None,
+            "variant": None,
+            "device": "auto",
+            "precision": args.precision,
+        },
+        **{"resolution": None, "protect": {"batch": args.batch}, "validate": {"prompts": [], "every": 0}},
+        "sampler": {"guidance": 3.0, "steps": args.steps},
+        "concepts": [{"name": "starling", "images": str(ROOT / "resources/subjects/starling/train")}],
+    }
+    sampler = {"scheduler": None, "options": {}, "arguments": {}, "steps": args.steps, "guidance": 3.0}
+    prompts = [f"a photo of a red star on a blue background, number {i}" for i in range(args.prompts)]
+    stores = {name: str(folder / f"{name}.zarr") for name in ("trajectory", "moments", "covariance", "projector")}
+    match args.stage:
+        case "trajectory":
+            script("trajectory").main(stores["trajectory"], prompts, sampler, 0, {}, config)
+        case "moments":
+            script("moments").main(stores["moments"], stores["trajectory"], 0, ["cross-attention"], {}, config)
+        case "covariance":
+            script("covariance").main(stores["covariance"], [stores["moments"]], {"all": {}}, {})
+        case "projector":
+            script("projector").main(stores["projector"], stores["covariance"], {})
+        case "training":
+            concept = {"name": "starling", "identifier": "vbk", "class": "star", "prompt": "a photo of a {subject}"}
+            options = {"steps": args.train_steps, "batch": args.train_batch, "flip": False, "precision": args.precision}
+            options["gradient_checkpointing"] = args.checkpointing
+            # The projectors of one timestep stand for those of all: they are as large.
+            script("adapter").main(
+                {"adapter": str(folder / "run/adapter.safetensors"), "config": str(folder / "run/config.yaml")},
+                [stores["projector"]] * (1 if args.scope == "pooled" else args.steps),
+                [],
+                None,
+                concept,
+                {"method": "nullbooth", "scope": args.scope, "rank": 16, "alpha": None, "train": options}
+                | {"rule": {"fraction": 0.25}},
+                sampler,
+                None,
+                ["cross-attention"],
+                {"model": "random"},
+                config,
+            )
+    found = {"seconds": time.perf_counter() - began, "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if torch.cuda.is_available():
+        found["card"] = torch.cuda.max_memory_reserved()
+    print("TOOK " + json.dumps(found))
+
+
+def took(args: Namespace, stage: str, **changes) -> dict[str, float]:
+    """What a stage took in a process of its own."""
+    given = {**vars(args), **changes, "stage": stage, "out": None}
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if value not in (None, False)]
+    flags = [flag.removesuffix("=True") for flag in flags]
+    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("TOOK ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{stage}: {done.stdout[-2000:]}{done.stderr[-3000:]}")
+    return json.loads(lines[-1].removeprefix("TOOK "))
+
+
+def main(args: Namespace) -> None:
+    if args.stage:
+        run_stage(args)
+        return
+    if not (args.folder / "model/model_index.json").is_file():
+        build(args.size).save_pretrained(args.folder / "model")
+    rows, n = [], args.prompts
+    for stage in ("trajectory", "moments", "covariance", "projector", "training"):
+        first = took(args, stage)
+        row = {"stage": stage, "seconds": first["seconds"], "host GB": first["host"] / 1e9}
+        if "card" in first:
+            row["card GB"] = first["card"] / 1e9
+        each = first["seconds"]
+        if stage in ("trajectory", "moments"):  # as many prompts again tell the start from the rest
+            each = (took(args, stage, prompts=2 * n)["seconds"] - first["seconds"]) / n
+            start = first["seconds"] - n * each
+            jobs = -(-PROMPTS // SHARD) * (STEPS if stage == "moments" else 1)
+            steps = STEPS / args.steps if stage == "trajectory" else STEPS
+            row |= {"a prompt": each, "1,000 prompts, 50 timesteps: h": (jobs * start + PROMPTS * steps * each) / 3600}
+        elif stage == "training":
+            row |= {"a prompt": None, "1,000 prompts, 50 timesteps: h": None}
+        else:
+            row |= {"a prompt": None, "1,000 prompts, 50 timesteps: h": STEPS * each / 3600}
+        rows.append(row)
+        print(row, flush=True)
+    report("stages at real size", rows, args)
+
+
+if __name__ == "__main__":
+    p = parser(__doc__, sizes=("sd15", "sdxl"))
+    p.add_argument("--folder", type=Path, required=True, help="for the model and what is computed")
+    p.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16")
+    p.add_argument("--prompts", type=int, default=2)
+    p.add_argument("--steps", type=int, default=2, help="of the sampler, and projectors in training")
+    p.add_argument("--batch", type=int, help="protected prompts in a pass; what fits by default")
+    p.add_argument("--scope", choices=("pooled", "timestep"), default="timestep")
+    p.add_argument("--train-steps", type=int, default=2)
+    p.add_argument("--train-batch", type=int, default=1)
+    p.add_argument("--checkpointing", action="store_true")
+    p.add_argument("--stage", choices=("trajectory", "moments", "covariance", "projector", "training"))
+    main(p.parse_args())
