@@ -59,15 +59,15 @@ def check_pipeline(folder: Path, key: str = "model", variant: str | None = None)
     if not (folder / "model_index.json").is_file():
         raise SettingsError(f"{key}: {folder} has no model_index.json; give the folder of a diffusers pipeline")
     parts = components(read_json(folder / "model_index.json"), f"{key}: {folder}/model_index.json")
+    [denoiser] = [name for name in DENOISERS if name in parts][:1]
+    if variant and (folder / denoiser).is_dir() and not has_variant(folder / denoiser, variant):
+        raise SettingsError(f"variant: {folder / denoiser} has no weights of the variant {variant!r}; take it away")
     for name, (library, _) in parts.items():
         part = folder / name
         if not part.is_dir():
             raise InputError(f"{key}: {part}: no such folder, but model_index.json names it; download the model again")
         if name in DENOISERS or (part / "config.json").is_file():
             check_model(part, key, library, variant if has_variant(part, variant) else None)
-    [denoiser] = [name for name in DENOISERS if name in parts][:1]
-    if variant and not has_variant(folder / denoiser, variant):
-        raise SettingsError(f"variant: {folder / denoiser} has no weights of the variant {variant!r}; take it away")
     check_denoiser(read_json(folder / denoiser / "config.json"), f"{key}: {folder}/{denoiser}/config.json")
 
 
