@@ -3,7 +3,7 @@
 C = (1/n) sum(x x^T), uncentred, over every row: a centred covariance would leave the mean feature unprotected.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,11 +42,15 @@ def pool(moments: Iterable[Moment]) -> Moment:
 
 
 @contextmanager
-def collecting(sites: dict[str, nn.Linear]) -> Iterator[dict[str, Moment]]:
+def collecting(
+    sites: dict[str, nn.Linear], mask: Callable[[], Tensor | None] = lambda: None
+) -> Iterator[dict[str, Moment]]:
     """Add the input of every site to a moment, whenever the denoiser runs inside the context.
 
-    Memory does not depend on the number of prompts. Give one site per distinct feature. Run the denoiser
-    without gradients: gradient checkpointing would call every hook twice.
+    mask: which tokens `[b, tokens]` of the prompts the denoiser reads in the pass at work, if it says so. Rows of the
+    others, which no output depends on, would only take up room. Memory does not depend on the number of prompts. Give
+    one site per distinct feature. Run the denoiser without gradients: gradient checkpointing would call every hook
+    twice.
     """
     moments = {name: Moment.zero(module.in_features, module.weight.device) for name, module in sites.items()}
 
@@ -54,8 +58,9 @@ def collecting(sites: dict[str, nn.Linear]) -> Iterator[dict[str, Moment]]:
         def add(_module: nn.Module, args: tuple) -> None:
             if torch.is_grad_enabled():
                 raise RuntimeError("collect moments under torch.no_grad(): checkpointing would count rows twice")
-            with torch.autocast(args[0].device.type, enabled=False):
-                moment.add(args[0])
+            x, read = args[0], mask()
+            with torch.autocast(x.device.type, enabled=False):
+                moment.add(x if read is None or read.shape != x.shape[:-1] else x[read])
 
         return add
 

@@ -39,17 +39,27 @@ def moments_at(
         latents = torch.from_numpy(group["latents"][call])
         return denoiser_inputs(denoiser, latents, timestep, conditions, rows, constants)
 
+    at_work: dict[str, Any] = {}
+
+    def run(call: int, rows: slice) -> None:
+        at_work.update(given(call, timesteps[call], rows))
+        denoiser(**at_work)
+
+    def mask() -> torch.Tensor | None:
+        found = at_work.get("encoder_attention_mask")
+        return None if found is None else found.bool()
+
     calls, n = calls_of(timesteps, cached, step), group["latents"].shape[1]
     probe = [given(calls[0], t, slice(0, 1)) for t in (cached[step], other)]
     found = find_features(found_sites, lambda i: denoiser(**probe[i]))
     features = [f for f in found if step == 0 or not f.static]
     read = {f.name: found_sites[f.name] for f in features}
     with collecting(read):  # moments that nobody looks at, for the room that they take
-        batch = fitting_batch(lambda m: denoiser(**given(calls[0], cached[step], slice(0, m))), batch, n)
-    with collecting(read) as moments:
+        batch = fitting_batch(lambda m: run(calls[0], slice(0, m)), batch, n)
+    with collecting(read, mask) as moments:
         for done, call in enumerate(calls):
             for i in range(0, n, batch):
-                denoiser(**given(call, timesteps[call], slice(i, i + batch)))
+                run(call, slice(i, i + batch))
                 progress(done * n + min(i + batch, n), len(calls) * n)
     return moments, features, cached
 

@@ -1,5 +1,6 @@
 """Every family of models: from its own pipeline to an adapter that leaves protected prompts as they were."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ STEPS = 3
 SAMPLER = {"scheduler": None, "options": {}, "arguments": {}, "steps": STEPS, "guidance": 3.0}
 PROTECTED, OTHER = ["a red ring"], ["a blue star"]
 CPU = torch.device("cpu")
+JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 
 
 @dataclass
@@ -90,11 +92,22 @@ def test_every_cross_attention_is_protected(collected):
     """The linears that a table of the architectures names, and no others."""
     denoiser = denoiser_of(collected.pipeline)
     sites, linears = find_sites(denoiser), [n for n, m in denoiser.named_modules() if isinstance(m, torch.nn.Linear)]
-    joint = type(denoiser).__name__ in ("SD3Transformer2DModel", "FluxTransformer2DModel")
+    joint = type(denoiser).__name__ in JOINT
     assert list(sites) == [name for name in linears if (".attn." if joint else ".attn2.") in name] != []
     stacks, timesteps = site_projectors(collected.projectors(), {}, "energy", tiny.ENERGY)
     assert set(stacks) == set(sites)
     assert len(timesteps) == STEPS
+
+
+def test_text_that_is_not_read_takes_no_room(collected):
+    """Padding that the denoiser masks has no rows in the moment of what reads the prompt."""
+    given, found = store.read(collected.folder / "trajectory.zarr"), store.read(collected.folder / "moments0.zarr")
+    tokens, key = given["condition:encoder_hidden_states"].shape[:-1], "condition:encoder_attention_mask"
+    read = given[key][:].sum() if key in given else math.prod(tokens)
+    joint = type(denoiser_of(collected.pipeline)).__name__ in JOINT
+    assert (key in given) == (read < math.prod(tokens))
+    static = [feature["name"] for feature in found.attrs["features"] if feature["static"]]
+    assert [found.attrs["rows"][name] for name in static] == ([] if joint else [read])
 
 
 def test_protected_prompts_stay_as_they_were(collected, tmp_path):
