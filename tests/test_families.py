@@ -17,7 +17,7 @@ from nullbooth.models import denoiser_of, load_pipeline, set_sampler
 from nullbooth.selection import DEFAULT
 from nullbooth.sites import find_sites
 from nullbooth.statistics import in_order, site_projectors, stored
-from nullbooth.trajectories import denoiser_inputs, record
+from nullbooth.trajectories import calls_of, denoiser_inputs, record
 
 STEPS = 3
 SAMPLER = {"scheduler": None, "options": {}, "arguments": {}, "steps": STEPS, "guidance": 3.0}
@@ -107,7 +107,8 @@ def test_text_that_is_not_read_takes_no_room(collected):
     joint = type(denoiser_of(collected.pipeline)).__name__ in JOINT
     assert (key in given) == (read < math.prod(tokens))
     static = [feature["name"] for feature in found.attrs["features"] if feature["static"]]
-    assert [found.attrs["rows"][name] for name in static] == ([] if joint else [read])
+    calls = len(calls_of(*(given[name][:].tolist() for name in ("timesteps", "cached")), step=0))
+    assert [found.attrs["rows"][name] for name in static] == ([] if joint else [calls * read])
 
 
 def test_protected_prompts_stay_as_they_were(collected, tmp_path):
