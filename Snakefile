@@ -56,3 +56,9 @@ rule projectors:
 rule adapters:
     input:
         collect("<results>/runs/{run}", run=RUNS),
+
+
+rule exports:
+    input:
+        collect("<kept>/runs/{run}/lora", run=kept_runs(EXPORTABLE)),
+        collect("<results>/runs/{run}", run=EXPORTABLE),

@@ -368,9 +368,12 @@ class LoadedAdapter:
         steps = nearest_index(self._timesteps, timestep_argument(args, kwargs).cpu()).unique()
         if len(steps) > 1:
             raise ValueError("a loaded adapter takes one timestep per call; train-time batches use Adapter.attached")
-        step = int(steps[0])
-        if step == self._at:
-            return
+        if int(steps[0]) != self._at:
+            self.set_step(int(steps[0]))
+
+    @torch.no_grad()
+    def set_step(self, step: int) -> None:
+        """Give the weights the values that they have at a cached timestep."""
         with torch.autocast(self._device.type, enabled=False):
             for name, weight in self._weights.items():
                 if self._at is None or self.varies(name):
@@ -400,27 +403,3 @@ def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str
         return LoadedAdapter(denoiser_of(pipeline), tensors, info, scale)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def export_lora(path: Path | str, out: Path | str, prefix: str = "unet") -> None:
-    """Write an adapter as a LoRA file for `pipe.load_lora_weights`; alpha is folded in (equal to the rank).
-
-    Raises InputError where no single LoRA equals the adapter: `timestep` scope, and full rank.
-    """
-    tensors, info = read_adapter(path)
-    if Path(out).exists() and Path(out).samefile(path):
-        raise InputError(f"{out}: the adapter itself; give the LoRA another name")
-    lora = {}
-    for key, value in tensors.items():
-        name, part = key.rsplit(".", 1)
-        if part not in ("down", "up"):
-            raise InputError(f"{path}: a full-rank adapter is no LoRA; train with an integer method rank")
-        if part == "down" and len(value) > 1:
-            raise InputError(
-                f"{path}: scope {info.scope} has other weights at each timestep, which no LoRA file can say; "
-                "train with scope pooled, or load it with nullbooth.load_adapter"
-            )
-        lora[f"{prefix}.{name}.lora_{'A' if part == 'down' else 'B'}.weight"] = (
-            value[0] if part == "down" else value
-        ).contiguous()
-    save_tensors(out, lora, {"format": "pt"})

@@ -60,6 +60,13 @@ def sweep_points(method: dict[str, Any]) -> list[dict[str, Any]]:
     return points
 
 
+def is_lora(method: dict[str, Any]) -> bool:
+    """Whether a method's change is one product of two low-rank factors at all timesteps."""
+    if method["method"] == "nullbooth":
+        return method["scope"] != "timestep" and method["rank"] != "full"
+    return method["method"] in ("lora", "prior-prediction")
+
+
 def subject_words(concept: dict[str, Any]) -> dict[str, str]:
     """What {subject} and {class} stand for in the prompts of a concept."""
     return {"subject": f"{concept['identifier']} {concept['class']}", "class": concept["class"]}

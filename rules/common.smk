@@ -16,7 +16,15 @@ from nullbooth.identity import digest, file_digest, model_folder, model_identity
 from nullbooth.images import captions, list_images
 from nullbooth.plan import work_of
 from nullbooth.preflight import check_inputs
-from nullbooth.settings import WITH_CLASS_IMAGES, SettingsError, complete, fill_prompt, subject_words, sweep_points
+from nullbooth.settings import (
+    WITH_CLASS_IMAGES,
+    SettingsError,
+    complete,
+    fill_prompt,
+    is_lora,
+    subject_words,
+    sweep_points,
+)
 from nullbooth.shards import choose_shards, shard_identity
 
 with open(Path(workflow.basedir) / "config" / "schema.yaml") as file:
@@ -68,6 +76,8 @@ STEPS = [f"{i:02d}" for i in range(config["sampler"]["steps"])]
 RUNS = [f"{c}/{m}/{seed}" for c in CONCEPTS for m in LEARNED for seed in config["seeds"]]
 PROTECTING = any(method["method"] == "nullbooth" for method in LEARNED.values())  # else no statistics are needed
 COMPARED_RUNS = [f"{c}/{m}/{seed}" for c in COMPARED for m in POINTS for seed in config["comparison"]["seeds"]]
+# A LoRA file has one low-rank change for all timesteps.
+EXPORTABLE = [run for run in RUNS if is_lora(METHODS[run.split("/")[1]])]
 # Pictures that the base model draws: of a concept, and of what serves all of them; with the comparison's sampler too.
 PARTS = [*CONCEPTS, "unrelated"]
 FEWER_STEPS = "@" + str(config["comparison"]["steps"])

@@ -27,3 +27,24 @@ rule adapter:
         "Learning {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:
         "../workflow/scripts/adapter.py"
+
+
+rule export:
+    input:
+        adapter=rules.adapter.output.adapter,
+    output:
+        directory("<kept>/<run>/{key}/lora"),
+    log:
+        "<results>/logs/lora/{concept}/{method}/{seed}/{key}.log",
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        model=config["model"],
+    message:
+        "Exporting {wildcards.concept}, learned with {wildcards.method}, seed {wildcards.seed}"
+    script:
+        "../workflow/scripts/export.py"

@@ -79,7 +79,7 @@ def latent_consistency() -> LatentConsistencyModelPipeline:
 def t5(width: int = tiny.WIDTH) -> T5EncoderModel:
     torch.manual_seed(3)
     sizes = dict(d_model=width, d_ff=64, d_kv=16, num_layers=2, num_heads=2)
-    return T5EncoderModel(T5Config(vocab_size=len(tiny.tokenizer()), **sizes))
+    return T5EncoderModel(T5Config(vocab_size=len(tiny.tokenizer()), **sizes)).eval()
 
 
 def gemma() -> Gemma2Model:

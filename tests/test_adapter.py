@@ -9,7 +9,8 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from nullbooth.adapter import Adapter, AdapterInfo, export_lora, load_adapter, nearest_index, read_adapter
+from nullbooth.adapter import Adapter, AdapterInfo, load_adapter, nearest_index, read_adapter
+from nullbooth.export import export_lora
 from nullbooth.moments import collecting
 from nullbooth.projector import Projector, decompose, projector
 from nullbooth.sites import find_sites

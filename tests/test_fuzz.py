@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from nullbooth.adapter import FORMAT, AdapterInfo, export_lora, load_adapter
+from nullbooth.adapter import FORMAT, AdapterInfo, load_adapter
+from nullbooth.export import export_lora
 from nullbooth.identity import digest, read_prompts
 from nullbooth.images import captions, list_images, open_image
 from nullbooth.preflight import check_inputs

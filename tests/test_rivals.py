@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from test_training import SETTINGS, assert_same, data, scheduler
 from test_training import losses as read_losses
 
-from nullbooth.adapter import AdapterInfo, LoadedAdapter, export_lora, read_adapter, write_adapter
+from nullbooth.adapter import AdapterInfo, LoadedAdapter, read_adapter, write_adapter
+from nullbooth.export import export_lora
 from nullbooth.rivals import FineTune
 from nullbooth.settings import RIVALS, WITH_CLASS_IMAGES
 from nullbooth.sites import find_sites

@@ -1,0 +1,122 @@
+"""Adapters in the forms that other tools read: LoRA files, whole pipelines, and a card that says what they are."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nullbooth.adapter import AdapterInfo, LoadedAdapter, read_adapter
+from nullbooth.files import whole, write_text
+from nullbooth.models import denoiser_of
+from nullbooth.tensors import save_tensors
+from nullbooth.text import InputError
+
+KEYS = ("diffusers", "kohya")
+
+
+def export_lora(path: Path | str, out: Path | str, keys: str = "diffusers") -> None:
+    """Write an adapter as a LoRA file: with the keys of diffusers and peft, for `pipe.load_lora_weights`, or with those
+    of kohya's scripts, which ComfyUI and others read too.
+
+    The scale of the adapter is part of its `up`, so that alpha is the rank in either. Raises InputError where no single
+    LoRA equals the adapter (`timestep` scope, full rank), and where kohya's keys do not exist (transformers).
+    """
+    tensors, info = read_adapter(path)
+    if Path(out).exists() and Path(out).samefile(path):
+        raise InputError(f"{out}: the adapter itself; give the LoRA another name")
+    if keys not in KEYS:
+        raise InputError(f"keys {keys!r}: use one of {', '.join(KEYS)}")
+    if keys == "kohya" and not of_unet(info):
+        raise InputError(f"{path}: kohya's keys are those of UNets, this is of {info.denoiser}; take diffusers' keys")
+    factors = low_rank(path, tensors, info)
+    rank = max(len(down) for down, _ in factors.values())
+    lora: dict[str, Tensor] = {}
+    for site, (down, up) in factors.items():
+        if keys == "diffusers":
+            name = f"{'unet' if of_unet(info) else 'transformer'}.{site}"
+            lora |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        else:
+            name = f"lora_unet_{site.replace('.', '_')}"
+            lora |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+            lora[f"{name}.alpha"] = torch.tensor(float(len(down)))
+    said = {"modelspec.title": info.prompt, "modelspec.trigger_phrase": info.prompt, "nullbooth.model": info.model}
+    said |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    save_tensors(out, lora, {"format": "pt", **said})
+
+
+def of_unet(info: AdapterInfo) -> bool:
+    return info.denoiser.startswith("UNet")
+
+
+def low_rank(path: Path | str, tensors: dict[str, Tensor], info: AdapterInfo) -> dict[str, tuple[Tensor, Tensor]]:
+    """down `[r, in]` and up `[out, r]` by site. Raises InputError where a site's change is not that, or not one."""
+    factors = {}
+    for site in dict.fromkeys(key.rpartition(".")[0] for key in tensors):
+        if f"{site}.up" not in tensors:
+            raise InputError(f"{path}: a full-rank adapter is no LoRA; train with an integer method rank")
+        down = tensors[f"{site}.down"]
+        if len(down) > 1:
+            raise InputError(f"{path}: {_varies(info)}, which no LoRA file can say; {_MEND}")
+        factors[site] = down[0].contiguous(), tensors[f"{site}.up"]
+    return factors
+
+
+_MEND = "train with scope pooled, or load it with nullbooth.load_adapter"
+
+
+def _varies(info: AdapterInfo) -> str:
+    return f"scope {info.scope} has other weights at each timestep"
+
+
+def fuse(pipeline: Any, path: Path | str, folder: Path | str, scale: float = 1.0) -> None:
+    """Write the pipeline, with the adapter in its weights, as a folder that `from_pretrained` loads without NullBooth.
+
+    The pipeline itself stays as it was. Raises InputError where no single set of weights equals the adapter (`timestep`
+    scope), and if the folder is there already.
+    """
+    tensors, info = read_adapter(path)
+    if Path(folder).exists():
+        raise InputError(f"{folder}: is there already; name a new folder")
+    loaded = LoadedAdapter(denoiser_of(pipeline), tensors, info, scale)
+    try:
+        if any(map(loaded.varies, loaded.original)):
+            raise InputError(f"{path}: {_varies(info)}, which no one pipeline has; {_MEND}")
+        loaded.set_step(0)
+        with whole(folder) as partial:
+            pipeline.save_pretrained(partial)
+    finally:
+        loaded.unload()
+
+
+CARD = """---
+library_name: diffusers
+base_model: {model}
+tags: [text-to-image, lora, dreambooth, nullbooth]
+---
+# {prompt}
+
+A LoRA of rank {rank} for `{model}`, learned by NullBooth: every change of a weight is confined to the null space of
+what the model's layers read for the prompts that were protected, so that those are drawn as before ({rule}).
+
+Trigger: `{prompt}`
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({model!r})
+pipe.load_lora_weights(".", weight_name="{diffusers}")
+pipe({prompt!r}).images[0].save("picture.png")
+```
+
+{kohya}The license is that of the model and of the photographs: say it here before you share this.
+"""
+
+
+def write_card(path: Path | str, out: Path | str, model: str, files: dict[str, str]) -> None:
+    """Write a model card for exported LoRA files, `files` by their keys. model: folder or Hub id of the base."""
+    _, info = read_adapter(path)
+    said = {"model": model, "prompt": info.prompt, "rank": info.rank, "rule": info.rule or info.scope, "kohya": ""}
+    if "kohya" in files:
+        said["kohya"] = f"For ComfyUI and other tools: `{files['kohya']}`, the same with kohya's keys.\n\n"
+    write_text(out, CARD.format(diffusers=files["diffusers"], **said))

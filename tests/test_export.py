@@ -1,0 +1,122 @@
+"""What is exported is, to tools that know nothing of NullBooth, the adapter itself."""
+
+from pathlib import Path
+
+import families
+import pytest
+import tiny
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import safe_open
+
+from nullbooth import export_lora, fuse, load_adapter
+from nullbooth.adapter import AdapterInfo, write_adapter
+from nullbooth.export import write_card
+from nullbooth.models import denoiser_of
+from nullbooth.sites import find_sites
+from nullbooth.text import InputError
+
+UNETS = ("Stable Diffusion 1", "Stable Diffusion 2", "Stable Diffusion XL", "LCM")
+SAME = 1e-4  # of pictures in [0, 1]: x W + x D is rounded otherwise than x (W + D)
+
+
+def adapter_of(pipeline, path: Path, timesteps: int = 1, rank: int | str = 3) -> Path:
+    """A random change of every site."""
+    denoiser, generator = denoiser_of(pipeline), torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, linear in find_sites(denoiser).items():
+        out, width = linear.weight.shape
+        if rank == "full":
+            tensors[f"{name}.delta"] = 0.05 * torch.randn(out, width, generator=generator)
+        else:
+            tensors[f"{name}.down"] = 0.2 * torch.randn(timesteps, rank, width, generator=generator)
+            tensors[f"{name}.up"] = 0.2 * torch.randn(out, rank, generator=generator)
+    times = tuple(float(t) for t in range(timesteps))
+    scope = "pooled" if timesteps == 1 else "timestep"
+    write_adapter(path, tensors, AdapterInfo(scope, rank, times, type(denoiser).__name__, "m", "a vbk star", "r"))
+    return path
+
+
+def draw(pipeline, family: str) -> torch.Tensor:
+    small = families.SMALL.get(family, {})
+    side = small.get("resolution") or {"Sana": 64}.get(family, 16)
+    options = {"height": side, "width": side, **small.get("arguments", {})}
+    options |= {"use_resolution_binning": False} if family in ("Sana", "PixArt-Sigma") else {}
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline("a red star", num_inference_steps=3, generator=generator, output_type="pt", **options).images
+
+
+LOADABLE = [f for f in families.FAMILIES if f not in ("PixArt-Sigma",)]  # whose pipelines load LoRA files
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"), [(f, "diffusers") for f in LOADABLE] + [(f, "kohya") for f in UNETS], ids=str
+)
+def test_a_lora_file_draws_the_same_pictures_in_plain_diffusers(tmp_path, family, keys):
+    pipeline = families.FAMILIES[family]()
+    path, base = adapter_of(pipeline, tmp_path / "adapter.safetensors"), draw(pipeline, family)
+    export_lora(path, tmp_path / "lora.safetensors", keys)
+    loaded = load_adapter(pipeline, path)
+    ours = draw(pipeline, family)
+    loaded.unload()
+    pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    torch.testing.assert_close(draw(pipeline, family), ours, rtol=0, atol=SAME)
+    assert (ours - base).abs().max() > 100 * SAME
+
+
+def test_what_is_said_of_a_lora_file(tmp_path):
+    pipeline = families.FAMILIES["Stable Diffusion 1"]()
+    path = adapter_of(pipeline, tmp_path / "adapter.safetensors", rank=5)
+    export_lora(path, tmp_path / "lora.safetensors", "kohya")
+    with safe_open(tmp_path / "lora.safetensors", "pt") as file:
+        said = file.metadata()
+        alphas = {file.get_tensor(key).item() for key in file.keys() if key.endswith(".alpha")}  # noqa: SIM118
+    assert alphas == {5.0}, "the scale is in the weights"
+    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("5", "5")
+    assert said["modelspec.trigger_phrase"] == "a vbk star"
+    write_card(path, tmp_path / "README.md", "owner/name", {"diffusers": "lora.safetensors"})
+    card = (tmp_path / "README.md").read_text()
+    assert "base_model: owner/name" in card
+    assert 'weight_name="lora.safetensors"' in card
+    assert "rank 5" in card
+    assert "kohya" not in card
+
+
+def test_kohya_s_keys_of_a_transformer_are_refused(tmp_path):
+    path = adapter_of(families.FAMILIES["FLUX.1"](), tmp_path / "adapter.safetensors")
+    with pytest.raises(InputError, match="kohya's keys are those of UNets, this is of FluxTransformer2DModel"):
+        export_lora(path, tmp_path / "lora.safetensors", "kohya")
+    with pytest.raises(InputError, match="keys 'comfy': use one of diffusers, kohya"):
+        export_lora(path, tmp_path / "lora.safetensors", "comfy")
+
+
+@pytest.mark.parametrize("rank", [3, "full"])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_fused_pipeline_draws_the_same_pictures_in_plain_diffusers(tmp_path, family, rank):
+    pipeline = families.FAMILIES[family]()
+    before = {key: value.clone() for key, value in denoiser_of(pipeline).state_dict().items()}
+    path = adapter_of(pipeline, tmp_path / "adapter.safetensors", rank=rank)
+    fuse(pipeline, path, tmp_path / "fused", scale=0.5)
+    assert all(value.equal(before[key]) for key, value in denoiser_of(pipeline).state_dict().items())
+    load_adapter(pipeline, path, scale=0.5)
+    ours = draw(pipeline, family)
+    torch.testing.assert_close(draw(DiffusionPipeline.from_pretrained(tmp_path / "fused"), family), ours)
+    with pytest.raises(InputError, match="fused: is there already; name a new folder"):
+        fuse(pipeline, path, tmp_path / "fused")
+
+
+def test_what_changes_with_the_timestep_cannot_be_fused(tmp_path, pipeline):
+    path = adapter_of(pipeline, tmp_path / "adapter.safetensors", timesteps=2)
+    before = {key: value.clone() for key, value in pipeline.unet.state_dict().items()}
+    with pytest.raises(InputError, match="scope timestep has other weights at each timestep, which no one"):
+        fuse(pipeline, path, tmp_path / "fused")
+    assert not (tmp_path / "fused").exists()
+    assert all(value.equal(before[key]) for key, value in pipeline.unet.state_dict().items())
+
+
+def test_a_scale_of_a_trained_adapter_is_in_its_file(tmp_path, pipeline, protected):
+    """alpha / rank of training, which the loaders must not apply once more."""
+    adapter = tiny.randomise(tiny.adapter(pipeline.unet, protected, "pooled", 4, alpha=2.0))
+    site = adapter.site_adapters[0]
+    assert adapter.tensors()[f"{adapter.names[0]}.up"].equal(0.5 * site.up.detach())

@@ -1,0 +1,24 @@
+"""Rule export: an adapter as LoRA files for other tools, with a card that says what they are."""
+
+from pathlib import Path
+
+from nullbooth.adapter import read_adapter
+from nullbooth.export import KEYS, export_lora, of_unet, write_card
+from nullbooth.files import whole
+from nullbooth.progress import log_to
+
+
+def main(out: str, adapter: str, model: str) -> None:
+    _, info = read_adapter(adapter)
+    files = {keys: f"{keys}.safetensors" for keys in KEYS if keys == "diffusers" or of_unet(info)}
+    with whole(out) as folder:
+        folder.mkdir()
+        for keys, name in files.items():
+            export_lora(adapter, folder / name, keys)
+        write_card(adapter, folder / "README.md", model, files)
+    print(f"{Path(out)}: {', '.join(files.values())}")
+
+
+if __name__ == "__main__":
+    log_to(snakemake.log[0])
+    main(snakemake.output[0], snakemake.input.adapter, snakemake.params.model)
