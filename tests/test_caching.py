@@ -28,11 +28,10 @@ def run(finished) -> Iterator[Run]:
     assert set(executed(*finished.arguments())) <= VIEWS
 
 
-def stores(run: Run, pattern: str) -> dict[str, Path]:
-    """Kept stores by name: covariances/00.zarr and so on."""
-    found = sorted(run.folder.glob(f"results/kept/{pattern}"))
-    assert found, pattern
-    return {path.name: path for path in found}
+def covariances(run: Run) -> dict[str, Path]:
+    """By name, those of all kept ones that the run uses as it is now."""
+    assert set(executed("covariances", *run.arguments())) <= {"shown", "covariances"}
+    return {path.name: path.resolve() for path in (run.folder / "results/covariances").iterdir()}
 
 
 def first_array(path: Path) -> np.ndarray:
@@ -100,7 +99,7 @@ def test_edited_code_runs_nothing(tmp_path):
 def test_an_added_prompt_costs_only_itself(run):
     """Moments of the prompts that were there stay; the sums are those of all; going back computes nothing."""
     before = run.prompts.read_text()
-    old = {name: first_array(path) for name, path in stores(run, "statistics/*/covariances/0*.zarr").items()}
+    old = {name: first_array(path) for name, path in covariances(run).items()}
     known = set(run.folder.glob("results/kept/shards/*"))
     run.prompts.write_text(before + "a cyan ring\n")
     adapters = target(run, "runs/starling/pooled/0")
@@ -198,7 +197,7 @@ def test_other_sampling_prompts_do_not_train(finished, tmp_path):
 @pytest.fixture
 def without_a_covariance(run, tmp_path) -> Iterator[Run]:
     """The run without the covariance of timestep 01, which comes back afterwards with its times."""
-    place = stores(run, "statistics/*/covariances/0*.zarr")["01.zarr"]
+    place = covariances(run)["01.zarr"]
     away = tmp_path / "01.zarr"
     shutil.move(place, away)
     yield run

@@ -27,10 +27,10 @@ def test_dry_run(config, tmp_path):
     assert jobs["adapter"] == jobs["evaluate"] == runs
 
 
-@pytest.mark.parametrize("target", ["trajectories", "covariances", "projectors", "adapters", "samples"])
+@pytest.mark.parametrize("target", ["trajectories", "covariances", "projectors", "adapters", "exports", "samples"])
 def test_stage_names_are_targets(target, tmp_path):
     jobs = planned("--configfile", "config/minimal.yaml", "--config", f"results={tmp_path}", "--", target)
-    assert ("adapter" in jobs) == (target in ("adapters", "samples"))
+    assert ("adapter" in jobs) == (target in ("adapters", "exports", "samples"))
     assert ("projector" in jobs) == (target not in ("trajectories", "covariances"))
 
 

@@ -33,9 +33,14 @@ if ! installed; then
 fi
 
 # Jobs drop SLURM_CONF, so the configuration has to stand where SLURM looks for it.
+# The cluster of a test that was killed is ended first; that of a test that still runs is not.
+if [ -e /etc/slurm/started_by_test ]; then
+  read -r pid other </etc/slurm/started_by_test
+  [ -d "/proc/$pid" ] && fail "process $pid uses the cluster in $other; end that one first"
+  "$(dirname "$0")/stop.sh" "$other"
+fi
 if [ -e /etc/slurm/slurm.conf ] || [ -L /etc/slurm/slurm.conf ]; then
-  fail "/etc/slurm/slurm.conf is there already, of $(readlink /etc/slurm/slurm.conf || echo a real cluster)." \
-    "If a test was killed: tests/slurm/stop.sh FOLDER"
+  fail "/etc/slurm/slurm.conf is there already, of $(readlink /etc/slurm/slurm.conf || echo a real cluster)"
 fi
 mkdir -p "$folder" /etc/slurm
 host=$(hostname -s)
@@ -99,6 +104,7 @@ NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory Gres=gpu:$gpus
 PartitionName=test Nodes=$host Default=YES DefMemPerCPU=500 MaxTime=INFINITE State=UP
 CONF
 mkdir -p "$folder/state" "$folder/spool"
+echo "$PPID $folder" >/etc/slurm/started_by_test
 for name in slurm gres cgroup; do ln -s "$folder/$name.conf" /etc/slurm/; done
 unset SLURM_CONF
 

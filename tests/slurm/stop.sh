@@ -19,4 +19,4 @@ for name in slurmd slurmctld munged; do
   for ((i = 0; i < 100; i++)); do [ -d "/proc/$pid" ] && sleep 0.1 || break; done
   [ ! -d "/proc/$pid" ] || kill -9 "$pid"
 done
-if ours; then rm /etc/slurm/{slurm,gres,cgroup}.conf; fi
+if ours; then rm /etc/slurm/{slurm,gres,cgroup}.conf /etc/slurm/started_by_test; fi
