@@ -15,10 +15,6 @@ configfile: "config/config.yaml"
 report: "workflow/report/workflow.rst"
 
 
-pathvars:
-    results=str(config.get("results", "results")),
-
-
 include: "rules/common.smk"
 include: "rules/statistics.smk"
 include: "rules/train.smk"

@@ -208,6 +208,7 @@ wildcard_constraints:
 
 
 pathvars:
+    results=str(config["results"]),
     kept=str(KEPT),
     statistics=str(STATISTICS),
     drawn=str(DRAWN),
