@@ -12,11 +12,12 @@ Biases stay frozen, for a bias has no null space.
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -316,11 +317,14 @@ def _unsound(tensors: dict[str, Tensor], info: AdapterInfo) -> str | None:
 
 
 class LoadedAdapter:
-    """An adapter at work in a denoiser: weights are set once per timestep, so that a pass costs what it did before."""
+    """An adapter at work in a denoiser: weights are set once per timestep, so that a pass costs what it did before.
+
+    Several may be at work in one denoiser: their changes add up, each by its own timesteps and `scale`.
+    """
 
     def __init__(self, denoiser: nn.Module, tensors: dict[str, Tensor], info: AdapterInfo, scale: float):
         parameters = dict(denoiser.named_parameters())
-        self.info, self.scale, self._at = info, scale, None
+        self.info, self._scale, self._at = info, float(scale), None
         self._timesteps = torch.tensor(info.timesteps, dtype=torch.float64)
         self._weights: dict[str, nn.Parameter] = {}
         for name in sorted({key.rsplit(".", 1)[0] for key in tensors}):
@@ -334,8 +338,29 @@ class LoadedAdapter:
             self._weights[name] = weight
         self._device = next(denoiser.parameters()).device
         self._tensors = {key: value.to(self._device) for key, value in tensors.items()}
-        self.original = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self._together = _at_work.setdefault(denoiser, [])
+        known = {name: base for other in self._together for name, base in other.original.items()}
+        self.original = {
+            name: known[name] if name in known else weight.detach().clone() for name, weight in self._weights.items()
+        }
+        self._together.append(self)
         self._handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other adapter is at work in the same denoiser."""
+        return self._together == [self]
+
+    @property
+    def scale(self) -> float:
+        """What the change of the weights is multiplied by; setting it acts at once."""
+        return self._scale
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        self._scale = float(value)
+        if self._at is not None:
+            self._set(self._weights)
 
     @staticmethod
     def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size:
@@ -371,30 +396,39 @@ class LoadedAdapter:
         if int(steps[0]) != self._at:
             self.set_step(int(steps[0]))
 
-    @torch.no_grad()
     def set_step(self, step: int) -> None:
         """Give the weights the values that they have at a cached timestep."""
-        with torch.autocast(self._device.type, enabled=False):
-            for name, weight in self._weights.items():
-                if self._at is None or self.varies(name):
-                    change = self.scale * self.change(name, step)
-                    weight.copy_(self.original[name].float() + change)
-        torch.clear_autocast_cache()  # it would keep the low-precision copies of the step before
+        changing = [name for name in self._weights if self._at is None or self.varies(name)]
         self._at = step
+        self._set(changing)
 
     @torch.no_grad()
+    def _set(self, names: Iterable[str]) -> None:
+        """Give weights their own values and the changes of all adapters at work."""
+        with torch.autocast(self._device.type, enabled=False):
+            for name in names:
+                acting = [a for a in self._together if a._at is not None and name in a._weights]
+                changes = sum(a.scale * a.change(name, a._at) for a in acting)
+                self._weights[name].copy_(self.original[name].float() + changes if acting else self.original[name])
+        torch.clear_autocast_cache()  # it would keep the low-precision copies of the step before
+
     def unload(self) -> None:
-        """Give the denoiser its own weights back, bit by bit."""
+        """Give the denoiser its own weights back, bit by bit, but for what other adapters at work change."""
         self._handle.remove()
-        for name, weight in self._weights.items():
-            weight.copy_(self.original[name])
+        if self in self._together:
+            self._together.remove(self)
+            self._set(self._weights)
+
+
+_at_work: WeakKeyDictionary[nn.Module, list[LoadedAdapter]] = WeakKeyDictionary()
 
 
 def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str | None = None) -> LoadedAdapter:
     """Make a diffusers pipeline use a saved adapter, with any number of steps (nearest cached timestep).
 
-    `scale` multiplies the change of the weights. Undo with `.unload()`. Raises InputError if the file is damaged, or of
-    another model: one with other layers, or another identity than `model` where that is given.
+    `scale` multiplies the change of the weights, and may be set later. Undo with `.unload()`. Several adapters can be
+    loaded, and unloaded in any order. Raises InputError if the file is damaged, or of another model: one with other
+    layers, or another identity than `model` where that is given.
     """
     from nullbooth.models import denoiser_of
 

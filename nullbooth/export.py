@@ -73,13 +73,15 @@ def fuse(pipeline: Any, path: Path | str, folder: Path | str, scale: float = 1.0
     """Write the pipeline, with the adapter in its weights, as a folder that `from_pretrained` loads without NullBooth.
 
     The pipeline itself stays as it was. Raises InputError where no single set of weights equals the adapter (`timestep`
-    scope), and if the folder is there already.
+    scope), if another one is at work in the pipeline, and if the folder is there already.
     """
     tensors, info = read_adapter(path)
     if Path(folder).exists():
         raise InputError(f"{folder}: is there already; name a new folder")
     loaded = LoadedAdapter(denoiser_of(pipeline), tensors, info, scale)
     try:
+        if not loaded.alone:
+            raise InputError(f"{path}: another adapter is at work in the pipeline, and would be fused too; unload it")
         if any(map(loaded.varies, loaded.original)):
             raise InputError(f"{path}: {_varies(info)}, which no one pipeline has; {_MEND}")
         loaded.set_step(0)
