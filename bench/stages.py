@@ -83,7 +83,12 @@ def run_stage(args: Namespace) -> None:
             "device": "auto",
             "precision": args.precision,
         },
-        **{"resolution": None, "protect": {"batch": args.batch}, "validate": {"prompts": [], "every": 0}},
+        **{
+            "resolution": None,
+            "protect": {"batch": args.batch},
+            "validate": {"prompts": [], "every": 0},
+            "trackers": [],
+        },
         "sampler": {"guidance": 3.0, "steps": args.steps},
         "concepts": [{"name": "starling", "images": str(ROOT / "resources/subjects/starling/train")}],
     }
@@ -101,8 +106,8 @@ def run_stage(args: Namespace) -> None:
             script("projector").main(stores["projector"], stores["covariance"], {})
         case "training":
             concept = {"name": "starling", "identifier": "vbk", "class": "star", "prompt": "a photo of a {subject}"}
-            options = {"steps": args.train_steps, "batch": args.train_batch, "flip": False, "precision": args.precision}
-            options["gradient_checkpointing"] = args.checkpointing
+            options = {"steps": args.train_steps, "batch": args.train_batch, "precision": args.precision, "flip": False}
+            options |= {"buckets": False, "gpus": 1, "gradient_checkpointing": args.checkpointing}
             # The projectors of one timestep stand for those of all: they are as large.
             script("adapter").main(
                 {"adapter": str(folder / "run/adapter.safetensors"), "config": str(folder / "run/config.yaml")},
@@ -110,7 +115,7 @@ def run_stage(args: Namespace) -> None:
                 [],
                 None,
                 concept,
-                {"method": "nullbooth", "scope": args.scope, "rank": 16, "alpha": None, "train": options}
+                {"method": "nullbooth", "scope": args.scope, "rank": 16, "alpha": None, "prior": None, "train": options}
                 | {"rule": {"fraction": 0.25}},
                 sampler,
                 None,

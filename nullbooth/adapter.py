@@ -165,6 +165,7 @@ class Adapter(nn.Module):
         self.scope, self.rank = scope, rank
         self.register_buffer("timesteps", torch.tensor(timesteps, dtype=torch.float64), persistent=False)
         self._steps: tuple[list[int], Tensor] | None = None  # of the batch in flight
+        self._resting = False
         self._copies: Any = None  # the CUDA stream that copies projectors while the batch before is at work
 
     def nearest(self, timestep: Tensor) -> Tensor:
@@ -209,6 +210,8 @@ class Adapter(nn.Module):
 
         def change(site: SiteAdapter) -> Callable:
             def hook(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+                if self._resting:
+                    return output
                 return output + site(args[0], *self._steps).to(output.dtype)
 
             return hook
@@ -221,6 +224,15 @@ class Adapter(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def disabled(self, _denoiser: nn.Module) -> Iterator[None]:
+        """The base model, for a while, where this adapter is attached."""
+        self._resting = True
+        try:
+            yield
+        finally:
+            self._resting = False
 
     @torch.no_grad()
     def project_updates(self, before: list[Tensor], step: Tensor) -> None:

@@ -12,7 +12,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 
 _held: dict[str, socket.socket] = {}  # what this process has taken, until it ends
@@ -68,22 +69,52 @@ def lock(uuid: str) -> bool:
     return True
 
 
-def take(pause: float = 5.0, say: Callable[[str], None] = print) -> str | None:
-    """Take a free GPU among those that CUDA_VISIBLE_DEVICES allows, and let CUDA see no other; None if there is none.
+def lock_together(uuids: Iterable[str], count: int) -> list[str]:
+    """Take `count` of the GPUs, or none: two jobs that hold one each and want two would wait for ever."""
+    taken = list(islice(filter(lock, uuids), count))
+    if len(taken) < count:
+        for uuid in taken:
+            _held.pop(uuid).close()
+        return []
+    return taken
 
-    While all are taken, be it by another folder's run or another user's, it waits, and says so: they will be free.
+
+def take(pause: float = 5.0, say: Callable[[str], None] = print, count: int = 1) -> str | None:
+    """Take free GPUs among those that CUDA_VISIBLE_DEVICES allows, and let CUDA see no others; the first of them, or
+    None if there is no GPU.
+
+    While too few are free, be it for another folder's run or another user's, it waits, and says so: they will be free.
+    Raises RuntimeError if there are GPUs, but never so many.
     """
     if _held:
         return next(iter(_held))
     found = choices(listed(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if 0 < len(found) < count:
+        raise RuntimeError(f"train.gpus: {count}: this machine has {len(found)}; take fewer")
     waiting = False
     while found:
-        if uuid := next(filter(lock, found), None):
-            os.environ["CUDA_VISIBLE_DEVICES"] = found[uuid]
-            say(f"GPU: {uuid}")
-            return uuid
+        if taken := lock_together(found, count):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(found[uuid] for uuid in taken)
+            say(f"GPU: {', '.join(taken)}")
+            return taken[0]
         if not waiting:
             say(f"waiting for a GPU: other jobs of NullBooth on this machine have {', '.join(found)}")
             waiting = True
         time.sleep(pause)
     return None
+
+
+def side_by_side(work: Callable[..., None], arguments: tuple, processes: int, device: str) -> None:
+    """Run `work(*arguments)` in processes that accelerate joins, on as many GPUs or, where there is none, on the CPU.
+
+    device: `auto` takes free GPUs, `cuda` the first ones, `cpu` none. Call it before CUDA is used.
+    """
+    from accelerate import debug_launcher, notebook_launcher
+
+    if device == "cpu" or (device == "auto" and take(count=processes) is None):
+        debug_launcher(work, arguments, processes)
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    notebook_launcher(work, arguments, processes, use_port=str(port))

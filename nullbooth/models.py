@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ def pick_device(name: str = "auto") -> torch.device:
     Anything else is obeyed as it is. Call it before CUDA is used: CUDA then sees that GPU alone.
     Raises RuntimeError where there is a GPU that PyTorch was built for and cannot use.
     """
+    rank = os.environ.get("LOCAL_RANK", "")  # of one of several processes that share a training
     if name != "auto":
-        return torch.device(name)
+        return torch.device(f"cuda:{rank}" if rank and name == "cuda" else name)
     taken = devices.take() if torch.backends.cuda.is_built() else None
     usable = torch.cuda.is_available()
     if taken and not usable:
@@ -36,7 +38,7 @@ def pick_device(name: str = "auto") -> torch.device:
         )
     if usable and not taken:
         print("nvidia-smi names no GPU, so none is locked: other jobs may use the same one")
-    return torch.device("cuda" if usable else "cpu")
+    return torch.device((f"cuda:{rank}" if rank else "cuda") if usable else "cpu")
 
 
 def autocast(device: torch.device, precision: str):

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth.cost import ENCODERS, Job, Machine, Run, Work
-from nullbooth.settings import WITH_CLASS_IMAGES
+from nullbooth.settings import prior_of
 
 USUAL_BATCH = 16  # what estimates take for a batch that finds its size by itself
-WITH_PRIOR = (*WITH_CLASS_IMAGES, "prior-prediction")  # as many samples again in each step
 
 # What to change where a rule does not fit the card.
 MENDS = {
@@ -42,7 +41,7 @@ def work_of(
     looked_at = min(2, prompts["subject"] * each)  # drawn once more, for their attention maps
     own, common = ((prompts[a] + prompts[b]) * each for a, b in (("subject", "class"), ("unrelated", "protected")))
     runs = [run_of(config, method, own + common + looked_at) for method in methods.values()]
-    with_class = any(run.method in WITH_CLASS_IMAGES for run in runs)
+    with_class = any(prior_of(method) == "images" for method in methods.values())
     return Work(
         prompts=protected,
         shard_size=config["protect"]["shard_size"],
@@ -72,7 +71,7 @@ def class_pictures(config: dict[str, Any], concept: dict[str, Any]) -> int:
 
 def run_of(config: dict[str, Any], method: dict[str, Any], pictures: int) -> Run:
     train = {**config["train"], **method["train"]}
-    microbatch = train["batch"] * (2 if method["method"] in WITH_PRIOR else 1)
+    microbatch = train["batch"] * (2 if prior_of(method) else 1)  # as many samples again
     return Run(
         method=method["method"],
         scope=method["scope"],

@@ -5,13 +5,14 @@ Reads JSON and the headers of weights, never the weights, and imports neither to
 
 import difflib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from nullbooth.identity import read_prompts
 from nullbooth.images import captions, list_images, open_image
 from nullbooth.modelfiles import check_encoder, check_pipeline, diffusers_names, is_local, read_json, weight_names
-from nullbooth.settings import SettingsError, fill_prompt, subject_words
+from nullbooth.settings import PACKAGES, SettingsError, fill_prompt, subject_words
 from nullbooth.text import InputError, shown
 from nullbooth.tokens import check_lengths
 
@@ -26,6 +27,7 @@ def check_inputs(config: dict[str, Any]) -> list[str]:
         check_results(config)
         check_models(config)
         check_sampler(config)
+        check_training(config)
         return check_lengths(prompts_of(config), Path(config["model"]))
     except OSError as error:  # a name too long for the file system, a folder that may not be read
         raise InputError(f"{shown(str(error.filename))}: {error.strerror}") from error
@@ -71,6 +73,24 @@ def check_sampler(config: dict[str, Any]) -> None:
     for key in ("sampler", "comparison"):
         if isinstance(limit, int) and (steps := config[key]["steps"]) > limit:
             raise SettingsError(f"{key}.steps: {steps}: the scheduler has {limit} (num_train_timesteps); take fewer")
+
+
+def check_training(config: dict[str, Any]) -> None:
+    """Refuse what no training can do: packages that are not installed, several GPUs where one is named."""
+    methods = {f"methods.{i}": method for i, method in enumerate(config["methods"])}
+    methods |= {f"comparison.methods.{i}": method for i, method in enumerate(config["comparison"]["methods"])}
+    settings = {"train": config["train"]} | {f"{key}.train": method["train"] for key, method in methods.items()}
+    for key, method in methods.items():
+        settings |= {f"{key}.sweep.{i}": point for i, point in enumerate(method["sweep"])}
+    used = {f"{key}.optimizer": train["optimizer"] for key, train in settings.items() if "optimizer" in train}
+    used |= {f"trackers.{i}": tracker for i, tracker in enumerate(config["trackers"])}
+    for key, name in used.items():
+        if (package := PACKAGES.get(name)) and find_spec(package) is None:
+            raise SettingsError(f"{key}: {name} needs a package that is not installed: pip install {package}")
+    if "cuda:" in config["device"] and (
+        key := next((k for k, train in settings.items() if train.get("gpus", 1) > 1), "")
+    ):
+        raise SettingsError(f"{key}.gpus: device {config['device']} is one GPU; set device: auto for several")
 
 
 def prompts_of(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,9 @@ import jsonschema
 from nullbooth.text import InputError, has_secret, shown, strange_character
 
 RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "oft", "corda")
-WITH_CLASS_IMAGES = ("dreambooth-prior", "custom-diffusion")
+_PRIORS = {"dreambooth-prior": "images", "custom-diffusion": "images", "prior-prediction": "prediction"}
+# What some settings need that is not installed with NullBooth.
+PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "wandb": "wandb"}
 # Names of results: some are taken, and tables read others as an absent value.
 _RESERVED = ("base", "class", "unrelated", "null", "none", "nan", "na")
 _DEPTH = 20  # of dictionaries and lists within each other
@@ -39,6 +41,13 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         for i, entry in enumerate(entries):
             if entry["name"].lower() in _RESERVED:
                 raise SettingsError(f"{kind}.{i}.name: {entry['name']!r} has a meaning of its own; choose another name")
+    for kind, entries in lists.items():
+        for i, entry in enumerate(entries):
+            if entry.get("prior") and entry["method"] != "nullbooth":
+                raise SettingsError(
+                    f"{kind}.{i}.prior: {entry['prior']!r} is an addition to method nullbooth; {entry['method']} is "
+                    "compared as it is: leave prior out"
+                )
     points = [p["name"] for kind in ("methods", "comparison.methods") for e in lists[kind] for p in sweep_points(e)]
     for kind, names in {
         "concepts": [entry["name"] for entry in lists["concepts"]],
@@ -58,6 +67,12 @@ def sweep_points(method: dict[str, Any]) -> list[dict[str, Any]]:
         name = "-".join([method["name"], *(f"{key}{value}" for key, value in sorted(changes.items()))])
         points.append({**method, "name": name, "curve": method["name"], "train": {**method["train"], **changes}})
     return points
+
+
+def prior_of(method: dict[str, Any]) -> str | None:
+    """What a method learns beside the photographs to keep the class: `images` of it by the base model, or the base
+    model's `prediction` for captions that name it alone."""
+    return _PRIORS.get(method["method"], method["prior"])
 
 
 def is_lora(method: dict[str, Any]) -> bool:

@@ -2,25 +2,25 @@
 
 import csv
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
 from nullbooth.adapter import Adapter
+from nullbooth.checkpoints import Learning, resume, save_checkpoint
 from nullbooth.files import whole
 from nullbooth.models import latents_name
+from nullbooth.optimizers import make_optimizer
 from nullbooth.rivals import FineTune
-from nullbooth.tensors import load_tensors, save_tensors
 from nullbooth.trajectories import unflatten
-
-CHECKPOINT = "nullbooth-checkpoint-1"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class TrainSettings:
     steps: int = 300
     batch: int = 8
     learning_rate: float = 2e-3
+    optimizer: str = "adamw"
     schedule: str = "cosine"
     warmup: int = 0
     weight_decay: float = 0.0
@@ -38,6 +39,8 @@ class TrainSettings:
     gradient_checkpointing: bool = False
     precision: str = "fp32"
     min_snr: float | None = None
+    offset_noise: float = 0.0
+    ema: float | None = None
     timesteps: str = "all"
     distinct_timesteps: int | None = None
     caption_dropout: float = 0.0
@@ -48,8 +51,8 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainData:
-    """Cached inputs. latents: `[n, ...]`, scaled; conditions: `[n, ...]` by denoiser keyword; `unconditional`
-    has the same keys with one row, used when a caption is dropped.
+    """Cached inputs of pictures of one shape. latents: `[n, ...]`, scaled; conditions: `[n, ...]` by denoiser keyword;
+    `unconditional` has the same keys with one row, used when a caption is dropped.
 
     Two ways to keep a prior by training on it: `prior` are pictures of the class, learned beside the photographs
     (DreamBooth, arXiv 2208.12242); `class_conditions`, the captions with the class in place of the subject, for which
@@ -115,7 +118,7 @@ def draw_timesteps(scheduler: Any, cached: Tensor, n: int, mode: str, generator:
 def train(
     denoiser: nn.Module,
     adapter: Adapter | FineTune,
-    data: TrainData,
+    buckets: Sequence[TrainData],
     scheduler: Any,
     settings: TrainSettings,
     folder: Path,
@@ -123,39 +126,45 @@ def train(
     run: str = "",
     validate: Callable[[int], Tensor] | None = None,
     validate_every: int = 0,
+    trackers: Sequence[str] = ("tensorboard",),
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train `adapter` in place. `folder` takes checkpoints, `loss.csv` (with seconds by step) and TensorBoard events.
+    """Train `adapter` in place. `folder` takes checkpoints, `loss.csv` (with seconds by step) and what trackers write.
+
+    buckets: one for each shape of latents; a batch is of one of them. trackers: tensorboard, wandb.
 
     Every step draws its images, noise and timesteps from a generator seeded by the step, so that a run resumed
-    from its last checkpoint ends in the weights of an uninterrupted one.
+    from its last checkpoint ends in the weights of an uninterrupted one. In several processes (accelerate), each step
+    takes as many batches side by side, as `accumulation` takes one after the other.
     """
     s = settings
-    if adapter.scope == "shared" and s.accumulation > 1:
-        raise ValueError("train.accumulation: scope shared projects each update for one timestep, so it must be 1")
+    _refuse(s, adapter, scheduler)
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(s.precision, s.precision),
         cpu=adapter.timesteps.device.type == "cpu",
-        log_with="tensorboard",
-        project_dir=folder,
+        log_with=list(trackers) or None,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
     )
-    accelerator.init_trackers("tensorboard")
+    _begin_tracking(accelerator, s, folder, run)
     if s.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     parameters = [p for p in adapter.parameters() if p.requires_grad]
-    optimizer = accelerator.prepare_optimizer(
-        torch.optim.AdamW(parameters, s.learning_rate, weight_decay=s.weight_decay)
-    )
-    lr = _schedule(optimizer, s)
-    done = _resume(folder, run, adapter, optimizer, lr)
+    optimizer = accelerator.prepare_optimizer(make_optimizer(s.optimizer, parameters, s.learning_rate, s.weight_decay))
+    lr, ema = _schedule(optimizer, s), _moving_average(parameters, s)
+    checkpoints = folder / "checkpoints" / run
+    learning = Learning(adapter, optimizer, lr, ema.shadow_params if ema else [], accelerator.scaler)
+    done = resume(checkpoints, learning)
+    if ema:
+        ema.optimization_step = len(done)
+    say = log if accelerator.is_main_process else lambda _line: None
     if start := len(done):
-        log(f"resumed at step {start} of {s.steps}")
+        say(f"resumed at step {start} of {s.steps}")
     ours = isinstance(adapter, Adapter)
     if ours:
         adapter.make_room(s.distinct_timesteps or s.batch)
 
-    def draw(index: int) -> dict[str, Any]:
-        return _draw(data, scheduler, adapter, s, index * accelerator.num_processes + accelerator.process_index)
+    def draw(index: int) -> tuple[dict[str, Any], TrainData]:
+        return _draw(buckets, scheduler, adapter, s, index * accelerator.num_processes + accelerator.process_index)
 
     began, upcoming = time.monotonic(), None
     with adapter.attached(denoiser):
@@ -165,17 +174,17 @@ def train(
             total = 0.0
             for micro in range(s.accumulation):
                 index = (s.seed * 1_000_003 + step) * s.accumulation + micro
-                batch = upcoming or draw(index)
+                batch, data = upcoming or draw(index)
                 upcoming = draw(index + 1)
                 if ours:
-                    adapter.prefetch(upcoming["timestep"])
+                    adapter.prefetch(upcoming[0]["timestep"])
                 with accelerator.autocast():
                     if data.class_conditions:
                         with torch.no_grad(), adapter.disabled(denoiser):
                             batch["target"][s.batch :] = _predict(denoiser, batch, data, slice(s.batch, None))
                     loss = _loss(denoiser, scheduler, batch, data, s) / s.accumulation
                 accelerator.backward(loss)
-                total += loss.item()
+                total += accelerator.reduce(loss.detach(), "mean").item()
             if accelerator.num_processes > 1:  # the adapter acts through hooks, where DDP does not see it
                 for p in parameters:
                     p.grad = accelerator.reduce(p.grad, "mean")
@@ -185,6 +194,8 @@ def train(
             lr.step()
             if before is not None:
                 adapter.project_updates(before, adapter.nearest(batch["timestep"])[0])
+            if ema:
+                ema.step(parameters)
             if not torch.isfinite(torch.tensor(total)):
                 raise FloatingPointError(f"the loss is {total} at step {step + 1}: lower train.learning_rate")
             done.append((total, round(time.monotonic() - at, 4)))
@@ -193,22 +204,81 @@ def train(
             if n % 20 == 0 or n == s.steps:
                 pace = (time.monotonic() - began) / (n - start)
                 recent = sum(loss for loss, _ in done[-20:]) / len(done[-20:])
-                log(f"step {n}/{s.steps}  loss {recent:.4f}  {pace:.2f} s/step  {pace * (s.steps - n):.0f} s left")
-            if n % s.checkpoint_every == 0 and n < s.steps:
-                _save_checkpoint(folder, run, done, adapter, optimizer)
-            if validate is not None and validate_every and n % validate_every == 0:
-                pictures = validate(n)
-                accelerator.get_tracker("tensorboard").writer.add_images("validation", pictures, n)
+                say(f"step {n}/{s.steps}  loss {recent:.4f}  {pace:.2f} s/step  {pace * (s.steps - n):.0f} s left")
+            if n % s.checkpoint_every == 0 and n < s.steps and accelerator.is_main_process:
+                save_checkpoint(checkpoints, done, learning)
+            if validate is not None and validate_every and n % validate_every == 0 and accelerator.is_main_process:
+                with _averaged(ema, parameters):
+                    _show(accelerator, validate(n), n)
     accelerator.end_training()
-    with whole(folder / "loss.csv") as partial, open(partial, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("step", "loss", "seconds"))
-        table.writerows((i, *row) for i, row in enumerate(done, 1))
+    if ema:
+        ema.copy_to(parameters)
+    if accelerator.is_main_process:
+        with whole(folder / "loss.csv") as partial, open(partial, "w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(("step", "loss", "seconds"))
+            table.writerows((i, *row) for i, row in enumerate(done, 1))
 
 
-def _draw(data: TrainData, scheduler: Any, adapter: Adapter | FineTune, s: TrainSettings, index: int) -> dict[str, Any]:
-    """A batch: `s.batch` photographs, and behind them as many samples of the prior if there is one."""
+def _refuse(s: TrainSettings, adapter: Adapter | FineTune, scheduler: Any) -> None:
+    if adapter.scope == "shared" and s.accumulation > 1:
+        raise ValueError("train.accumulation: scope shared projects each update for one timestep, so it must be 1")
+    if s.offset_noise and is_flow(scheduler):
+        raise ValueError("train.offset_noise: flow matching starts from plain noise, whose mean it needs; leave it 0")
+
+
+def _begin_tracking(accelerator: Accelerator, s: TrainSettings, folder: Path, run: str) -> None:
+    """TensorBoard writes to `folder/tensorboard`, Weights & Biases to `folder/wandb` and what WANDB_MODE says."""
+    accelerator.init_trackers("nullbooth", init_kwargs={"wandb": {"dir": str(folder), "name": run or None}})
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb":  # TensorBoard would make files of its own of them
+            tracker.store_init_configuration(asdict(s))
+
+
+def _show(accelerator: Accelerator, pictures: Tensor, step: int) -> None:
+    """Give pictures `[n, 3, h, w]` in [0, 1] to the trackers."""
+    shown = (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    for tracker in accelerator.trackers:
+        order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({"validation": shown}, step=step, **order)
+
+
+def _moving_average(parameters: list[nn.Parameter], s: TrainSettings) -> Any:
+    """An exponential moving average of the parameters, or None. A mean of changes in the null space is in it too."""
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(parameters, decay=s.ema) if s.ema else None
+
+
+@contextmanager
+def _averaged(ema: Any, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Parameters have the values of their moving average, if there is one, for a while."""
+    if ema:
+        ema.store(parameters)
+        ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        if ema:
+            ema.restore(parameters)
+
+
+def _draw(
+    buckets: Sequence[TrainData], scheduler: Any, adapter: Adapter | FineTune, s: TrainSettings, index: int
+) -> tuple[dict[str, Any], TrainData]:
+    """A batch of one bucket, which is drawn by its number of photographs: `s.batch` of them, and behind them as many
+    samples of the prior if there is one."""
     generator = torch.Generator("cpu").manual_seed(index)
+    data = buckets[0]
+    if len(buckets) > 1:
+        sizes = torch.tensor([float(len(bucket.latents)) for bucket in buckets])
+        data = buckets[int(torch.multinomial(sizes, 1, generator=generator))]
+    return _draw_of(data, scheduler, adapter, s, generator, index), data
+
+
+def _draw_of(
+    data: TrainData, scheduler: Any, adapter: Adapter | FineTune, s: TrainSettings, generator: Any, index: int
+) -> dict[str, Any]:
     rows = torch.randint(len(data.latents), (s.batch,), generator=generator)
     x = data.latents[rows]
     noise = torch.randn(x.shape, generator=generator)
@@ -217,6 +287,8 @@ def _draw(data: TrainData, scheduler: Any, adapter: Adapter | FineTune, s: Train
     distinct = 1 if adapter.scope == "shared" else s.distinct_timesteps or s.batch
     t = t[torch.arange(s.batch) % distinct]
     dropped = torch.rand(s.batch, generator=generator) < s.caption_dropout
+    if s.offset_noise:  # also the mean of each channel is noise (CrossLabs, Diffusion with Offset Noise)
+        noise = noise + s.offset_noise * torch.randn(*x.shape[:2], 1, 1, generator=generator)
     conditions = {}
     for key, value in data.conditions.items():
         conditions[key] = value[rows].clone()
@@ -228,8 +300,9 @@ def _draw(data: TrainData, scheduler: Any, adapter: Adapter | FineTune, s: Train
     batch = {"sample": noisy, "timestep": given, "target": target, "conditions": conditions}
     batch = {k: _moved(v, device) for k, v in batch.items()}
     if data.prior is not None:
-        other = _draw(data.prior, scheduler, adapter, replace(s, caption_dropout=0.0), index + (1 << 40))
-        return _joined(batch, other)
+        other = index + (1 << 40)
+        plain, seeded = replace(s, caption_dropout=0.0), torch.Generator("cpu").manual_seed(other)
+        return _joined(batch, _draw_of(data.prior, scheduler, adapter, plain, seeded, other))
     if data.class_conditions:  # the target is the base model's prediction, which the caller fills in
         spoken = {k: v[rows].to(device) for k, v in data.class_conditions.items()}
         return _joined(batch, {**batch, "conditions": spoken})
@@ -266,55 +339,3 @@ def _schedule(optimizer: torch.optim.Optimizer, s: TrainSettings) -> torch.optim
     from diffusers.optimization import get_scheduler
 
     return get_scheduler(s.schedule, optimizer, num_warmup_steps=s.warmup, num_training_steps=s.steps)
-
-
-def _save_checkpoint(
-    folder: Path,
-    run: str,
-    done: list[tuple[float, float]],
-    adapter: Adapter | FineTune,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Parameters, the optimiser's state, losses and seconds so far as one file; the one before is removed."""
-    tensors = {"done": torch.tensor(done, dtype=torch.float64)}
-    tensors |= {f"adapter.{k}": v.contiguous() for k, v in adapter.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    checkpoints = folder / "checkpoints" / run
-    path = checkpoints / f"{len(done):06d}.safetensors"
-    save_tensors(path, tensors, {"format": CHECKPOINT})
-    for old in _checkpoints(checkpoints)[:-1]:
-        old.unlink(missing_ok=True)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, by their step."""
-    return sorted(path for path in folder.glob("*.safetensors") if path.stem.isdigit())
-
-
-def _resume(
-    folder: Path, run: str, adapter: Adapter | FineTune, optimizer: torch.optim.Optimizer, lr: Any
-) -> list[tuple[float, float]]:
-    """Load the last checkpoint of this run, if there is one, and return losses and seconds of the steps up to it.
-
-    Raises ValueError that names the checkpoint if it is damaged.
-    """
-    found = _checkpoints(folder / "checkpoints" / run)
-    if not found:
-        return []
-    tensors, _ = load_tensors(
-        found[-1], CHECKPOINT, "a checkpoint", "delete it, and training starts from the beginning"
-    )
-    adapter.load_state_dict({k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")})
-    states: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".", 2)
-            states.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    done = [(loss, seconds) for loss, seconds in tensors["done"].tolist()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no optimiser step comes before these
-        for _ in done:
-            lr.step()
-    return done

@@ -15,6 +15,7 @@ from nullbooth.models import denoiser_of, fitting_batch, latents_name, packed, r
 from nullbooth.text import InputError
 from nullbooth.tokens import check_read
 
+Resolution = int | tuple[int, int] | None  # pixels of a picture's side, its height and width, or the model's own
 # Where tokens are: the same for all prompts, and without an axis for them.
 POSITIONS = ("txt_ids", "img_ids")
 # Arguments of a pipeline's call that are ours.
@@ -94,15 +95,21 @@ def _recording(denoiser: nn.Module) -> Iterator[_Recorder]:
         handle.remove()
 
 
-def initial_latents(pipeline: Any, seeds: list[int], resolution: int | None = None) -> Tensor:
+def shape_of(pipeline: Any, resolution: Resolution) -> tuple[int, int]:
+    """Height and width of a picture in pixels."""
+    side = resolution or resolution_of(pipeline)
+    return (side, side) if isinstance(side, int) else side
+
+
+def initial_latents(pipeline: Any, seeds: list[int], resolution: Resolution = None) -> Tensor:
     """Initial noise `[n, c, h, w]` of unit variance, one CPU generator per seed; `[n, tokens, c]` where latents are
-    packed. resolution: pixels of the picture's side; None takes the model's own."""
-    side = (resolution or resolution_of(pipeline)) // pipeline.vae_scale_factor
+    packed."""
+    height, width = (pixels // pipeline.vae_scale_factor for pixels in shape_of(pipeline, resolution))
     channels = denoiser_of(pipeline).config.in_channels // (4 if hasattr(pipeline, "_pack_latents") else 1)
-    return packed(pipeline, torch.stack([seeded_noise(seed, (channels, side, side)) for seed in seeds]))
+    return packed(pipeline, torch.stack([seeded_noise(seed, (channels, height, width)) for seed in seeds]))
 
 
-def call_options(pipeline: Any, resolution: int | None, arguments: dict[str, Any]) -> dict[str, Any]:
+def call_options(pipeline: Any, resolution: Resolution, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments that make a pipeline draw at this size and take prompts as they are, whatever its defaults; and those
     that the user gives it. Raises InputError for arguments that the pipeline does not have, or that are not the user's.
     """
@@ -111,8 +118,8 @@ def call_options(pipeline: Any, resolution: int | None, arguments: dict[str, Any
         if key not in known or key in OWN or key.endswith("_embeds"):
             why = "set elsewhere, for every picture" if key in known else f"none of {type(pipeline).__name__}'s"
             raise InputError(f"sampler.arguments.{key}: an argument that is {why}; take it away")
-    side = resolution or resolution_of(pipeline)
-    wanted = {"height": side, "width": side, "use_resolution_binning": False, "clean_caption": False}
+    height, width = shape_of(pipeline, resolution)
+    wanted = {"height": height, "width": width, "use_resolution_binning": False, "clean_caption": False}
     return {k: v for k, v in wanted.items() if k in known} | arguments
 
 
@@ -125,14 +132,13 @@ def record(
     guidance: float,
     seed: int,
     batch: int | None,
-    resolution: int | None = None,
+    resolution: Resolution = None,
     arguments: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Trajectory:
     """Sample every prompt once with the pipeline itself and keep what its denoiser was given.
 
-    batch: prompts in a pass, or None for as many as the GPU has room for; resolution: pixels of the picture's side,
-    None takes the model's own; arguments: further ones of its call.
+    batch: prompts in a pass, or None for as many as the GPU has room for; arguments: further ones of its call.
     Raises InputError for more steps than the scheduler has, and for prompts far longer than the text encoder reads.
     """
     limit = pipeline.scheduler.config.get("num_train_timesteps", steps)

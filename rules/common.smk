@@ -17,11 +17,11 @@ from nullbooth.images import captions, list_images
 from nullbooth.plan import work_of
 from nullbooth.preflight import check_inputs
 from nullbooth.settings import (
-    WITH_CLASS_IMAGES,
     SettingsError,
     complete,
     fill_prompt,
     is_lora,
+    prior_of,
     subject_words,
     sweep_points,
 )
@@ -118,7 +118,7 @@ def recipe(concept, method, seed):
         "concept": {key: CONCEPTS[concept][key] for key in learned},
         "method": {
             "train": train,
-            **{key: chosen[key] for key in ("method", "scope", "rank", "alpha")},
+            **{key: chosen[key] for key in ("method", "scope", "rank", "alpha", "prior")},
             "rule": freed_by,
         },
         "sampler": {key: config["sampler"][key] for key in ("scheduler", "options", "arguments")},
@@ -127,6 +127,11 @@ def recipe(concept, method, seed):
         # Rivals but one know nothing of protected prompts.
         "identity": IDENTITY if keeps else {key: IDENTITY[key] for key in ("model", "sites")},
     }
+
+
+def gpus_of(method):
+    """How many GPUs a training takes at once."""
+    return {**config["train"], **method["train"]}["gpus"]
 
 
 RECIPES = {run: recipe(*run.split("/")) for run in dict.fromkeys([*RUNS, *COMPARED_RUNS])}
@@ -164,6 +169,8 @@ for name, (target, _) in SHOWN.items():
 # Snakemake counts GPUs only if told: without a limit, all GPU jobs of one machine would start at once.
 GPUS = devices.count()
 if GPUS and "gpu" not in workflow.global_resources:
+    if (asked := max(map(gpus_of, METHODS.values()))) > GPUS:
+        sys.exit(f"config: train.gpus: {asked}: there are {GPUS} here; take fewer")
     workflow.register_resource("gpu", GPUS)
 
 # What jobs ask for, if the model is on this machine; on a cluster they have GPUs, even where Snakemake has none.
@@ -298,6 +305,10 @@ def step_projectors(wildcards):
     return projectors_of(METHODS[wildcards.method])
 
 
+def training_gpus(wildcards):
+    return gpus_of(METHODS[wildcards.method])
+
+
 def statistics_in_use(wildcards):
     """The sums and projectors that the gallery rests on."""
     needed = {path for method in LEARNED.values() for path in projectors_of(method)}
@@ -311,8 +322,8 @@ def calibration(wildcards):
 
 
 def class_images(wildcards):
-    """Pictures of the class by the base model, for rivals that train on them."""
-    wanted = METHODS[wildcards.method]["method"] in WITH_CLASS_IMAGES
+    """Pictures of the class by the base model, for methods that train on them."""
+    wanted = prior_of(METHODS[wildcards.method]) == "images"
     return f"<drawn>/class/{wildcards.concept}" if wanted else []
 
 

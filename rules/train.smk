@@ -18,7 +18,7 @@ rule adapter:
         "../envs/nullbooth.yaml"
     threads: workflow.cores or 1
     resources:
-        gpu=1,
+        gpu=training_gpus,
         mem_mb=grown(8000, "adapter"),
         runtime=480,
     params:

@@ -13,7 +13,7 @@ from test_training import losses as read_losses
 from nullbooth.adapter import AdapterInfo, LoadedAdapter, read_adapter, write_adapter
 from nullbooth.export import export_lora
 from nullbooth.rivals import FineTune
-from nullbooth.settings import RIVALS, WITH_CLASS_IMAGES
+from nullbooth.settings import RIVALS, prior_of
 from nullbooth.sites import find_sites
 from nullbooth.training import TrainData, train
 
@@ -35,7 +35,7 @@ def rival(unet, method: str, rank: int = 8, **options) -> FineTune:
 
 def own_data(method: str) -> TrainData:
     found = data()
-    if method in WITH_CLASS_IMAGES:
+    if prior_of({"method": method, "prior": None}) == "images":
         return replace(found, prior=TrainData(found.latents.flip(0), found.conditions))
     if method == "prior-prediction":
         return replace(found, class_conditions={k: v.flip(0) for k, v in found.conditions.items()})
@@ -81,7 +81,7 @@ def test_what_learns(method):
 def test_a_saved_rival_loads_as_the_trained_model_and_unloads_bit_by_bit(tmp_path, method):
     unet = tiny.unet()
     made = rival(unet, method)
-    train(unet, made, own_data(method), scheduler(), BRIEF, tmp_path, log=lambda line: None)
+    train(unet, made, [own_data(method)], scheduler(), BRIEF, tmp_path, log=lambda line: None)
     trained = outputs(unet)
     path = tmp_path / "adapter.safetensors"
     write_adapter(path, made.tensors(), AdapterInfo(method, 8, (0.0,), "UNet2DConditionModel", "m", "p", ""))
@@ -109,7 +109,7 @@ def test_a_resumed_rival_ends_in_the_same_weights(tmp_path, method):
 
         folder.mkdir(exist_ok=True)
         options = dict(validate=validate, validate_every=1, log=lambda line: None)
-        train(unet, made, own_data(method), scheduler(), BRIEF, folder, **options)
+        train(unet, made, [own_data(method)], scheduler(), BRIEF, folder, **options)
         return made.tensors()
 
     whole = learn(tmp_path / "whole")
@@ -126,11 +126,11 @@ def test_prior_preservation_adds_the_loss_of_class_pictures(tmp_path):
         unet = tiny.unet()
         made = rival(unet, "dreambooth-prior")
         settings = replace(BRIEF, steps=1, prior_weight=weight)
-        train(unet, made, own_data("dreambooth-prior"), scheduler(), settings, tmp_path, run=str(weight), log=str)
+        train(unet, made, [own_data("dreambooth-prior")], scheduler(), settings, tmp_path, run=str(weight), log=str)
         [(_, found[weight])] = read_losses(tmp_path)
     unet = tiny.unet()
     made = rival(unet, "dreambooth")
-    train(unet, made, data(), scheduler(), replace(BRIEF, steps=1), tmp_path, run="plain", log=str)
+    train(unet, made, [data()], scheduler(), replace(BRIEF, steps=1), tmp_path, run="plain", log=str)
     [(_, plain)] = read_losses(tmp_path)
     assert found[0.0] == pytest.approx(plain, rel=1e-4)
     assert found[3.0] - found[0.0] == pytest.approx(3 * (found[1.0] - found[0.0]), rel=1e-4)
@@ -153,7 +153,7 @@ def test_prior_prediction_holds_on_to_the_base_models_output(tmp_path):
         unet = tiny.unet()
         made = rival(unet, "prior-prediction")
         settings = replace(BRIEF, steps=40, batch=5, prior_weight=weight)
-        train(unet, made, own_data("prior-prediction"), scheduler(), settings, tmp_path, run=str(weight), log=str)
+        train(unet, made, [own_data("prior-prediction")], scheduler(), settings, tmp_path, run=str(weight), log=str)
         first[weight] = read_losses(tmp_path)[0][1]
         drift[weight] = tiny.change(of_class(unet), base)
     assert first[50.0] == pytest.approx(first[0.0], rel=1e-5)

@@ -56,6 +56,7 @@ def test_defaults_are_filled_in_at_every_depth(schema):
         "scope": "pooled",
         "rank": 16,
         "alpha": None,
+        "prior": None,
         "rule": None,
         "train": {},
         "sweep": [{}],
@@ -267,7 +268,7 @@ def test_files_that_the_configs_name_are_there(config, root):
 
 def test_training_defaults_are_those_of_the_schema(schema):
     properties = schema["$defs"]["train"]["properties"]
-    expected = {key: sub["default"] for key, sub in properties.items() if key != "flip"}
+    expected = {key: sub["default"] for key, sub in properties.items() if key not in ("flip", "buckets", "gpus")}
     found = {f.name: f.default for f in fields(TrainSettings)}
     assert {key: found[key] for key in expected} == expected
     assert set(found) - set(expected) == {"precision", "seed"}

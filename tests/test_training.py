@@ -68,7 +68,7 @@ def learn(
     folder.mkdir(exist_ok=True)
     options = {"log": lambda line: None} | options
     try:
-        train(unet, adapter, data(), noise or scheduler(), settings, folder, run=run, **options)
+        train(unet, adapter, [data()], noise or scheduler(), settings, folder, run=run, **options)
     except Killed:
         return None
     return {name: value.clone() for name, value in adapter.state_dict().items()}
@@ -306,7 +306,7 @@ def test_training_learns_within_the_free_directions(tmp_path, scope, noise):
     unet, given = tiny.unet(), tiny.protected_inputs()
     base, others = tiny.predictions(unet, given), tiny.predictions(unet, tiny.protected_inputs(77))
     adapter = tiny.adapter(unet, given, scope)
-    train(unet, adapter, data(), noise or scheduler(), SETTINGS, tmp_path, log=lambda line: None)
+    train(unet, adapter, [data()], noise or scheduler(), SETTINGS, tmp_path, log=lambda line: None)
     with adapter.attached(unet):
         kept = tiny.change(tiny.predictions(unet, given), base)
         changed = tiny.change(tiny.predictions(unet, tiny.protected_inputs(77)), others)
@@ -426,7 +426,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     unet = tiny.unet()
     adapter = tiny.adapter(unet, tiny.protected_inputs(), "pooled")
     with pytest.raises(FloatingPointError, match=r"at step 1: lower train\.learning_rate"):
-        train(unet, adapter, broken, scheduler(), SETTINGS, tmp_path, log=lambda line: None)
+        train(unet, adapter, [broken], scheduler(), SETTINGS, tmp_path, log=lambda line: None)
 
 
 def test_progress_and_validation(tmp_path):
@@ -438,7 +438,9 @@ def test_progress_and_validation(tmp_path):
         seen.append(step)
         return torch.rand(2, 3, 8, 8)
 
-    train(unet, adapter, data(), scheduler(), SETTINGS, tmp_path, log=lines.append, validate=validate, validate_every=3)
+    train(
+        unet, adapter, [data()], scheduler(), SETTINGS, tmp_path, log=lines.append, validate=validate, validate_every=3
+    )
     assert seen == [3, 6]
     assert lines[-1].startswith("step 6/6  loss ")
     assert list(tmp_path.rglob("events.out.tfevents.*"))

@@ -1,91 +1,32 @@
 """Rule adapter: learn a concept from its photographs, within the free directions or as a rival does."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
+from accelerate import PartialState
 from diffusers import DDPMScheduler
 
-from nullbooth import models
+from nullbooth import devices, models
 from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
 from nullbooth.files import write_text
 from nullbooth.identity import digest
-from nullbooth.images import captions, list_images, load_image, read_drawn
+from nullbooth.images import read_drawn
+from nullbooth.photographs import Drawn, training_data
 from nullbooth.progress import log_to
 from nullbooth.rivals import FineTune
 from nullbooth.sampling import sample
-from nullbooth.settings import fill_prompt, subject_words
+from nullbooth.settings import fill_prompt, prior_of, subject_words
 from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, protected_passes, site_projectors
-from nullbooth.training import TrainData, TrainSettings, is_flow, train
-from nullbooth.trajectories import record
-
-Tensors = dict[str, torch.Tensor]
+from nullbooth.training import TrainSettings, is_flow, train
 
 
-@torch.no_grad()
-def encode(pipeline, paths: list[Path], size: int, flip: bool = False) -> torch.Tensor:
-    """Latents of pictures, and behind them of their mirror images."""
-    vae = pipeline.vae
-    x = torch.stack([load_image(path, size) for path in paths])
-    x = torch.cat((x, x.flip(-1))) if flip else x
-    found = [vae.encode(image[None].to(vae.device, vae.dtype)) for image in x]
-    latents = torch.cat([f.latent_dist.mode() if hasattr(f, "latent_dist") else f.latent for f in found]).float().cpu()
-    shift = vae.config.get("shift_factor") or 0
-    return models.packed(pipeline, (latents - shift) * vae.config.scaling_factor)
-
-
-def conditions(pipeline, prompts: list[str], size: int, arguments: dict) -> tuple[Tensors, Tensors, float]:
-    """What the denoiser is given for each prompt, one row a prompt, without guidance; what it is given for all of them;
-    and its timestep for 1 of the scheduler's."""
-    distinct = list(dict.fromkeys(prompts))
-    how = {"guidance": 1.0, "seed": 0, "batch": len(distinct), "resolution": size, "arguments": arguments}
-    given = record(pipeline, distinct, steps=2, **how)
-    rows = [distinct.index(prompt) for prompt in prompts]
-    unit = given.timesteps[0] / float(pipeline.scheduler.timesteps[0])
-    return {key: value[0][rows] for key, value in given.conditions.items()}, given.constants, unit
-
-
-def training_data(
-    pipeline,
-    images: str,
-    concept: dict,
-    method: str,
-    class_images: str | None,
-    model: str,
-    size: int,
-    arguments: dict,
-    flip: bool,
-) -> TrainData:
-    """Latents of the photographs, what the denoiser is given for their captions, and what the method's prior needs."""
-    paths = list_images(images)
-    words = subject_words(concept)
-    said = captions(paths, concept["prompt"]) * (1 + flip)
-    texts = [fill_prompt(text, words) for text in said]
-    for text in dict.fromkeys(texts):
-        print(f"caption: {text}")
-    prior, as_class = None, {}
-    if class_images:
-        folder = Path(class_images)
-        drawn = read_drawn(folder, {"model": model})["images"]
-        latents = encode(pipeline, [folder / entry["file"] for entry in drawn], size)
-        prior = TrainData(latents, conditions(pipeline, [entry["prompt"] for entry in drawn], size, arguments)[0])
-        print(f"{len(drawn)} pictures of the class")
-    if method == "prior-prediction":
-        named = [fill_prompt(text, {**words, "subject": concept["class"]}) for text in said]
-        as_class = conditions(pipeline, named, size, arguments)[0]
-    given, constants, unit = conditions(
-        pipeline, [*texts, ""], size, arguments
-    )  # the last one for captions that are dropped
-    return TrainData(
-        latents=encode(pipeline, paths, size, flip),
-        conditions={key: value[:-1] for key, value in given.items()},
-        unconditional={key: value[-1:] for key, value in given.items()},
-        prior=prior,
-        class_conditions=as_class,
-        constants=constants,
-        unit=unit,
-    )
+def drawn_pictures(folder: str | None, model: str) -> Drawn:
+    """Pictures of the class that the base model drew, if the method learns from them."""
+    found = read_drawn(Path(folder), {"model": model})["images"] if folder else []
+    return [(Path(folder) / entry["file"], entry["prompt"]) for entry in found]
 
 
 def protected_adapter(
@@ -102,7 +43,7 @@ def protected_adapter(
     return Adapter(sites, stacks, timesteps, method["scope"], method["rank"], method["alpha"]), timesteps
 
 
-def main(
+def learn(
     out: dict,
     projectors: list[str],
     trajectories: list[str],
@@ -115,18 +56,27 @@ def main(
     identity: dict,
     config: dict,
 ) -> None:
+    """In one process, or in each of those that share the training."""
     device = models.pick_device(config["device"])
-    options = dict(method["train"])
-    flip = options.pop("flip")
+    options = {key: value for key, value in method["train"].items() if key not in ("flip", "buckets", "gpus")}
     settings = TrainSettings(**options)
 
     pipeline = models.load_pipeline(config["model"], device, config["revision"], config["variant"])
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     denoiser = models.denoiser_of(pipeline).requires_grad_(False)
-    size = resolution or models.resolution_of(pipeline)
+    size, said = resolution or models.resolution_of(pipeline), sampler["arguments"]
     [images] = [entry["images"] for entry in config["concepts"] if entry["name"] == concept["name"]]
-    said = sampler["arguments"]
-    data = training_data(pipeline, images, concept, method["method"], class_images, identity["model"], size, said, flip)
+    data = training_data(
+        pipeline,
+        images,
+        concept,
+        size,
+        arguments=said,
+        flip=method["train"]["flip"],
+        buckets=method["train"]["buckets"],
+        drawn=drawn_pictures(class_images, identity["model"]),
+        as_class=prior_of(method) == "prediction",
+    )
     torch.manual_seed(settings.seed)
     if ours := method["method"] == "nullbooth":
         adapter, timesteps = protected_adapter(denoiser, projectors, sites, method, identity)
@@ -158,7 +108,10 @@ def main(
         run=digest(recipe),
         validate=pictures,
         validate_every=config["validate"]["every"],
+        trackers=config["trackers"],
     )
+    if not PartialState().is_main_process:
+        return
     info = AdapterInfo(
         scope=method["scope"] if ours else method["method"],
         rank=method["rank"],
@@ -170,6 +123,14 @@ def main(
     )
     write_adapter(path, adapter.tensors(), info)
     write_text(out["config"], yaml.safe_dump({**recipe, "sampler": sampler}, sort_keys=False))
+
+
+def main(*given, method: dict, config: dict, **params) -> None:
+    gpus, arguments = method["train"]["gpus"], {"method": method, "config": config, **params}
+    if gpus > 1:
+        devices.side_by_side(partial(learn, **arguments), given, gpus, config["device"])
+    else:
+        learn(*given, **arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from nullbooth.files import whole
 from nullbooth.gallery import render
 from nullbooth.images import read_drawn
 from nullbooth.progress import log_to
-from nullbooth.settings import WITH_CLASS_IMAGES
+from nullbooth.settings import prior_of
 
 COLUMNS = {
     "fidelity": FIDELITY,
@@ -51,7 +51,7 @@ def strip(folder: Path, page: Path, name: str) -> list[dict]:
     return [{"file": f"{name}/{entry['file']}", "prompt": entry["prompt"]} for entry in chosen]
 
 
-def table_row(curve: str, point: Point, equal: dict, method: str, once: dict[str, float | None]) -> dict:
+def table_row(curve: str, point: Point, equal: dict, method: dict, once: dict[str, float | None]) -> dict:
     """What the page's table says of a method: its point to show, drift at equal fidelity, and costs."""
     return {
         "curve": curve,
@@ -60,8 +60,8 @@ def table_row(curve: str, point: Point, equal: dict, method: str, once: dict[str
         **{name: point.mean(key) for name, key in COLUMNS.items() if key in point.values},
         "step_seconds": point.step_seconds,
         "train_seconds": point.train_seconds,
-        "subject_seconds": once["class images"] if method in WITH_CLASS_IMAGES else 0.0,
-        "model_seconds": {"nullbooth": once["statistics"], "corda": once["trajectories"]}.get(method, 0.0),
+        "subject_seconds": once["class images"] if prior_of(method) == "images" else 0.0,
+        "model_seconds": {"nullbooth": once["statistics"], "corda": once["trajectories"]}.get(method["method"], 0.0),
     }
 
 
@@ -139,7 +139,7 @@ def main(
     table, once = [], costs(results / "benchmarks", statistics, concepts)
     for curve, ps in curves.items():
         point = best_point(ps, target)
-        row = table_row(curve, point, equal[curve], points[point.name]["method"], once)
+        row = table_row(curve, point, equal[curve], points[point.name], once)
         images = results / "runs" / concepts[0] / point.name / str(seeds[0]) / "images"
         table.append({**row, "pictures": strip(images, page, curve)})
     table.sort(key=lambda row: (row["equal"]["value"], row["drift"]["value"]))

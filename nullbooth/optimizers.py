@@ -1,0 +1,55 @@
+"""Optimisers by name, and their state as tensors and numbers, for checkpoints that go on exactly."""
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def make_optimizer(
+    name: str, parameters: list[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """An optimiser with decoupled weight decay. learning_rate: of Prodigy (arXiv 2306.06101), a factor of the rate that
+    it finds by itself; 1 is its authors' choice."""
+    match name:
+        case "adamw":
+            return torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay)
+        case "adamw8bit":
+            from bitsandbytes.optim import AdamW8bit
+
+            return AdamW8bit(parameters, learning_rate, weight_decay=weight_decay)
+        case "prodigy":
+            from prodigyopt import Prodigy
+
+            # As its authors advise for diffusion models.
+            return Prodigy(
+                parameters,
+                learning_rate,
+                weight_decay=weight_decay,
+                use_bias_correction=True,
+                safeguard_warmup=True,
+            )
+    raise ValueError(f"train.optimizer: {name!r}: use one of adamw, adamw8bit, prodigy")
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
+    """What an optimiser remembers of each parameter, and the numbers of its groups as JSON (Prodigy finds its rate
+    there)."""
+    state = optimizer.state_dict()
+    tensors = {f"{i}.{k}": torch.as_tensor(v) for i, kept in state["state"].items() for k, v in kept.items()}
+    groups = [{k: v for k, v in group.items() if isinstance(v, (int, float))} for group in state["param_groups"]]
+    return tensors, json.dumps(groups)
+
+
+def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: str) -> None:
+    """Inverse of `state_tensors`."""
+    states: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        i, _, name = key.partition(".")
+        counter = value.ndim == 0 and not value.is_floating_point()
+        states.setdefault(int(i), {})[name] = value.item() if counter else value
+    known = optimizer.state_dict()["param_groups"]
+    numbers = json.loads(groups)
+    merged = [{**group, **found} for group, found in zip(known, numbers, strict=True)]
+    optimizer.load_state_dict({"state": states, "param_groups": merged})

@@ -1,0 +1,106 @@
+"""From photographs and captions to what training is given: latents and conditions, computed once."""
+
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nullbooth.images import captions, list_images, load_image, open_image
+from nullbooth.models import packed
+from nullbooth.settings import fill_prompt, subject_words
+from nullbooth.training import TrainData
+from nullbooth.trajectories import record
+
+Shape = tuple[int, int]  # height and width in pixels
+Drawn = list[tuple[Path, str]]  # pictures, and their prompts
+MOST_OBLONG = 2.0  # of a bucket: the longer side over the shorter one
+
+
+def bucket_shape(width: int, height: int, side: int, step: int) -> Shape:
+    """The shape nearest to that of a picture, of about `side`² pixels, with sides that are multiples of `step`."""
+    stretch = sqrt(min(MOST_OBLONG, max(1 / MOST_OBLONG, width / height)))
+    return step * round(side / stretch / step), step * round(side * stretch / step)
+
+
+def bucket_step(pipeline: Any, side: int) -> int:
+    """What sides of buckets are multiples of: 64 pixels, or less of small models, and at least two latents."""
+    latents = 2 * pipeline.vae_scale_factor
+    return latents * ceil(min(64, side // 8) / latents)
+
+
+@torch.no_grad()
+def encode(pipeline: Any, paths: list[Path], shape: int | Shape, flip: bool = False) -> Tensor:
+    """Latents `[n, ...]` of pictures, and behind them of their mirror images."""
+    vae = pipeline.vae
+    x = torch.stack([load_image(path, shape) for path in paths])
+    x = torch.cat((x, x.flip(-1))) if flip else x
+    found = [vae.encode(image[None].to(vae.device, vae.dtype)) for image in x]
+    latents = torch.cat([f.latent_dist.mode() if hasattr(f, "latent_dist") else f.latent for f in found]).float().cpu()
+    shift = vae.config.get("shift_factor") or 0
+    return packed(pipeline, (latents - shift) * vae.config.scaling_factor)
+
+
+def conditions(
+    pipeline: Any, prompts: list[str], shape: Shape, arguments: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+    """What the denoiser is given for each prompt, one row a prompt, without guidance; what it is given for all of them;
+    and its timestep for 1 of the scheduler's."""
+    distinct = list(dict.fromkeys(prompts))
+    how = {"guidance": 1.0, "seed": 0, "batch": len(distinct), "resolution": shape, "arguments": arguments}
+    given = record(pipeline, distinct, steps=2, **how)
+    rows = [distinct.index(prompt) for prompt in prompts]
+    unit = given.timesteps[0] / float(pipeline.scheduler.timesteps[0])
+    return {key: value[0][rows] for key, value in given.conditions.items()}, given.constants, unit
+
+
+def training_data(
+    pipeline: Any,
+    folder: Path | str,
+    concept: dict[str, Any],
+    side: int,
+    *,
+    arguments: dict[str, Any],
+    flip: bool = False,
+    buckets: bool = False,
+    drawn: Drawn = (),
+    as_class: bool = False,
+) -> list[TrainData]:
+    """Latents of the photographs in a folder and what the denoiser is given for their captions: one entry, or with
+    `buckets` one for each of their shapes.
+
+    side: pixels of a picture of the model's own shape; drawn: pictures of the class to learn beside them; as_class:
+    with what the denoiser is given for the captions that name the class alone.
+    """
+    paths, words = list_images(folder), subject_words(concept)
+    said = dict(zip(paths, captions(paths, concept["prompt"]), strict=True))
+    step, shapes = bucket_step(pipeline, side), dict.fromkeys(paths, (side, side))
+    if buckets:
+        shapes = {path: bucket_shape(*open_image(path).size, side, step) for path in paths}
+    found = []
+    for shape in sorted(set(shapes.values())):
+        own = [path for path in paths if shapes[path] == shape]
+        texts = [said[path] for path in own] * (1 + flip)
+        given, constants, unit = conditions(
+            pipeline, [*(fill_prompt(text, words) for text in texts), ""], shape, arguments
+        )  # the last one for captions that are dropped
+        named = [fill_prompt(text, {**words, "subject": concept["class"]}) for text in texts]
+        found.append(
+            TrainData(
+                latents=encode(pipeline, own, shape, flip),
+                conditions={key: value[:-1] for key, value in given.items()},
+                unconditional={key: value[-1:] for key, value in given.items()},
+                prior=_prior(pipeline, drawn, shape, arguments) if drawn else None,
+                class_conditions=conditions(pipeline, named, shape, arguments)[0] if as_class else {},
+                constants=constants,
+                unit=unit,
+            )
+        )
+        print(f"{len(own)} photographs of {shape[1]} x {shape[0]} pixels")
+    return found
+
+
+def _prior(pipeline: Any, drawn: Drawn, shape: Shape, arguments: dict[str, Any]) -> TrainData:
+    latents = encode(pipeline, [path for path, _ in drawn], shape)
+    return TrainData(latents, conditions(pipeline, [prompt for _, prompt in drawn], shape, arguments)[0])
