@@ -107,7 +107,7 @@ def run_stage(args: Namespace) -> None:
         case "training":
             concept = {"name": "starling", "identifier": "vbk", "class": "star", "prompt": "a photo of a {subject}"}
             options = {"steps": args.train_steps, "batch": args.train_batch, "precision": args.precision, "flip": False}
-            options |= {"buckets": False, "gpus": 1, "gradient_checkpointing": args.checkpointing}
+            options |= {"buckets": False, "gpus": 1, "inversion_steps": 0, "gradient_checkpointing": args.checkpointing}
             # The projectors of one timestep stand for those of all: they are as large.
             script("adapter").main(
                 {"adapter": str(folder / "run/adapter.safetensors"), "config": str(folder / "run/config.yaml")},

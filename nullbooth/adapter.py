@@ -29,6 +29,7 @@ from nullbooth.text import InputError
 
 FORMAT = "nullbooth-adapter-1"
 SCOPES = ("timestep", "pooled", "shared")
+WORD = "word."  # before the name of a text encoder, of the tensors that it reads for the identifier
 MEND = "copy it again, or delete it and learn the subject again"
 
 
@@ -43,6 +44,7 @@ class AdapterInfo:
     model: str  # identity of the model it was trained on
     prompt: str  # what calls the subject
     rule: str
+    identifier: str = ""  # where text encoders read vectors of their own for it (nullbooth.inversion)
 
 
 class SiteProjectors(nn.Module):
@@ -268,8 +270,14 @@ class Adapter(nn.Module):
 
 
 def write_adapter(path: Path | str, tensors: dict[str, Tensor], info: AdapterInfo) -> None:
-    """Write changes of weights as a safetensors file: by site `up` and `down`, or `delta`."""
+    """Write changes of weights as a safetensors file, by site `up` and `down` or `delta`, and the vectors of a word."""
     save_tensors(path, tensors, {"format": FORMAT, "info": json.dumps(asdict(info))})
+
+
+def split_word(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Changes of weights, and the vectors of the identifier by text encoder."""
+    word = {key.removeprefix(WORD): value for key, value in tensors.items() if key.startswith(WORD)}
+    return {key: value for key, value in tensors.items() if not key.startswith(WORD)}, word
 
 
 def nearest_index(timesteps: Tensor, timestep: Tensor) -> Tensor:
@@ -313,6 +321,9 @@ def _unsound(tensors: dict[str, Tensor], info: AdapterInfo) -> str | None:
             return f"{key} has entries that are no finite numbers"
         site, _, part = key.rpartition(".")
         sites.setdefault(site, {})[part] = tuple(value.shape)
+    for part, shape in sites.pop(WORD[:-1], {}).items():
+        if len(shape) != 2 or not info.identifier:
+            return f"{WORD}{part} of shape {shape} is no word"
     for site, shapes in sites.items():
         match shapes:
             case {"up": (_, a), "down": (s, b, _), **rest} if a == b and s in steps and not rest:
@@ -339,6 +350,7 @@ class LoadedAdapter:
         self.info, self._scale, self._at = info, float(scale), None
         self._timesteps = torch.tensor(info.timesteps, dtype=torch.float64)
         self._weights: dict[str, nn.Parameter] = {}
+        tensors, _ = split_word(tensors)
         for name in sorted({key.rsplit(".", 1)[0] for key in tensors}):
             expected = self._shape(tensors, name)
             weight = parameters.get(f"{name}.weight", parameters.get(name))
@@ -356,7 +368,7 @@ class LoadedAdapter:
             name: known[name] if name in known else weight.detach().clone() for name, weight in self._weights.items()
         }
         self._together.append(self)
-        self._handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+        self._handles = [denoiser.register_forward_pre_hook(self._before, with_kwargs=True)]
 
     @property
     def alone(self) -> bool:
@@ -379,6 +391,16 @@ class LoadedAdapter:
         if f"{name}.delta" in tensors:
             return tensors[f"{name}.delta"].shape
         return torch.Size((tensors[f"{name}.up"].shape[0], tensors[f"{name}.down"].shape[-1]))
+
+    def learn_word(self, handles: list) -> None:
+        """Take hooks by which text encoders read the identifier's own vectors, to be removed with this adapter.
+
+        Raises InputError if another adapter at work has such a word of the same name.
+        """
+        self._handles += handles
+        word = self.info.identifier
+        if any(other is not self and other.info.identifier == word for other in self._together):
+            raise InputError(f"the word {word!r} is learned by another adapter at work too; unload that one first")
 
     def nearest(self, timestep: float) -> int:
         """Index of the adapter's cached timestep nearest to a timestep."""
@@ -426,7 +448,8 @@ class LoadedAdapter:
 
     def unload(self) -> None:
         """Give the denoiser its own weights back, bit by bit, but for what other adapters at work change."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         if self in self._together:
             self._together.remove(self)
             self._set(self._weights)
@@ -442,10 +465,19 @@ def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str
     loaded, and unloaded in any order. Raises InputError if the file is damaged, or of another model: one with other
     layers, or another identity than `model` where that is given.
     """
+    from nullbooth import inversion
     from nullbooth.models import denoiser_of
 
     tensors, info = read_adapter(path, model)
+    _, word = split_word(tensors)
     try:
-        return LoadedAdapter(denoiser_of(pipeline), tensors, info, scale)
+        loaded = LoadedAdapter(denoiser_of(pipeline), tensors, info, scale)
+        try:
+            if word:
+                loaded.learn_word(inversion.install(pipeline, info.identifier, word))
+        except InputError:
+            loaded.unload()
+            raise
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    return loaded

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nullbooth.adapter import AdapterInfo, LoadedAdapter, read_adapter
+from nullbooth.adapter import AdapterInfo, LoadedAdapter, read_adapter, split_word
 from nullbooth.files import whole, write_text
 from nullbooth.models import denoiser_of
 from nullbooth.tensors import save_tensors
@@ -23,6 +23,11 @@ def export_lora(path: Path | str, out: Path | str, keys: str = "diffusers") -> N
     LoRA equals the adapter (`timestep` scope, full rank), and where kohya's keys do not exist (transformers).
     """
     tensors, info = read_adapter(path)
+    tensors, word = split_word(tensors)
+    if word and not of_unet(info):
+        raise InputError(
+            f"{path}: {_has_word(info)}, which other tools do not read in a {info.denoiser}; load it with {_LOADER}"
+        )
     if Path(out).exists() and Path(out).samefile(path):
         raise InputError(f"{out}: the adapter itself; give the LoRA another name")
     if keys not in KEYS:
@@ -45,6 +50,21 @@ def export_lora(path: Path | str, out: Path | str, keys: str = "diffusers") -> N
     save_tensors(out, lora, {"format": "pt", **said})
 
 
+def export_word(path: Path | str, out: Path | str) -> bool:
+    """Write the identifier's vectors, if it has some: `[k, d]` by the name of the text encoder, for
+    `pipe.load_textual_inversion`. Says whether it has."""
+    tensors, info = read_adapter(path)
+    _, word = split_word(tensors)
+    if word:
+        save_tensors(out, word, {"format": "pt", "token": token_of(info)})
+    return bool(word)
+
+
+def token_of(info: AdapterInfo) -> str:
+    """What other tools call an identifier with vectors of its own: a token that no tokenizer has."""
+    return f"<{info.identifier}>"
+
+
 def of_unet(info: AdapterInfo) -> bool:
     return info.denoiser.startswith("UNet")
 
@@ -62,7 +82,12 @@ def low_rank(path: Path | str, tensors: dict[str, Tensor], info: AdapterInfo) ->
     return factors
 
 
-_MEND = "train with scope pooled, or load it with nullbooth.load_adapter"
+_LOADER = "nullbooth.load_adapter"
+_MEND = f"train with scope pooled, or load it with {_LOADER}"
+
+
+def _has_word(info: AdapterInfo) -> str:
+    return f"has vectors of its own for {info.identifier!r}"
 
 
 def _varies(info: AdapterInfo) -> str:
@@ -80,6 +105,11 @@ def fuse(pipeline: Any, path: Path | str, folder: Path | str, scale: float = 1.0
         raise InputError(f"{folder}: is there already; name a new folder")
     loaded = LoadedAdapter(denoiser_of(pipeline), tensors, info, scale)
     try:
+        if info.identifier:
+            raise InputError(
+                f"{path}: has vectors of its own for {info.identifier!r}, which are no weights of a pipeline; "
+                "load it with nullbooth.load_adapter"
+            )
         if not loaded.alone:
             raise InputError(f"{path}: another adapter is at work in the pipeline, and would be fused too; unload it")
         if any(map(loaded.varies, loaded.original)):
@@ -108,17 +138,36 @@ from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained({model!r})
 pipe.load_lora_weights(".", weight_name="{diffusers}")
-pipe({prompt!r}).images[0].save("picture.png")
+{word}pipe({prompt!r}).images[0].save("picture.png")
 ```
 
 {kohya}The license is that of the model and of the photographs: say it here before you share this.
 """
 
 
+WORD = """from safetensors.torch import load_file
+
+word = load_file("word.safetensors")
+for name in word:
+    parts = {{key: getattr(pipe, name.replace("text_encoder", key)) for key in ("text_encoder", "tokenizer")}}
+    pipe.load_textual_inversion({{{token!r}: word[name]}}, token={token!r}, **parts)
+"""
+
+
 def write_card(path: Path | str, out: Path | str, model: str, files: dict[str, str]) -> None:
     """Write a model card for exported LoRA files, `files` by their keys. model: folder or Hub id of the base."""
     _, info = read_adapter(path)
-    said = {"model": model, "prompt": info.prompt, "rank": info.rank, "rule": info.rule or info.scope, "kohya": ""}
+    prompt, word = info.prompt, ""
+    if info.identifier:
+        prompt, word = prompt.replace(info.identifier, token_of(info)), WORD.format(token=token_of(info))
+    said = {
+        "model": model,
+        "prompt": prompt,
+        "rank": info.rank,
+        "rule": info.rule or info.scope,
+        "kohya": "",
+        "word": word,
+    }
     if "kohya" in files:
         said["kohya"] = f"For ComfyUI and other tools: `{files['kohya']}`, the same with kohya's keys.\n\n"
     write_text(out, CARD.format(diffusers=files["diffusers"], **said))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nullbooth.images import captions, list_images, load_image, open_image
+from nullbooth.inversion import speaker
 from nullbooth.models import packed
 from nullbooth.settings import fill_prompt, subject_words
 from nullbooth.training import TrainData
@@ -66,12 +67,13 @@ def training_data(
     buckets: bool = False,
     drawn: Drawn = (),
     as_class: bool = False,
+    live: bool = False,
 ) -> list[TrainData]:
     """Latents of the photographs in a folder and what the denoiser is given for their captions: one entry, or with
     `buckets` one for each of their shapes.
 
     side: pixels of a picture of the model's own shape; drawn: pictures of the class to learn beside them; as_class:
-    with what the denoiser is given for the captions that name the class alone.
+    with what the denoiser is given for the captions that name the class alone; live: for text encoders that learn.
     """
     paths, words = list_images(folder), subject_words(concept)
     said = dict(zip(paths, captions(paths, concept["prompt"]), strict=True))
@@ -82,9 +84,9 @@ def training_data(
     for shape in sorted(set(shapes.values())):
         own = [path for path in paths if shapes[path] == shape]
         texts = [said[path] for path in own] * (1 + flip)
-        given, constants, unit = conditions(
-            pipeline, [*(fill_prompt(text, words) for text in texts), ""], shape, arguments
-        )  # the last one for captions that are dropped
+        filled = [fill_prompt(text, words) for text in texts]
+        # The last one for captions that are dropped.
+        given, constants, unit = conditions(pipeline, [*filled, ""], shape, arguments)
         named = [fill_prompt(text, {**words, "subject": concept["class"]}) for text in texts]
         found.append(
             TrainData(
@@ -95,6 +97,7 @@ def training_data(
                 class_conditions=conditions(pipeline, named, shape, arguments)[0] if as_class else {},
                 constants=constants,
                 unit=unit,
+                live=speaker(pipeline, filled, shape, arguments) if live else None,
             )
         )
         print(f"{len(own)} photographs of {shape[1]} x {shape[0]} pixels")

@@ -76,7 +76,7 @@ def run_of(config: dict[str, Any], method: dict[str, Any], pictures: int) -> Run
         method=method["method"],
         scope=method["scope"],
         rank=method["rank"],
-        steps=train["steps"],
+        steps=train["steps"] + train["inversion_steps"],
         samples=microbatch * train["accumulation"],
         microbatch=microbatch,
         pictures=pictures,

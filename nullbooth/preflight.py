@@ -4,6 +4,7 @@ Reads JSON and the headers of weights, never the weights, and imports neither to
 """
 
 import difflib
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,10 +88,23 @@ def check_training(config: dict[str, Any]) -> None:
     for key, name in used.items():
         if (package := PACKAGES.get(name)) and find_spec(package) is None:
             raise SettingsError(f"{key}: {name} needs a package that is not installed: pip install {package}")
-    if "cuda:" in config["device"] and (
-        key := next((k for k, train in settings.items() if train.get("gpus", 1) > 1), "")
-    ):
-        raise SettingsError(f"{key}.gpus: device {config['device']} is one GPU; set device: auto for several")
+    several = [key for key, train in settings.items() if train.get("gpus", 1) > 1]
+    if several and "cuda:" in config["device"]:
+        raise SettingsError(f"{several[0]}.gpus: device {config['device']} is one GPU; set device: auto for several")
+    if any(train.get("inversion_steps") for train in settings.values()):
+        check_identifiers(config)
+
+
+def check_identifiers(config: dict[str, Any]) -> None:
+    """Refuse identifiers that stand in a protected prompt, if they are to be given a meaning of their own."""
+    protected = read_prompts(config["protect"]["prompts"], "protect.prompts")
+    for i, concept in enumerate(config["concepts"]):
+        word = re.compile(rf"\b{re.escape(concept['identifier'])}\b", re.IGNORECASE)
+        if named := next(filter(word.search, protected), None):
+            raise SettingsError(
+                f"concepts.{i}.identifier: {shown(concept['identifier'])} stands in the protected prompt "
+                f"{shown(named)}, which train.inversion_steps would let change; choose another identifier"
+            )
 
 
 def prompts_of(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

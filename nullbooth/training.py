@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nullbooth.adapter import Adapter
 from nullbooth.checkpoints import Learning, resume, save_checkpoint
 from nullbooth.files import whole
+from nullbooth.inversion import Word
 from nullbooth.models import latents_name
 from nullbooth.optimizers import make_optimizer
 from nullbooth.rivals import FineTune
@@ -58,6 +59,7 @@ class TrainData:
     (DreamBooth, arXiv 2208.12242); `class_conditions`, the captions with the class in place of the subject, for which
     the base model's prediction is to be matched.
 
+    live: where the text encoders are learning, conditions of rows `[b]` with gradients, in place of the cached ones;
     constants: what the denoiser is given that is the same for all samples; unit: the denoiser's timestep for 1 of the
     scheduler's (some denoisers count from 0 to 1).
     """
@@ -69,6 +71,7 @@ class TrainData:
     class_conditions: dict[str, Tensor] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     unit: float = 1.0
+    live: Callable[[Tensor], dict[str, Tensor]] | None = None
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -117,7 +120,7 @@ def draw_timesteps(scheduler: Any, cached: Tensor, n: int, mode: str, generator:
 
 def train(
     denoiser: nn.Module,
-    adapter: Adapter | FineTune,
+    adapter: Adapter | FineTune | Word,
     buckets: Sequence[TrainData],
     scheduler: Any,
     settings: TrainSettings,
@@ -179,6 +182,8 @@ def train(
                 if ours:
                     adapter.prefetch(upcoming[0]["timestep"])
                 with accelerator.autocast():
+                    if data.live:
+                        batch["conditions"] = data.live(batch["rows"])
                     if data.class_conditions:
                         with torch.no_grad(), adapter.disabled(denoiser):
                             batch["target"][s.batch :] = _predict(denoiser, batch, data, slice(s.batch, None))
@@ -220,9 +225,11 @@ def train(
             table.writerows((i, *row) for i, row in enumerate(done, 1))
 
 
-def _refuse(s: TrainSettings, adapter: Adapter | FineTune, scheduler: Any) -> None:
+def _refuse(s: TrainSettings, adapter: Adapter | FineTune | Word, scheduler: Any) -> None:
     if adapter.scope == "shared" and s.accumulation > 1:
         raise ValueError("train.accumulation: scope shared projects each update for one timestep, so it must be 1")
+    if s.timesteps == "cached" and not isinstance(adapter, Adapter):
+        raise ValueError("train.timesteps: cached: method nullbooth alone has cached timesteps; take all")
     if s.offset_noise and is_flow(scheduler):
         raise ValueError("train.offset_noise: flow matching starts from plain noise, whose mean it needs; leave it 0")
 
@@ -264,7 +271,7 @@ def _averaged(ema: Any, parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _draw(
-    buckets: Sequence[TrainData], scheduler: Any, adapter: Adapter | FineTune, s: TrainSettings, index: int
+    buckets: Sequence[TrainData], scheduler: Any, adapter: Adapter | FineTune | Word, s: TrainSettings, index: int
 ) -> tuple[dict[str, Any], TrainData]:
     """A batch of one bucket, which is drawn by its number of photographs: `s.batch` of them, and behind them as many
     samples of the prior if there is one."""
@@ -277,7 +284,12 @@ def _draw(
 
 
 def _draw_of(
-    data: TrainData, scheduler: Any, adapter: Adapter | FineTune, s: TrainSettings, generator: Any, index: int
+    data: TrainData,
+    scheduler: Any,
+    adapter: Adapter | FineTune | Word,
+    s: TrainSettings,
+    generator: torch.Generator,
+    index: int,
 ) -> dict[str, Any]:
     rows = torch.randint(len(data.latents), (s.batch,), generator=generator)
     x = data.latents[rows]
@@ -297,7 +309,7 @@ def _draw_of(
     noisy, target = noised(scheduler, x, noise, t)
     device = adapter.timesteps.device
     given = t if data.unit == 1 else t * data.unit
-    batch = {"sample": noisy, "timestep": given, "target": target, "conditions": conditions}
+    batch = {"sample": noisy, "timestep": given, "target": target, "conditions": conditions, "rows": rows}
     batch = {k: _moved(v, device) for k, v in batch.items()}
     if data.prior is not None:
         other = index + (1 << 40)

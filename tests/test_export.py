@@ -37,14 +37,14 @@ def adapter_of(pipeline, path: Path, timesteps: int = 1, rank: int | str = 3) ->
     return path
 
 
-def draw(pipeline, family: str) -> torch.Tensor:
+def draw(pipeline, family: str, prompt: str = "a red star") -> torch.Tensor:
     small = families.SMALL.get(family, {})
     side = small.get("resolution") or {"Sana": 64}.get(family, 16)
     options = {"height": side, "width": side, **small.get("arguments", {})}
     options |= {"use_resolution_binning": False} if family in ("Sana", "PixArt-Sigma") else {}
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    return pipeline("a red star", num_inference_steps=3, generator=generator, output_type="pt", **options).images
+    return pipeline(prompt, num_inference_steps=3, generator=generator, output_type="pt", **options).images
 
 
 LOADABLE = [f for f in families.FAMILIES if f not in ("PixArt-Sigma",)]  # whose pipelines load LoRA files

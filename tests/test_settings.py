@@ -268,7 +268,8 @@ def test_files_that_the_configs_name_are_there(config, root):
 
 def test_training_defaults_are_those_of_the_schema(schema):
     properties = schema["$defs"]["train"]["properties"]
-    expected = {key: sub["default"] for key, sub in properties.items() if key not in ("flip", "buckets", "gpus")}
+    others = ("flip", "buckets", "gpus", "inversion_steps", "inversion_rate")
+    expected = {key: sub["default"] for key, sub in properties.items() if key not in others}
     found = {f.name: f.default for f in fields(TrainSettings)}
     assert {key: found[key] for key in expected} == expected
     assert set(found) - set(expected) == {"precision", "seed"}

@@ -1,5 +1,6 @@
 """Rule adapter: learn a concept from its photographs, within the free directions or as a rival does."""
 
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import yaml
 from accelerate import PartialState
 from diffusers import DDPMScheduler
 
-from nullbooth import devices, models
+from nullbooth import devices, inversion, models
 from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
 from nullbooth.files import write_text
 from nullbooth.identity import digest
 from nullbooth.images import read_drawn
+from nullbooth.inversion import Word
 from nullbooth.photographs import Drawn, training_data
 from nullbooth.progress import log_to
 from nullbooth.rivals import FineTune
@@ -21,6 +23,16 @@ from nullbooth.settings import fill_prompt, prior_of, subject_words
 from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, protected_passes, site_projectors
 from nullbooth.training import TrainSettings, is_flow, train
+
+# Of the steps in which the identifier alone is learned.
+PLAIN = {
+    "optimizer": "adamw",
+    "schedule": "constant",
+    "warmup": 0,
+    "weight_decay": 0.0,
+    "ema": None,
+    "timesteps": "all",
+}
 
 
 def drawn_pictures(folder: str | None, model: str) -> Drawn:
@@ -58,26 +70,31 @@ def learn(
 ) -> None:
     """In one process, or in each of those that share the training."""
     device = models.pick_device(config["device"])
-    options = {key: value for key, value in method["train"].items() if key not in ("flip", "buckets", "gpus")}
-    settings = TrainSettings(**options)
+    own = {field.name for field in fields(TrainSettings)}
+    settings = TrainSettings(**{key: value for key, value in method["train"].items() if key in own})
 
     pipeline = models.load_pipeline(config["model"], device, config["revision"], config["variant"])
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     denoiser = models.denoiser_of(pipeline).requires_grad_(False)
     size, said = resolution or models.resolution_of(pipeline), sampler["arguments"]
     [images] = [entry["images"] for entry in config["concepts"] if entry["name"] == concept["name"]]
-    data = training_data(
-        pipeline,
-        images,
-        concept,
-        size,
-        arguments=said,
-        flip=method["train"]["flip"],
-        buckets=method["train"]["buckets"],
-        drawn=drawn_pictures(class_images, identity["model"]),
-        as_class=prior_of(method) == "prediction",
-    )
+    how = {"arguments": said, **{key: method["train"][key] for key in ("flip", "buckets")}}
+    prior = {"drawn": drawn_pictures(class_images, identity["model"]), "as_class": prior_of(method) == "prediction"}
+    recipe, path = {"concept": concept, "method": method, "identity": identity}, Path(out["adapter"])
+    scheduler = pipeline.scheduler
+    if not is_flow(scheduler):
+        scheduler = DDPMScheduler.from_config(scheduler.config)
     torch.manual_seed(settings.seed)
+    word = {}
+    if steps := method["train"]["inversion_steps"]:
+        inverted = Word(pipeline, concept["identifier"])
+        brief = replace(settings, steps=steps, learning_rate=method["train"]["inversion_rate"], **PLAIN)
+        data = training_data(pipeline, images, concept, size, **how, live=True)
+        folder = path.parent / "inversion"
+        train(denoiser, inverted, data, scheduler, brief, folder, run=digest(recipe), trackers=())
+        word = inverted.tensors()
+        inversion.install(pipeline, concept["identifier"], dict(inverted.requires_grad_(False).vectors))
+    data = training_data(pipeline, images, concept, size, **how, **prior)
     if ours := method["method"] == "nullbooth":
         adapter, timesteps = protected_adapter(denoiser, projectors, sites, method, identity)
     else:
@@ -85,9 +102,6 @@ def learn(
         passes = protected_passes(denoiser, trajectories, identity, every=10)
         adapter = FineTune(denoiser, found, method["method"], method["rank"], method["alpha"], passes)
     adapter = adapter.to(device)
-    scheduler = pipeline.scheduler
-    if not is_flow(scheduler):
-        scheduler = DDPMScheduler.from_config(scheduler.config)
 
     def pictures(_step: int) -> torch.Tensor:
         prompts = [fill_prompt(prompt, subject_words(concept)) for prompt in config["validate"]["prompts"]]
@@ -96,8 +110,6 @@ def learn(
         how = {"steps": steps, "guidance": guidance, "resolution": size, "arguments": said}
         return sample(pipeline, prompts, seeds, **how) / 2 + 0.5
 
-    path = Path(out["adapter"])
-    recipe = {"concept": concept, "method": method, "identity": identity}
     train(
         denoiser,
         adapter,
@@ -120,8 +132,9 @@ def learn(
         model=identity["model"],
         prompt=fill_prompt(concept["prompt"], subject_words(concept)),
         rule=", ".join(f"{rule}: {value}" for rule, value in (method["rule"] or {}).items()),
+        identifier=concept["identifier"] if word else "",
     )
-    write_adapter(path, adapter.tensors(), info)
+    write_adapter(path, adapter.tensors() | word, info)
     write_text(out["config"], yaml.safe_dump({**recipe, "sampler": sampler}, sort_keys=False))
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nullbooth.adapter import read_adapter
-from nullbooth.export import KEYS, export_lora, of_unet, write_card
+from nullbooth.export import KEYS, export_lora, export_word, of_unet, write_card
 from nullbooth.files import whole
 from nullbooth.progress import log_to
 
@@ -15,6 +15,7 @@ def main(out: str, adapter: str, model: str) -> None:
         folder.mkdir()
         for keys, name in files.items():
             export_lora(adapter, folder / name, keys)
+        export_word(adapter, folder / "word.safetensors")
         write_card(adapter, folder / "README.md", model, files)
     print(f"{Path(out)}: {', '.join(files.values())}")
 

@@ -1,0 +1,142 @@
+"""Textual inversion (arXiv 2208.01618) of the identifier: vectors that text encoders read in place of its embeddings.
+
+Neither tokenizer nor text encoder changes. A prompt without the identifier is read as before, bit by bit, and so what
+protects prompts is not touched.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nullbooth.adapter import WORD
+from nullbooth.models import denoiser_of, latents_name
+from nullbooth.text import InputError
+from nullbooth.trajectories import POSITIONS, call_options, flatten, initial_latents
+
+
+def readers(pipeline: Any) -> dict[str, tuple[Any, nn.Module]]:
+    """Tokenizer and text encoder of a pipeline, by the encoder's name."""
+    names = [name for name, part in pipeline.components.items() if name.startswith("text_encoder") and part is not None]
+    tokenizers = {name: name.replace("text_encoder", "tokenizer") for name in names}
+    return {name: (getattr(pipeline, tokenizers[name]), getattr(pipeline, name)) for name in names}
+
+
+def embeddings(tokenizer: Any, encoder: nn.Module) -> list[nn.Embedding]:
+    """The modules that look words up, whichever of them the encoder calls."""
+    return [m for m in encoder.modules() if isinstance(m, nn.Embedding) and m.num_embeddings >= len(tokenizer)]
+
+
+def tokens_of(tokenizer: Any, word: str) -> list[int]:
+    return tokenizer(word, add_special_tokens=False).input_ids
+
+
+def put(embedded: Tensor, ids: Tensor, pattern: list[int], vectors: Tensor) -> Tensor:
+    """`embedded: [b, t, d]` with `vectors: [k, d]` wherever `ids: [b, t]` have the `k` tokens of `pattern` in a row."""
+    if ids.ndim != 2 or ids.shape[1] < len(pattern):
+        return embedded
+    rows, columns = ids.unfold(1, len(pattern), 1).eq(torch.tensor(pattern, device=ids.device)).all(-1).nonzero().T
+    if not len(rows):
+        return embedded
+    embedded = embedded.clone()
+    for k, vector in enumerate(vectors):
+        embedded[rows, columns + k] = vector.to(embedded)
+    return embedded
+
+
+def install(pipeline: Any, word: str, vectors: Mapping[str, Tensor]) -> list[RemovableHandle]:
+    """Let text encoders read `vectors[name]: [k, d]` where the word stands; handles take it back.
+
+    Raises InputError if an encoder is not there, or has other widths or tokens.
+    """
+    there, handles = readers(pipeline), []
+    if set(vectors) != set(there):
+        raise InputError(f"the word {word!r} is of {', '.join(sorted(vectors))}; the pipeline has {', '.join(there)}")
+    for name, (tokenizer, encoder) in there.items():
+        pattern, found = tokens_of(tokenizer, word), embeddings(tokenizer, encoder)
+        if vectors[name].shape != (len(pattern), found[0].embedding_dim):
+            shape = tuple(vectors[name].shape)
+            raise InputError(f"the word {word!r} has {name} vectors {shape}, which this text encoder does not read")
+
+        def hook(_module, args, output, pattern=pattern, learned=vectors[name]) -> Tensor:
+            return put(output, args[0], pattern, learned)
+
+        handles += [module.register_forward_hook(hook) for module in found]
+    return handles
+
+
+class Word(nn.Module):
+    """What is learned of an identifier, in the place of an `Adapter` in training. vectors: by encoder, `[k, d]`; they
+    begin as the embeddings that it has."""
+
+    scope = "word"
+
+    def __init__(self, pipeline: Any, word: str):
+        super().__init__()
+        self.word, self._pipeline = word, [pipeline]  # in a list, so that it is no module of this one
+        device = next(denoiser_of(pipeline).parameters()).device
+        self.vectors = nn.ParameterDict()
+        for name, (tokenizer, encoder) in readers(pipeline).items():
+            look_up = embeddings(tokenizer, encoder)[0]
+            ids = torch.tensor([tokens_of(tokenizer, word)], device=look_up.weight.device)
+            with torch.no_grad():
+                self.vectors[name] = nn.Parameter(look_up(ids)[0].detach().clone().float().to(device))
+        self.register_buffer("timesteps", torch.zeros(1, dtype=torch.float64, device=device), persistent=False)
+
+    @contextmanager
+    def attached(self, _denoiser: nn.Module | None = None) -> Iterator["Word"]:
+        """The text encoders read the vectors."""
+        handles = install(self._pipeline[0], self.word, self.vectors)
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved."""
+        return {f"{WORD}{name}": v.detach().float().cpu().clone() for name, v in self.vectors.items()}
+
+
+class _Heard(Exception):  # noqa: N818 (no error)
+    """Ends a pipeline's call when its denoiser is called."""
+
+
+def spoken(pipeline: Any, prompts: list[str], resolution: Any, arguments: dict[str, Any]) -> dict[str, Tensor]:
+    """What the denoiser is given for each prompt without guidance, one row a prompt, with gradients to what the text
+    encoders read; as `nullbooth.photographs.conditions`, which has none."""
+    denoiser, heard = denoiser_of(pipeline), {}
+
+    def hear(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given = dict(inspect.signature(denoiser.forward).bind(*args, **kwargs).arguments)
+        for name in (latents_name(denoiser), "timestep"):
+            given.pop(name)
+        heard.update({key: value for key, value in flatten(given).items() if key not in POSITIONS})
+        raise _Heard
+
+    latents = initial_latents(pipeline, [0] * len(prompts), resolution)
+    handle = denoiser.register_forward_pre_hook(hear, with_kwargs=True)
+    try:
+        type(pipeline).__call__.__wrapped__(  # without the no_grad around it
+            pipeline,
+            prompts,
+            num_inference_steps=2,
+            guidance_scale=1.0,
+            latents=latents.to(pipeline.device, denoiser.dtype),
+            output_type="latent",
+            **call_options(pipeline, resolution, arguments),
+        )
+    except _Heard:
+        return heard
+    finally:
+        handle.remove()
+    raise RuntimeError(f"{type(pipeline).__name__} did not call its denoiser")
+
+
+def speaker(pipeline: Any, texts: list[str], resolution: Any, arguments: dict[str, Any]) -> Callable:
+    """A function of rows `[b]` of `texts` that gives what the denoiser is given for them (`spoken`)."""
+    return lambda rows: spoken(pipeline, [texts[i] for i in rows.tolist()], resolution, arguments)
