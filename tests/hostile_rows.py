@@ -59,6 +59,31 @@ changed("results nowhere", {"results": ""}, "results: ''")
 changed("results with braces", {"results": "a{b}"}, "results: 'a{b}'")
 changed("results around the photographs", lambda w: {"results": str(w.folder)}, "results: ", "lies in it", "lost")
 changed("results in place of a file", lambda w: {"results": str(w.prompts / "class.txt")}, "results: ", "a file")
+changed(
+    "a rival with a prior",
+    {"methods": [{"name": "a", "method": "lora", "prior": "images"}]},
+    "methods.0.prior: 'images'",
+)
+changed(
+    "8-bit Adam without its package",
+    {"train": {"optimizer": "adamw8bit"}},
+    "train.optimizer",
+    "pip install bitsandbytes",
+)
+changed("a tracker without its package", {"trackers": ["wandb"]}, "trackers.0: wandb", "pip install wandb")
+changed(
+    "several GPUs where one is named",
+    {"device": "cuda:1", "methods": [{"name": "a", "sweep": [{"gpus": 2}]}]},
+    "methods.0.sweep.0.gpus: device cuda:1 is one GPU",
+    "device: auto",
+)
+changed(
+    "an identifier in a protected prompt",
+    lambda w: {"concepts": [w.concept(identifier="Ring")], "train": {"inversion_steps": 5}},
+    "concepts.0.identifier: 'Ring'",
+    "'a blue ring'",
+    "another identifier",
+)
 
 
 def nested(depth: int) -> list:
