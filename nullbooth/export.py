@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nullbooth.adapter import AdapterInfo, LoadedAdapter, read_adapter
 from nullbooth.files import whole, write_text
-from nullbooth.models import denoiser_of
+from nullbooth.models import denoiser_of, pipeline_class
 from nullbooth.tensors import save_tensors
 from nullbooth.text import InputError
 
@@ -102,9 +102,9 @@ what the model's layers read for the prompts that were protected, so that those 
 Trigger: `{prompt}`
 
 ```python
-from diffusers import DiffusionPipeline
+from diffusers import {loader}
 
-pipe = DiffusionPipeline.from_pretrained({model!r})
+pipe = {loader}.{call}
 pipe.load_lora_weights(".", weight_name="{diffusers}")
 pipe({prompt!r}).images[0].save("picture.png")
 ```
@@ -113,10 +113,29 @@ pipe({prompt!r}).images[0].save("picture.png")
 """
 
 
-def write_card(path: Path | str, out: Path | str, model: str, files: dict[str, str]) -> None:
-    """Write a model card for exported LoRA files, `files` by their keys. model: folder or Hub id of the base."""
+def write_card(
+    path: Path | str,
+    out: Path | str,
+    model: str,
+    files: dict[str, str],
+    configs: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Write a model card for exported LoRA files, `files` by their keys. model: folder, Hub id or one file of the base;
+    configs, revision: folder or Hub id with the configs of one file, and their commit."""
     _, info = read_adapter(path)
-    said = {"model": model, "prompt": info.prompt, "rank": info.rank, "rule": info.rule or info.scope, "kohya": ""}
+    loader, call = "DiffusionPipeline", f"from_pretrained({model!r})"
+    if configs:
+        loader, call = pipeline_class(configs, revision).__name__, f"from_single_file({model!r}, config={configs!r})"
+    said = {
+        "loader": loader,
+        "call": call,
+        "model": model,
+        "prompt": info.prompt,
+        "rank": info.rank,
+        "rule": info.rule or info.scope,
+        "kohya": "",
+    }
     if "kohya" in files:
         said["kohya"] = f"For ComfyUI and other tools: `{files['kohya']}`, the same with kohya's keys.\n\n"
     write_text(out, CARD.format(diffusers=files["diffusers"], **said))

@@ -43,21 +43,21 @@ def stable_diffusion(prediction: str) -> StableDiffusionPipeline:
     )
 
 
-def stable_diffusion_xl() -> StableDiffusionXLPipeline:
-    """Two text encoders side by side; the pooled text of the second, and sizes, beside the timestep."""
+def stable_diffusion_xl(second: int = tiny.WIDTH) -> StableDiffusionXLPipeline:
+    """Two text encoders side by side; the pooled text of the second, `second` wide, and sizes, beside the timestep."""
     return StableDiffusionXLPipeline(
         vae=tiny.vae(),
         text_encoder=tiny.clip(),
-        text_encoder_2=tiny.clip(CLIPTextModelWithProjection, 2),
+        text_encoder_2=tiny.clip(CLIPTextModelWithProjection, 2, second),
         tokenizer=tiny.tokenizer(),
         tokenizer_2=tiny.tokenizer(),
         unet=tiny.unet(
-            cross_attention_dim=2 * tiny.WIDTH,
+            cross_attention_dim=tiny.WIDTH + second,
             transformer_layers_per_block=(1, 2),
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + tiny.WIDTH,
+            projection_class_embeddings_input_dim=6 * 8 + second,
         ),
         scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
         add_watermarker=False,

@@ -120,7 +120,9 @@ def main(
     flip = options.pop("flip")
     settings = TrainSettings(**options)
 
-    pipeline = models.load_pipeline(config["model"], device, config["revision"], config["variant"])
+    pipeline = models.load_pipeline(
+        config["model"], device, config["revision"], config["variant"], config["model_config"]
+    )
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     denoiser = models.denoiser_of(pipeline).requires_grad_(False)
     size = resolution or models.resolution_of(pipeline)
