@@ -115,7 +115,7 @@ def _pipeline_of_file(file: Path, configs: Path, dtype: torch.dtype) -> Any:
     pipeline = _from_file(pipeline_class(str(configs)), file, configs, torch_dtype=dtype)
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module):
-            _check_part(name, module, file)
+            _check_part(name, module.eval(), file)  # T5 would come with dropout
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -111,6 +111,75 @@ def open_clip_weights(clip: Any) -> dict[str, Tensor]:
     return found
 
 
+SD3 = {
+    "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "context_embedder": "context_embedder",
+    "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+SD3_BLOCK = {
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "ff.net.0.proj": "x_block.mlp.fc1",
+    "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+    "attn.to_out.0": "x_block.attn.proj",
+    "attn.to_add_out": "context_block.attn.proj",
+    "attn.norm_q": "x_block.attn.ln_q",
+    "attn.norm_k": "x_block.attn.ln_k",
+    "attn.norm_added_q": "context_block.attn.ln_q",
+    "attn.norm_added_k": "context_block.attn.ln_k",
+    "attn2.to_out.0": "x_block.attn2.proj",
+    "attn2.norm_q": "x_block.attn2.ln_q",
+    "attn2.norm_k": "x_block.attn2.ln_k",
+}
+SD3_FUSED = {"attn.to_{}": "x_block.attn", "attn.add_{}_proj": "context_block.attn", "attn2.to_{}": "x_block.attn2"}
+
+
+def sd3_weights(transformer: Any) -> dict[str, Tensor]:
+    """Queries, keys and values of a stream as one linear; scale and shift of the last norms in another order."""
+    given = transformer.state_dict()
+    found = {"pos_embed": given.pop("pos_embed.pos_embed")}
+    for i in range(transformer.config.num_layers):
+        for ours, theirs in SD3_FUSED.items():
+            for last in ("weight", "bias"):
+                names = [f"transformer_blocks.{i}.{ours.format(kind)}.{last}" for kind in "qkv"]
+                if names[0] in given:
+                    found[f"joint_blocks.{i}.{theirs}.qkv.{last}"] = torch.cat([given.pop(name) for name in names])
+    swapped = ("norm_out.linear", f"transformer_blocks.{transformer.config.num_layers - 1}.norm1_context.linear")
+    for name, weight in given.items():
+        layer, _, last = name.rpartition(".")
+        if layer in swapped:
+            weight = torch.cat(weight.chunk(2)[::-1])
+        if block := re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", layer):
+            found[f"joint_blocks.{block[1]}.{SD3_BLOCK[block[2]]}.{last}"] = weight
+        else:
+            found[f"{SD3[layer]}.{last}"] = weight
+    return found
+
+
+def weights_of_sd3(pipeline: Any) -> dict[str, Tensor]:
+    """The third text encoder with its embeddings once, which are there twice."""
+    third = {k: v for k, v in pipeline.text_encoder_3.state_dict().items() if k != "encoder.embed_tokens.weight"}
+    parts = {
+        "model.diffusion_model.": sd3_weights(pipeline.transformer),
+        "first_stage_model.": vae_weights(pipeline.vae),
+        "text_encoders.clip_l.transformer.": pipeline.text_encoder.state_dict(),
+        "text_encoders.clip_g.transformer.": pipeline.text_encoder_2.state_dict(),
+        "text_encoders.t5xxl.transformer.": third,
+    }
+    return joined(parts)
+
+
+def joined(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": w.contiguous() for prefix, part in parts.items() for name, w in part.items()}
+
+
 def weights(pipeline: Any) -> dict[str, Tensor]:
     """All of a Stable Diffusion 1, 2 or XL pipeline."""
     xl = hasattr(pipeline, "text_encoder_2")
@@ -123,12 +192,13 @@ def weights(pipeline: Any) -> dict[str, Tensor]:
         parts[clip] = clip_weights(pipeline.text_encoder)
     if xl:
         parts["conditioner.embedders.1.model."] = open_clip_weights(pipeline.text_encoder_2)
-    return {f"{prefix}{name}": weight.contiguous() for prefix, part in parts.items() for name, weight in part.items()}
+    return joined(parts)
 
 
 def save(pipeline: Any, file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights(pipeline), file, {"format": "pt"})
+    found = weights_of_sd3(pipeline) if hasattr(pipeline, "text_encoder_3") else weights(pipeline)
+    save_file(found, file, {"format": "pt"})
     return file
 
 
