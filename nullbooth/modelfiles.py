@@ -108,11 +108,11 @@ def check_file(file: Path, parts: Mapping[str, str] = _LEAST, key: str = "model"
         return
     if any(re.search("lora|lycoris|hada|lokr", name, re.IGNORECASE) for name in names):
         raise InputError(f"{key}: {file} is a LoRA ({shown(names[0])}), which only changes a model: give that model")
-    said = {part: " or ".join(f"{place}*" for place in places[part]) for part in lacking}
-    said = [f"{part} ({where or f'{parts[part]} is read from no file'})" for part, where in said.items()]
+    sought = {part: " or ".join(f"{place}*" for place in places[part]) for part in lacking}
+    missing = [f"{part} ({where or f'{parts[part]} is read from no file'})" for part, where in sought.items()]
     raise InputError(
-        f"{key}: {file} has no {', no '.join(said)}: it is not a whole pipeline; take a file that has all of one, or "
-        "the folder or Hub id of one"
+        f"{key}: {file} has no {', no '.join(missing)}: it is not a whole pipeline; take a file that has all of one, "
+        "or the folder or Hub id of one"
     )
 
 
