@@ -80,6 +80,7 @@ def run_stage(args: Namespace) -> None:
             "model": str(folder / "model"),
             "revision": None,
             "variant": None,
+            "model_config": None,
             "device": "auto",
             "precision": args.precision,
         },

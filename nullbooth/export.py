@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nullbooth.adapter import AdapterInfo, LoadedAdapter, read_adapter, split_word
 from nullbooth.files import whole, write_text
-from nullbooth.models import denoiser_of
+from nullbooth.models import denoiser_of, pipeline_class
 from nullbooth.tensors import save_tensors
 from nullbooth.text import InputError
 
@@ -134,9 +134,9 @@ what the model's layers read for the prompts that were protected, so that those 
 Trigger: `{prompt}`
 
 ```python
-from diffusers import DiffusionPipeline
+from diffusers import {loader}
 
-pipe = DiffusionPipeline.from_pretrained({model!r})
+pipe = {loader}.{call}
 pipe.load_lora_weights(".", weight_name="{diffusers}")
 {word}pipe({prompt!r}).images[0].save("picture.png")
 ```
@@ -154,13 +154,26 @@ for name in word:
 """
 
 
-def write_card(path: Path | str, out: Path | str, model: str, files: dict[str, str]) -> None:
-    """Write a model card for exported LoRA files, `files` by their keys. model: folder or Hub id of the base."""
+def write_card(
+    path: Path | str,
+    out: Path | str,
+    model: str,
+    files: dict[str, str],
+    configs: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Write a model card for exported LoRA files, `files` by their keys. model: folder, Hub id or one file of the base;
+    configs, revision: folder or Hub id with the configs of one file, and their commit."""
     _, info = read_adapter(path)
+    loader, call = "DiffusionPipeline", f"from_pretrained({model!r})"
+    if configs:
+        loader, call = pipeline_class(configs, revision).__name__, f"from_single_file({model!r}, config={configs!r})"
     prompt, word = info.prompt, ""
     if info.identifier:
         prompt, word = prompt.replace(info.identifier, token_of(info)), WORD.format(token=token_of(info))
     said = {
+        "loader": loader,
+        "call": call,
         "model": model,
         "prompt": prompt,
         "rank": info.rank,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from nullbooth import estimate
 from nullbooth.cost import Machine, Model, Reading, Work
-from nullbooth.modelfiles import DENOISERS, has_variant
+from nullbooth.modelfiles import DENOISERS, TEXTS, has_variant, places_of, shapes_of
 from nullbooth.selection import PROJECTIONS, select
 
 _LOADED = r"(diffusion_pytorch_)?model{}(-\d+-of-\d+)?\.safetensors"  # of one variant, or of none
@@ -38,9 +38,7 @@ def shapes_in(folder: Path, variant: str | None = None) -> dict[str, list[int]]:
     loaded = re.compile(_LOADED.format(rf"\.{variant}" if has_variant(folder, variant) else ""))
     for path in sorted(folder.iterdir()):
         if loaded.fullmatch(path.name):
-            with open(path, "rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            found |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+            found |= shapes_of(path)
     if not found:
         raise ValueError(f"{folder}: no safetensors file of weights in it")
     return found
@@ -135,24 +133,30 @@ def read(
     resolution: int | None = None,
     most: int | None = None,
     variant: str | None = None,
+    file: Path | None = None,
 ) -> Model:
     """A local pipeline. resolution: pixels of a picture's side, None takes the model's own; most: of
-    tokens_of. Raises ValueError or OSError if it is something else."""
+    tokens_of; file: has the weights, where the folder has only configs. Raises ValueError or OSError if it is something
+    else, or if sites are patterns of names that a single file does not have."""
     folder = Path(folder)
     name = next(name for name in DENOISERS if (folder / name).is_dir())
     config, vae = (json.loads((folder / part / "config.json").read_text()) for part in (name, "vae"))
-    weights = shapes_in(folder / name, variant)
     texts = [path for path in folder.glob("text_encoder*") if path.is_dir()]
+    if file:  # whose names of attention layers end like those of diffusers
+        weights, encoders, decoder = (shapes_of(file, places) for places in (places_of(name), TEXTS, places_of("vae")))
+    else:
+        weights, decoder = shapes_in(folder / name, variant), shapes_in(folder / "vae", variant)
+        encoders = {f"{path.name}.{key}": shape for path in texts for key, shape in shapes_in(path, variant).items()}
     clip = max(json.loads((path / "config.json").read_text()).get("max_position_embeddings", 0) for path in texts)
     parameters, scale = count(weights), scale_factor(vae)
     side = resolution // scale if resolution else latent_side(config)
     sample = sample_of(config, side, tokens_of(config["_class_name"], clip, most))
     pixels = (side * scale) ** 2
     return Model(
-        name=str(folder),
+        name=str(file or folder),
         parameters=parameters,
-        text_parameters=sum(count(shapes_in(path, variant)) for path in texts),
-        vae_parameters=count(shapes_in(folder / "vae", variant)),
+        text_parameters=count(encoders),
+        vae_parameters=count(decoder),
         readings=readings(weights, sites),
         latent=sample.latent,
         condition=sample.condition,

@@ -4,13 +4,18 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 from nullbooth.files import read_json, write_text
-from nullbooth.modelfiles import DENOISERS
+from nullbooth.modelfiles import DENOISERS, shapes_of
 from nullbooth.text import InputError, read_text
 
-_WEIGHTS = (".safetensors", ".json", ".txt", ".model")
+CONFIGS = (".json", ".txt", ".model")  # and tokenizers
+_WEIGHTS = (".safetensors", *CONFIGS)
 _REMEMBERED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nullbooth" / "fingerprints.json"
 
 
@@ -24,9 +29,56 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_identity(model: str, revision: str | None = None, key: str = "model", index: str = "model_index.json") -> str:
+@contextmanager
+def _memory() -> Iterator[dict[str, str]]:
+    """What is remembered of files, by their places. What is added is kept."""
+    remembered = read_json(_REMEMBERED) if _REMEMBERED.is_file() else {}
+    known = dict(remembered)
+    yield known
+    if known != remembered:
+        write_text(_REMEMBERED, json.dumps(known))
+
+
+def _place(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+
+
+def single_identity(file: Path, configs: str, revision: str | None = None) -> str:
+    """Hash of a single-file model, and the identity of its configs and tokenizers: `hash+hash` or `hash+id@commit`."""
+    with _memory() as known:
+        if (place := _place(file)) not in known:
+            known[place] = file_digest(file)
+    return f"{known[place][:16]}+{model_identity(configs, revision, 'model_config', suffixes=CONFIGS)}"
+
+
+def known_configs(file: Path) -> str:
+    """The Hub id whose configs and tokenizers diffusers takes for a file, by names and shapes of its weights.
+
+    Remembered, because diffusers takes seconds to import. Raises InputError if it knows none.
+    """
+    with _memory() as known:
+        if (place := f"{_place(file)}:diffusers {version('diffusers')}") not in known:
+            from diffusers.loaders.single_file_utils import fetch_diffusers_config
+
+            weights = {name: SimpleNamespace(shape=shape) for name, shape in shapes_of(file).items()}
+            try:
+                known[place] = fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
+            except (LookupError, NameError, TypeError, ValueError) as error:
+                raise InputError(f"model: {file}: no model that diffusers knows ({error}); set model_config") from error
+    return known[place]
+
+
+def model_identity(
+    model: str,
+    revision: str | None = None,
+    key: str = "model",
+    index: str = "model_index.json",
+    suffixes: tuple[str, ...] = _WEIGHTS,
+) -> str:
     """Hash of a local model's files, or `id@commit` of a Hub model. `key` is the setting that names it, `index` the
     file that every such folder has: model_index.json of a diffusers pipeline, config.json of one transformers model.
+    suffixes: of the files that count.
 
     A file's hash is remembered by path, size, modification time and change time, so that large models are
     read once. Raises FileNotFoundError if a local folder has no such model in it.
@@ -39,28 +91,26 @@ def model_identity(model: str, revision: str | None = None, key: str = "model", 
     if not (folder / index).is_file():
         kind = "diffusers pipeline" if index == "model_index.json" else "transformers model"
         raise FileNotFoundError(f"{key}: {folder} has no {index}; give the folder of a {kind}")
-    remembered = read_json(_REMEMBERED) if _REMEMBERED.is_file() else {}
-    files, known = {}, dict(remembered)
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in _WEIGHTS):
-        stat = path.stat()
-        place = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
-        if place not in known:
-            known[place] = file_digest(path)
-        files[path.relative_to(folder).as_posix()] = known[place]
-    if known != remembered:
-        write_text(_REMEMBERED, json.dumps(known))
+    files = {}
+    with _memory() as known:
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in suffixes):
+            if (place := _place(path)) not in known:
+                known[place] = file_digest(path)
+            files[path.relative_to(folder).as_posix()] = known[place]
     return digest(files)
 
 
-def model_folder(model: str, commit: str | None) -> Path | None:
-    """The folder with a pipeline's weights: its own, or that of the Hub's cache; None if they are not here."""
+def model_folder(model: str, commit: str | None, weights: bool = True) -> Path | None:
+    """The folder with a pipeline's weights, or configs alone: its own, or that of the Hub's cache; None if they are not
+    here."""
     if commit is None:
         return Path(model)
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(model, "model_index.json", revision=commit)
     folder = Path(path).parent if isinstance(path, str) else None
-    found = folder and [path for name in DENOISERS for path in (folder / name).glob("*.safetensors")]
+    wanted = "*.safetensors" if weights else "config.json"
+    found = folder and [path for name in DENOISERS for path in (folder / name).glob(wanted)]
     return folder if found else None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,20 @@ DENOISERS = ("unet", "transformer")
 TRANSFORMERS = ("PixArtTransformer2DModel", "SanaTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+# Where one file has the parts of a pipeline, in the names of the original repositories; T5 has a place of its own.
+_DENOISER = ("model.diffusion_model.",)
+_PLACES = {
+    "unet": _DENOISER,
+    "transformer": _DENOISER,
+    "vae": ("first_stage_model.", "vae."),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.", "text_encoders.clip_l."),
+    "text_encoder_2": ("conditioner.embedders.1.", "text_encoders.clip_g."),
+}
+_T5 = ("text_encoders.t5xxl.",)
+TEXTS = ("cond_stage_model.", "conditioner.", "text_encoders.")  # of all text encoders
+# What any pipeline has, where its configs are not here.
+_LEAST = {"unet": "", "vae": "", "text_encoder": ""}
+_LEFT_OUT = "safety_checker"  # which diffusers never takes from one file
 _OWN_CODE = "a model with code of its own is not run; use one that diffusers or transformers itself knows"
 
 
@@ -22,10 +37,7 @@ def is_local(model: str, key: str, revision: str | None = None) -> bool:
     """Whether a model is a folder here; else it is a Hub id. Raises SettingsError for what is neither."""
     path = Path(model)
     if path.is_file():
-        raise SettingsError(
-            f"{key}: {model} is one file; convert it, if you trust who made it, and give the new folder: "
-            f'StableDiffusionPipeline.from_single_file("{path.name}").save_pretrained("{path.stem}")'
-        )
+        raise SettingsError(f"{key}: {model} is one file; give the folder that it belongs to, or a Hub id")
     if path.is_dir():
         return True
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model, re.ASCII) or model.startswith("."):
@@ -54,8 +66,11 @@ def has_variant(part: Path, variant: str | None) -> bool:
     return variant is not None and any(re.search(rf"\.{re.escape(variant)}[.-]", path.name) for path in part.iterdir())
 
 
-def check_pipeline(folder: Path, key: str = "model", variant: str | None = None) -> None:
-    """Refuse a folder that is not a diffusers pipeline whose denoiser has cross-attention, in safetensors."""
+def check_pipeline(folder: Path, key: str = "model", variant: str | None = None, file: Path | None = None) -> None:
+    """Refuse a folder that is not a diffusers pipeline whose denoiser has cross-attention, in safetensors.
+
+    file: has the weights in place of the folder, of which configs and tokenizers alone are looked at.
+    """
     if not (folder / "model_index.json").is_file():
         raise SettingsError(f"{key}: {folder} has no model_index.json; give the folder of a diffusers pipeline")
     parts = components(read_json(folder / "model_index.json"), f"{key}: {folder}/model_index.json")
@@ -64,11 +79,49 @@ def check_pipeline(folder: Path, key: str = "model", variant: str | None = None)
         raise SettingsError(f"variant: {folder / denoiser} has no weights of the variant {variant!r}; take it away")
     for name, (library, _) in parts.items():
         part = folder / name
+        if file and name == _LEFT_OUT:
+            continue
         if not part.is_dir():
             raise InputError(f"{key}: {part}: no such folder, but model_index.json names it; download the model again")
         if name in DENOISERS or (part / "config.json").is_file():
-            check_model(part, key, library, variant if has_variant(part, variant) else None)
+            check_config(part, key)
+            if file is None:
+                check_weights(part, key, library, variant if has_variant(part, variant) else None)
+    if file:
+        weighted = [name for name in parts if name != _LEFT_OUT and (folder / name / "config.json").is_file()]
+        check_file(file, {name: parts[name][1] for name in weighted})
     check_denoiser(read_json(folder / denoiser / "config.json"), f"{key}: {folder}/{denoiser}/config.json")
+
+
+def check_file(file: Path, parts: Mapping[str, str] = _LEAST, key: str = "model") -> None:
+    """Refuse one file that is no safetensors, or lacks the weights of one of a pipeline's `parts`, classes by name."""
+    if file.suffix != ".safetensors":
+        raise SettingsError(
+            f"{key}: {file} is one file, and no .safetensors, which alone are read; convert it, if you trust who made "
+            f'it, and give the new folder: StableDiffusionPipeline.from_single_file("{file.name}")'
+            f'.save_pretrained("{file.stem}")'
+        )
+    names = weight_names(file, key)
+    places = {name: places_of(name, cls) for name, cls in parts.items()}
+    lacking = [part for part, known in places.items() if not any(name.startswith(known) for name in names)]
+    if not lacking:
+        return
+    if any(re.search("lora|lycoris|hada|lokr", name, re.IGNORECASE) for name in names):
+        raise InputError(f"{key}: {file} is a LoRA ({shown(names[0])}), which only changes a model: give that model")
+    sought = {part: " or ".join(f"{place}*" for place in places[part]) for part in lacking}
+    missing = [f"{part} ({where or f'{parts[part]} is read from no file'})" for part, where in sought.items()]
+    raise InputError(
+        f"{key}: {file} has no {', no '.join(missing)}: it is not a whole pipeline; take a file that has all of one, "
+        "or the folder or Hub id of one"
+    )
+
+
+def places_of(part: str, cls: str = "") -> tuple[str, ...]:
+    """What the names of a part's weights may begin with in one file; none where diffusers knows no such place."""
+    if part.startswith("text_encoder") and cls.startswith("T5"):
+        return _T5
+    clip = not cls or cls.startswith("CLIPTextModel")
+    return _PLACES.get(part, ()) if clip or not part.startswith("text_encoder") else ()
 
 
 def check_denoiser(config: dict[str, Any], where: str) -> None:
@@ -123,15 +176,20 @@ def check_encoder(folder: Path, key: str) -> None:
     """Refuse a folder that is not a model of transformers in safetensors."""
     if not (folder / "config.json").is_file():
         raise SettingsError(f"{key}: {folder} has no config.json; give the folder of a transformers model")
-    check_model(folder, key, "transformers")
+    check_config(folder, key)
+    check_weights(folder, key, "transformers")
     if not (folder / "preprocessor_config.json").is_file():
         raise InputError(f"{key}: {folder} has no preprocessor_config.json, which says how it wants its images")
 
 
-def check_model(folder: Path, key: str, library: str, variant: str | None = None) -> None:
-    """Refuse one model that brings code, or whose weights are missing, pickled or cut off."""
+def check_config(folder: Path, key: str) -> None:
+    """Refuse one model that brings code."""
     if "auto_map" in read_json(folder / "config.json"):
         raise InputError(f"{key}: {folder}/config.json: auto_map: {_OWN_CODE}")
+
+
+def check_weights(folder: Path, key: str, library: str, variant: str | None = None) -> None:
+    """Refuse one model whose weights are missing, pickled or cut off."""
     stem = _STEMS.get(library, "model")
     middle = f".{variant}" if variant else ""
     whole, index = folder / f"{stem}{middle}.safetensors", folder / f"{stem}.safetensors.index{middle}.json"
@@ -173,3 +231,11 @@ def weight_names(path: Path, key: str) -> list[str]:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{key}: {path}: broken safetensors ({error}); download it again") from error
+
+
+def shapes_of(path: Path, places: Iterable[str] = ("",)) -> dict[str, list[int]]:
+    """Shapes of a safetensors file's tensors by name, of those alone whose names begin with one of `places`."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: shape for name, shape in shapes.items() if name.startswith(tuple(places))}

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nullbooth import devices
-from nullbooth.modelfiles import DENOISERS, components, has_variant, read_json
+from nullbooth.identity import CONFIGS, known_configs
+from nullbooth.modelfiles import DENOISERS, check_file, components, has_variant, places_of, read_json, shapes_of
 from nullbooth.text import InputError
 
 MOST_SAMPLES = {"cuda": 64, "cpu": 16}  # in a pass: more gain nothing, and a CPU does not say when memory ends
@@ -54,16 +56,20 @@ def load_pipeline(
     device: torch.device,
     revision: str | None = None,
     variant: str | None = None,
+    configs: str | None = None,
     dtype: torch.dtype = torch.float32,
 ):
-    """A text-to-image pipeline from a folder or the Hub, safetensors only, silent, on `device`.
+    """A text-to-image pipeline from a folder, the Hub or one file, safetensors only, silent, on `device`.
 
-    variant: of the files, such as `fp16`; what they hold becomes `dtype`.
+    variant: of the files, such as `fp16`; what they hold becomes `dtype`. configs: folder or Hub id with configs and
+    tokenizers for one file; None takes what diffusers knows for it. revision: of what is on the Hub.
 
     Raises InputError if a part of it is not wholly in its files, or if it brings code of its own.
     """
     from diffusers import DiffusionPipeline
 
+    if Path(model).is_file():
+        return _pipeline_of_file(Path(model), _config_folder(model, configs, revision), dtype).to(device)
     parts = _classes(model, revision)
     loaded = {
         name: _load(model, name, cls, revision, variant, dtype)
@@ -88,22 +94,94 @@ def load_denoiser(
     device: torch.device,
     revision: str | None = None,
     variant: str | None = None,
+    configs: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """The denoiser alone, without text encoder and VAE, frozen and in evaluation mode. Raises as `load_pipeline`."""
-    parts = _classes(model, revision)
+    folder = _config_folder(model, configs, revision) if Path(model).is_file() else None
+    parts = _classes(str(folder or model), revision)
     name = next(name for name in DENOISERS if name in parts)
-    return _load(model, name, parts[name], revision, variant, dtype).to(device).eval().requires_grad_(False)
+    if folder is None:
+        module = _load(model, name, parts[name], revision, variant, dtype)
+    else:
+        check_file(Path(model), {name: parts[name].__name__})
+        module = _from_file(parts[name], Path(model), folder, subfolder=name, torch_dtype=dtype)
+        _check_part(name, module, Path(model))
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _pipeline_of_file(file: Path, configs: Path, dtype: torch.dtype) -> Any:
+    parts = _classes(str(configs), None)
+    # All of them: diffusers would look for others among the configs, pickles included.
+    check_file(file, {name: cls.__name__ for name, cls in parts.items() if issubclass(cls, nn.Module)})
+    pipeline = _from_file(pipeline_class(str(configs)), file, configs, torch_dtype=dtype)
+    for name, module in pipeline.components.items():
+        if isinstance(module, nn.Module):
+            _check_part(name, module.eval(), file)  # T5 would come with dropout
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _config_folder(model: str, configs: str | None, revision: str | None) -> Path:
+    """The folder with configs and tokenizers of a single-file model, from the Hub where it is none."""
+    configs = configs or known_configs(Path(model))
+    if Path(configs).is_dir():
+        return Path(configs)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(configs, revision=revision, allow_patterns=[f"*{suffix}" for suffix in CONFIGS]))
+
+
+def _from_file(cls: Any, file: Path, configs: Path, **options: Any) -> Any:
+    """`cls.from_single_file`, of a pipeline or a part of one. Raises InputError."""
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    where, mend = f"model: {file}: {cls.__name__}", f"is it whole, and of the kind that {configs} describes?"
+    if not hasattr(cls, "from_single_file"):
+        raise InputError(f"{where}: diffusers reads none from one file; give the folder or Hub id of the pipeline")
+    try:
+        return cls.from_single_file(str(file), config=str(configs), local_files_only=True, **options)
+    except NotImplementedError as error:  # what was not in the file has no numbers
+        raise InputError(f"{where}: some of its weights are missing; {mend}") from error
+    except (SingleFileComponentError, LookupError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0].partition("If you want")[0]
+        raise InputError(f"{where}: {reason} ({mend})") from error
+
+
+def _check_part(name: str, module: nn.Module, file: Path) -> None:
+    """Refuse a part of a pipeline that its file does not wholly have, or a denoiser of which it has more."""
+    where, mend = f"model: {file}: {name}", "the file is damaged, or not of the kind that model_config describes"
+    if hasattr(module, "tie_weights"):  # what is twice in a text encoder may be once in the file
+        module.tie_weights()
+    check_numbers(module, where, mend)
+    if name in DENOISERS:
+        there = sum(map(prod, shapes_of(file, places_of(name)).values()))
+        if there != (known := sum(weight.numel() for weight in module.state_dict().values())):
+            raise InputError(f"{where}: {there:,} numbers in the file, {known:,} in the model; {mend}")
+
+
+def pipeline_class(model: str, revision: str | None = None) -> Any:
+    """The class of a pipeline by its index. Raises InputError as `_classes`."""
+    import diffusers
+
+    path = _index(model, revision)
+    index = read_json(path)
+    components(index, f"model: {path}")
+    return getattr(diffusers, index["_class_name"])
+
+
+def _index(model: str, revision: str | None) -> Path:
+    index = Path(model) / "model_index.json"
+    if index.is_file():
+        return index
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(model, "model_index.json", revision=revision))
 
 
 def _classes(model: str, revision: str | None) -> dict[str, type]:
     """Classes of a pipeline's parts by name, but for those that only one kind of pipeline knows."""
-    index = Path(model) / "model_index.json"
-    if not index.is_file():
-        from huggingface_hub import hf_hub_download
-
-        index = Path(hf_hub_download(model, "model_index.json", revision=revision))
-    found = {}
+    index, found = _index(model, revision), {}
     for name, (library, cls) in components(read_json(index), f"model: {index}").items():
         if library in ("diffusers", "transformers"):
             found[name] = getattr(importlib.import_module(library), cls, None)
@@ -144,10 +222,17 @@ def load_whole(cls: Any, model: str, where: str, **options: Any) -> Any:
     for kind, problem in problems.items():
         if names := sorted(str(key[0] if isinstance(key, tuple) else key) for key in said[kind]):
             raise InputError(f"{where}: {names[0]} {problem} ({len(names)} such weights); {mend}")
+    check_numbers(module, where, mend)
+    return module
+
+
+def check_numbers(module: nn.Module, where: str, mend: str) -> None:
+    """Refuse weights that were never filled, or not with finite numbers. Raises InputError."""
     for name, weight in module.state_dict().items():
+        if weight.is_meta:
+            raise InputError(f"{where}: {name} is missing; {mend}")
         if not weight.sum(dtype=torch.float32).isfinite():
             raise InputError(f"{where}: {name} has NaN or infinite entries; {mend}")
-    return module
 
 
 def denoiser_of(pipeline: Any) -> nn.Module:

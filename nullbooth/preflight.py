@@ -12,7 +12,15 @@ from typing import Any
 
 from nullbooth.identity import read_prompts
 from nullbooth.images import captions, list_images, open_image
-from nullbooth.modelfiles import check_encoder, check_pipeline, diffusers_names, is_local, read_json, weight_names
+from nullbooth.modelfiles import (
+    check_encoder,
+    check_file,
+    check_pipeline,
+    diffusers_names,
+    is_local,
+    read_json,
+    weight_names,
+)
 from nullbooth.settings import PACKAGES, SettingsError, fill_prompt, subject_words
 from nullbooth.text import InputError, shown
 from nullbooth.tokens import check_lengths
@@ -29,7 +37,7 @@ def check_inputs(config: dict[str, Any]) -> list[str]:
         check_models(config)
         check_sampler(config)
         check_training(config)
-        return check_lengths(prompts_of(config), Path(config["model"]))
+        return check_lengths(prompts_of(config), configs_of(config))
     except OSError as error:  # a name too long for the file system, a folder that may not be read
         raise InputError(f"{shown(str(error.filename))}: {error.strerror}") from error
 
@@ -40,6 +48,7 @@ def check_results(config: dict[str, Any]) -> None:
     if results.exists() and not results.is_dir():
         raise SettingsError(f"results: {results} is a file; name a folder")
     named = {"protect.prompts": config["protect"]["prompts"], "model": config["model"]}
+    named |= {"model_config": config["model_config"]} if config["model_config"] else {}
     named |= {f"sample.prompts.{group}": path for group, path in config["sample"]["prompts"].items()}
     for i, concept in enumerate(config["concepts"]):
         named |= {f"concepts.{i}.{key}": concept[key] for key in ("images", "holdout") if concept[key]}
@@ -52,13 +61,34 @@ def check_results(config: dict[str, Any]) -> None:
 
 def check_models(config: dict[str, Any]) -> None:
     """Refuse models whose files say that they cannot be used."""
-    if is_local(config["model"], "model", config["revision"]):
+    if Path(config["model"]).is_file():
+        check_single(Path(config["model"]), config["model_config"], config["revision"], config["variant"])
+    elif config["model_config"] is not None:
+        raise SettingsError(
+            f"model_config: {shown(config['model_config'])}: it is for a model in one file, and {config['model']} is "
+            "none: take it away"
+        )
+    elif is_local(config["model"], "model", config["revision"]):
         check_pipeline(Path(config["model"]), "model", config["variant"])
     for name in ("clip", "dino"):
         if is_local(config["evaluate"][name], f"evaluate.{name}"):
             check_encoder(Path(config["evaluate"][name]), f"evaluate.{name}")
     if config["evaluate"]["lpips"] is not None:
         weight_names(Path(config["evaluate"]["lpips"]), "evaluate.lpips")
+
+
+def check_single(file: Path, configs: str | None, revision: str | None, variant: str | None) -> None:
+    """Refuse a model in one file that its header, or the configs that belong to it, show to be of no use."""
+    check_file(file)
+    if variant is not None:
+        raise SettingsError(f"variant: {variant!r}: {file} is one file, which has none; take it away")
+    if configs is not None and is_local(configs, "model_config", revision):
+        check_pipeline(Path(configs), "model_config", file=file)
+
+
+def configs_of(config: dict[str, Any]) -> Path:
+    """Where configs and tokenizers of the model are, if they are here."""
+    return Path(config["model_config"] or config["model"])
 
 
 def check_sampler(config: dict[str, Any]) -> None:
@@ -69,7 +99,7 @@ def check_sampler(config: dict[str, Any]) -> None:
         near = difflib.get_close_matches(name, schedulers, 3, 0.3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise SettingsError(f"sampler.scheduler: {shown(name)} is not a scheduler class of diffusers{hint}")
-    path = Path(config["model"]) / "scheduler" / "scheduler_config.json"
+    path = configs_of(config) / "scheduler" / "scheduler_config.json"
     limit = {**(read_json(path) if path.is_file() else {}), **options}.get("num_train_timesteps", 1000)
     for key in ("sampler", "comparison"):
         if isinstance(limit, int) and (steps := config[key]["steps"]) > limit:

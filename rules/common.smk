@@ -12,7 +12,15 @@ sys.path.insert(0, workflow.basedir)
 
 from nullbooth import devices, headers
 from nullbooth.files import writable
-from nullbooth.identity import digest, file_digest, model_folder, model_identity, read_prompts
+from nullbooth.identity import (
+    digest,
+    file_digest,
+    known_configs,
+    model_folder,
+    model_identity,
+    read_prompts,
+    single_identity,
+)
 from nullbooth.images import captions, list_images
 from nullbooth.plan import work_of
 from nullbooth.preflight import check_inputs
@@ -42,7 +50,12 @@ try:
         )
     # By their hashes, so that another protected prompt leaves the choice as it is, mostly.
     PROMPTS["protected"] = sorted(sorted(PROTECTED, key=digest)[: config["sample"]["protected"]])
-    MODEL = model_identity(config["model"], config["revision"])
+    SINGLE = Path(config["model"]) if Path(config["model"]).is_file() else None
+    if SINGLE:
+        config["model_config"] = config["model_config"] or known_configs(SINGLE)
+        MODEL = single_identity(SINGLE, config["model_config"], config["revision"])
+    else:
+        MODEL = model_identity(config["model"], config["revision"])
     config["revision"] = MODEL.partition("@")[2] or None  # the commit: jobs load what was looked up here
     MODEL += f":{config['variant']}" if config["variant"] else ""
     ENCODERS = {
@@ -175,7 +188,7 @@ if GPUS and "gpu" not in workflow.global_resources:
 
 # What jobs ask for, if the model is on this machine; on a cluster they have GPUs, even where Snakemake has none.
 MEMORY, SIDE = {}, 512
-if folder := model_folder(config["model"], config["revision"]):
+if folder := model_folder(config["model_config"] or config["model"], config["revision"], weights=not SINGLE):
     try:
         shapes = headers.read(
             folder,
@@ -183,11 +196,13 @@ if folder := model_folder(config["model"], config["revision"]):
             config["resolution"],
             config["sampler"]["arguments"].get("max_sequence_length"),
             config["variant"],
+            SINGLE,
         )
     except (KeyError, TypeError, ValueError, OSError) as error:  # a config that leaves out what others say
         if workflow.is_main_process:
             print(
-                f"config: model: {folder}: memory of jobs unknown ({error!r}), taken as for small ones", file=sys.stderr
+                f"config: model: {SINGLE or folder}: memory of jobs unknown ({error!r}), taken as for small ones",
+                file=sys.stderr,
             )
     else:
         work = work_of(config, len(PROTECTED), {group: len(found) for group, found in PROMPTS.items()}, METHODS)

@@ -44,6 +44,8 @@ rule export:
         runtime=10,
     params:
         model=config["model"],
+        configs=config["model_config"],
+        revision=config["revision"],
     message:
         "Exporting {wildcards.concept}, learned with {wildcards.method}, seed {wildcards.seed}"
     script:

@@ -43,21 +43,21 @@ def stable_diffusion(prediction: str) -> StableDiffusionPipeline:
     )
 
 
-def stable_diffusion_xl() -> StableDiffusionXLPipeline:
-    """Two text encoders side by side; the pooled text of the second, and sizes, beside the timestep."""
+def stable_diffusion_xl(second: int = tiny.WIDTH) -> StableDiffusionXLPipeline:
+    """Two text encoders side by side; the pooled text of the second, `second` wide, and sizes, beside the timestep."""
     return StableDiffusionXLPipeline(
         vae=tiny.vae(),
         text_encoder=tiny.clip(),
-        text_encoder_2=tiny.clip(CLIPTextModelWithProjection, 2),
+        text_encoder_2=tiny.clip(CLIPTextModelWithProjection, 2, second),
         tokenizer=tiny.tokenizer(),
         tokenizer_2=tiny.tokenizer(),
         unet=tiny.unet(
-            cross_attention_dim=2 * tiny.WIDTH,
+            cross_attention_dim=tiny.WIDTH + second,
             transformer_layers_per_block=(1, 2),
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + tiny.WIDTH,
+            projection_class_embeddings_input_dim=6 * 8 + second,
         ),
         scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
         add_watermarker=False,
@@ -155,9 +155,9 @@ def sana() -> SanaPipeline:
     )
 
 
-def stable_diffusion_3(five: bool) -> StableDiffusion3Pipeline:
+def stable_diffusion_3(five: bool, second: int = tiny.WIDTH) -> StableDiffusion3Pipeline:
     """Text and picture with linears of their own in one attention; 3.5 normalises queries and keys, and its medium size
-    has self-attention of the picture beside it."""
+    has self-attention of the picture beside it. second: width of the second text encoder."""
     torch.manual_seed(0)
     more = dict(qk_norm="rms_norm", dual_attention_layers=(0,)) if five else {}
     transformer = SD3Transformer2DModel(
@@ -168,9 +168,9 @@ def stable_diffusion_3(five: bool) -> StableDiffusion3Pipeline:
         num_layers=3,
         num_attention_heads=2,
         attention_head_dim=tiny.WIDTH // 2,
-        joint_attention_dim=2 * tiny.WIDTH,
+        joint_attention_dim=tiny.WIDTH + second,
         caption_projection_dim=tiny.WIDTH,
-        pooled_projection_dim=2 * tiny.WIDTH,
+        pooled_projection_dim=tiny.WIDTH + second,
         pos_embed_max_size=8,
         **more,
     )
@@ -181,9 +181,9 @@ def stable_diffusion_3(five: bool) -> StableDiffusion3Pipeline:
         vae=tiny.vae(shift_factor=0.1),
         text_encoder=tiny.clip(CLIPTextModelWithProjection, 1),
         tokenizer=words,
-        text_encoder_2=tiny.clip(CLIPTextModelWithProjection, 2),
+        text_encoder_2=tiny.clip(CLIPTextModelWithProjection, 2, second),
         tokenizer_2=words,
-        text_encoder_3=t5(2 * tiny.WIDTH),
+        text_encoder_3=t5(tiny.WIDTH + second),
         tokenizer_3=words,
     )
 

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import struct
 from datetime import date
 
+import numpy as np
 from hostile import ROWS, TOKEN, UNET, changed, photograph, png, row, written
 from PIL import Image
+from safetensors.numpy import save_file
 
 __all__ = ["ROWS"]
 
@@ -247,22 +250,128 @@ for name, line, *says in (
 ):  # fmt: skip
     written(name, "photos/metadata.jsonl", line, *says)
 
+INDEX, OWN = "model_index.json", "code of its own"
+
 # --- models --------------------------------------------------------------------------------------------
 
 changed("no model", lambda w: {"model": str(w.folder / "none")}, "model: ", "none", "neither a folder nor a Hub id")
 changed("a folder with a slip in its name", {"model": "resources/tinywrld"}, "model: 'resources/tinywrld'", "tinyworld")
 changed("no id", {"model": "a b/c d"}, "model: 'a b/c d' is neither a folder nor a Hub id")
-for kind in (".ckpt", ".safetensors"):
+for kind in (".ckpt", ".bin", ".pt", ".SAFETENSORS"):
 
-    @row(f"a model in one {kind} file", "model: ", f"sd{kind}", "from_single_file", "save_pretrained")
+    @row(
+        f"a model in one {kind} file", "model: ", f"sd{kind}", "no .safetensors", "from_single_file", "save_pretrained"
+    )
     def _(world, kind=kind):
         (world.folder / f"sd{kind}").write_bytes(b"x")
         return {"model": str(world.folder / f"sd{kind}")}
 
 
+UNET_WEIGHT, VAE_WEIGHT = "model.diffusion_model.out.2.bias", "first_stage_model.quant_conv.bias"
+CLIP_WEIGHT = "cond_stage_model.transformer.text_model.final_layer_norm.bias"
+WHOLE = (UNET_WEIGHT, VAE_WEIGHT, CLIP_WEIGHT)
+
+
+def one_file(world, *names):
+    """A model in one file that has weights of these names, with the configs of the world's model."""
+    path = world.folder / "one.safetensors"
+    save_file({name: np.zeros(2, np.float32) for name in names}, path)
+    return {"model": str(path), "model_config": str(world.model)}
+
+
+@row("a model in one broken file", "model: ", "sd.safetensors", "broken", "again")
+def _(world):
+    (world.folder / "sd.safetensors").write_bytes(b"x")
+    return {"model": str(world.folder / "sd.safetensors")}
+
+
+LORAS = (
+    "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight",
+    "unet.mid_block.attentions.0.proj_in.lora_A.weight",
+)
+for name, names, *says in (
+    ("a LoRA by kohya", LORAS[:1], "is a LoRA", "lora_unet", "give that model"),
+    ("a LoRA by peft", LORAS[1:], "is a LoRA", "lora_A", "give that model"),
+    ("a transformer alone", ["double_blocks.0.img_attn.qkv.weight"], "has no unet (model.diffusion_model.*)", "no vae"),
+    ("a denoiser alone", WHOLE[:1], "has no vae (first_stage_model.* or vae.*), no text_encoder", "whole pipeline"),
+    ("a denoiser and its VAE", WHOLE[:2], "has no text_encoder (cond_stage_model.* or ", "folder or Hub id"),
+    ("text encoder and VAE", WHOLE[1:], "has no unet (model.diffusion_model.*): it is not", "folder or Hub id"),
+):  # fmt: skip
+
+    @row(f"{name} in one file", "model: ", "one.safetensors", *says)
+    def _(world, names=names):
+        return {**one_file(world, *names), "model_config": None}
+
+
+@row("one text encoder of two", "has no text_encoder_2 (conditioner.embedders.1.* or ", "not a whole pipeline")
+def _(world):
+    world.json(INDEX, lambda content: content.update(text_encoder_2=content["text_encoder"]))
+    shutil.copytree(world.model / "text_encoder", world.model / "text_encoder_2")
+    return one_file(world, *WHOLE)
+
+
+@row("a text encoder that no file has", "has no text_encoder_2 (Gemma2Model is read from no file)")
+def _(world):
+    world.json(INDEX, lambda content: content.update(text_encoder_2=["transformers", "Gemma2Model"]))
+    shutil.copytree(world.model / "text_encoder", world.model / "text_encoder_2")
+    return one_file(world, *WHOLE)
+
+
+@row("an image encoder", "has no image_encoder (CLIPVisionModel is read from no file)")
+def _(world):
+    world.json(INDEX, lambda content: content.update(image_encoder=["transformers", "CLIPVisionModel"]))
+    shutil.copytree(world.model / "text_encoder", world.model / "image_encoder")
+    return one_file(world, *WHOLE)
+
+
+row("a variant of one file", "variant: 'fp16': ", "one.safetensors is one file", "take it away")(
+    lambda world: {**one_file(world, *WHOLE), "variant": "fp16"}
+)
+changed("configs for a folder", lambda w: {"model_config": str(w.model)}, "model_config: ", "take it away")
+for name, configs, *says in (
+    ("nowhere", "none", "model_config: 'none' is neither a folder nor a Hub id"),
+    ("in a folder of something else", ".", "has no model_index.json; give the folder of a diffusers pipeline"),
+    ("in one file", "one.safetensors", "one.safetensors is one file; give the folder"),
+):
+
+    @row(f"configs {name}", "model_config: ", *says)
+    def _(world, configs=configs):
+        place = configs if configs == "none" else str(world.folder / configs)
+        return {**one_file(world, *WHOLE), "model_config": place}
+
+
+for name, file, change, *says in (
+    ("with a pipeline of its own", "model_index.json", {"_class_name": ["pipeline", "X"]}, "code of its own"),
+    ("with a denoiser of its own", "unet/config.json", {"auto_map": {"AutoModel": "evil.X"}}, "code of its own"),
+    ("without cross-attention", "unet/config.json", {"_class_name": "UNet2DModel"}, "cross-attention"),
+    ("without a part", "model_index.json", {"vae2": ["diffusers", "AutoencoderKL"]}, "vae2", "no such folder"),
+):
+
+    @row(f"configs {name}", "model_config: ", file if "part" not in name else "vae2", *says)
+    def _(world, file=file, change=change):
+        world.json(file, lambda content: content.update(change))
+        return one_file(world, *WHOLE)
+
+
+@row("more steps than the scheduler of one file has", "sampler.steps: 30", "20")
+def _(world):
+    world.json("scheduler/scheduler_config.json", lambda content: content.update(num_train_timesteps=20))
+    return {**one_file(world, *WHOLE), "sampler": {"steps": 30}}
+
+
+@row("no prompt for the tokenizer of one file", "concepts.0.images: 'star", "10000")
+def _(world):
+    (world.photos / "0.txt").write_text("star " * 10_000)
+    return one_file(world, *WHOLE)
+
+
+@row("an evaluator in one file", "evaluate.clip: ", "one.safetensors is one file; give the folder")
+def _(world):
+    return {"evaluate": {"clip": one_file(world, "a")["model"]}}
+
+
 written("an index that is no JSON", "model/model_index.json", "{", "model_index.json", "not JSON")
 written("an index that is a list", "model/model_index.json", "[1]", "model_index.json", "not JSON")
-INDEX, OWN = "model_index.json", "code of its own"
 PLAIN = {"down_block_types": ["DownBlock2D"], "mid_block_type": "UNetMidBlock2D", "up_block_types": ["UpBlock2D"]}
 for name, file, change, *says in (
     ("an unknown pipeline", INDEX, {"_class_name": "MyPipeline"}, "model: ", "'MyPipeline'", "diffusers"),

@@ -71,7 +71,8 @@ def collected(request, tmp_path_factory) -> Collected:
     folder = tmp_path_factory.mktemp("family")
     family, scheduler, options = request.param
     model = families.save(family, folder / "model")
-    config = {"model": str(model), "revision": None, "variant": None, "device": "cpu", "precision": "fp32"}
+    config = {"model": str(model), "device": "cpu", "precision": "fp32"}
+    config |= dict.fromkeys(("revision", "variant", "model_config"))
     small = families.SMALL.get(family, {})
     config["resolution"] = small.get("resolution")
     sampler = {**SAMPLER, "scheduler": scheduler, "options": options, "arguments": small.get("arguments", {})}

@@ -149,7 +149,8 @@ def write_pictures(path, seed: int) -> None:
     module.models.load_pipeline = staticmethod(lambda *_: None)
     module.sample = lambda *_, **__: torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (4, 3, 128, 128)))
     sampling = {"precision": "fp32", "resolution": None, "per_prompt": 1, "seed": 0}
-    config = {"device": "cpu", "model": "m", "revision": None, "variant": None, "sample": {"batch": 1}}
+    config = {"device": "cpu", "model": "m", "sample": {"batch": 1}}
+    config |= dict.fromkeys(("revision", "variant", "model_config"))
     sampler = {"scheduler": None, "options": {}, "arguments": {}, "steps": 1, "guidance": 1.0}
     module.main(path, None, {"class": ["a", "b", "c", "d"]}, sampler, sampling, {"model": "m"}, config)
 

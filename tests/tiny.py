@@ -45,17 +45,17 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return found
 
 
-def clip(cls: type = CLIPTextModel, seed: int = 1) -> CLIPTextModel | CLIPTextModelWithProjection:
+def clip(cls: type = CLIPTextModel, seed: int = 1, width: int = WIDTH) -> CLIPTextModel | CLIPTextModelWithProjection:
     torch.manual_seed(seed)
     words = tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(words),
-        hidden_size=WIDTH,
+        hidden_size=width,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=TOKENS,
-        projection_dim=WIDTH,
+        projection_dim=width,
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,

@@ -73,7 +73,9 @@ def learn(
     own = {field.name for field in fields(TrainSettings)}
     settings = TrainSettings(**{key: value for key, value in method["train"].items() if key in own})
 
-    pipeline = models.load_pipeline(config["model"], device, config["revision"], config["variant"])
+    pipeline = models.load_pipeline(
+        config["model"], device, config["revision"], config["variant"], config["model_config"]
+    )
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     denoiser = models.denoiser_of(pipeline).requires_grad_(False)
     size, said = resolution or models.resolution_of(pipeline), sampler["arguments"]

@@ -8,7 +8,7 @@ from nullbooth.files import whole
 from nullbooth.progress import log_to
 
 
-def main(out: str, adapter: str, model: str) -> None:
+def main(out: str, adapter: str, model: str, configs: str | None = None, revision: str | None = None) -> None:
     _, info = read_adapter(adapter)
     files = {keys: f"{keys}.safetensors" for keys in KEYS if keys == "diffusers" or of_unet(info)}
     with whole(out) as folder:
@@ -16,10 +16,10 @@ def main(out: str, adapter: str, model: str) -> None:
         for keys, name in files.items():
             export_lora(adapter, folder / name, keys)
         export_word(adapter, folder / "word.safetensors")
-        write_card(adapter, folder / "README.md", model, files)
+        write_card(adapter, folder / "README.md", model, files, configs, revision)
     print(f"{Path(out)}: {', '.join(files.values())}")
 
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.adapter, snakemake.params.model)
+    main(snakemake.output[0], snakemake.input.adapter, **snakemake.params)

@@ -40,7 +40,9 @@ def measure(adapter: LoadedAdapter, covariances: list, heldout, weights: dict[st
 def main(
     out: dict, adapter: str, covariances: list[str], heldout: str, identity: dict, others: dict, config: dict
 ) -> None:
-    denoiser = models.load_denoiser(config["model"], models.pick_device("cpu"), config["revision"], config["variant"])
+    denoiser = models.load_denoiser(
+        config["model"], models.pick_device("cpu"), config["revision"], config["variant"], config["model_config"]
+    )
     loaded = LoadedAdapter(denoiser, *read_adapter(adapter, identity["model"]), scale=1.0)
     weights = {name: p.numpy() for name, p in loaded.original.items() if p.ndim == 2}
     groups, other = [store.read(path, identity) for path in covariances], store.read(heldout, others)

@@ -11,7 +11,9 @@ from nullbooth.statistics import moments_at
 
 def main(out: str, trajectory: str, step: int, sites: list[str], identity: dict, config: dict) -> None:
     device = models.pick_device(config["device"])
-    denoiser = models.load_denoiser(config["model"], device, config["revision"], config["variant"])
+    denoiser = models.load_denoiser(
+        config["model"], device, config["revision"], config["variant"], config["model_config"]
+    )
     with torch.no_grad(), models.autocast(device, config["precision"]):
         moments, features, timesteps = moments_at(
             denoiser,

@@ -50,7 +50,7 @@ def main(work: cost.Work, config: dict) -> None:
     settings, device = config["plan"], models.pick_device(config["device"])
     machine = machine_of(settings, device, config["precision"])
     model = pipeline_shapes(
-        config["model"],
+        config["model_config"] or config["model"],
         config["revision"],
         tuple(config["protect"]["sites"]),
         config["precision"],
