@@ -39,17 +39,24 @@ def model_identity(model: str, revision: str | None = None, key: str = "model", 
     if not (folder / index).is_file():
         kind = "diffusers pipeline" if index == "model_index.json" else "transformers model"
         raise FileNotFoundError(f"{key}: {folder} has no {index}; give the folder of a {kind}")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix in _WEIGHTS)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return digest(dict(zip(names, remembered_digests(paths), strict=True)))
+
+
+def remembered_digests(paths: list[Path]) -> list[str]:
+    """SHA-256 of each file; those that were read before, and have not changed since, are not read again."""
     remembered = read_json(_REMEMBERED) if _REMEMBERED.is_file() else {}
-    files, known = {}, dict(remembered)
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in _WEIGHTS):
+    found, known = [], dict(remembered)
+    for path in paths:
         stat = path.stat()
         place = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
         if place not in known:
             known[place] = file_digest(path)
-        files[path.relative_to(folder).as_posix()] = known[place]
+        found.append(known[place])
     if known != remembered:
         write_text(_REMEMBERED, json.dumps(known))
-    return digest(files)
+    return found
 
 
 def model_folder(model: str, commit: str | None) -> Path | None:
@@ -71,21 +78,29 @@ def hub_commit(model: str, revision: str | None, key: str, index: str) -> str:
     """
     if revision and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
+    return hub_file(model, revision, key, index).parent.name
+
+
+def hub_file(model: str, revision: str | None, key: str, name: str) -> Path:
+    """One file of a Hub model in the Hub's cache, in the folder of its commit; downloaded if it is not there.
+
+    Raises FileNotFoundError if it is neither there nor to be had.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         try:
-            path = hf_hub_download(model, index, revision=revision, local_files_only=True)
+            path = hf_hub_download(model, name, revision=revision, local_files_only=True)
         except LocalEntryNotFoundError:
-            path = hf_hub_download(model, index, revision=revision)
+            path = hf_hub_download(model, name, revision=revision)
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().partition(".")[0]
         raise FileNotFoundError(
             f"{key}: {model!r}, revision {revision or 'main'}: no such folder here, not in the Hub's cache, and not to "
             f"be had from the Hub ({reason}); download it first, or give the folder of a model"
         ) from error
-    return Path(path).parent.name
+    return Path(path)
 
 
 def read_prompts(path: Path | str, key: str | None = None) -> list[str]:

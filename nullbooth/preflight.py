@@ -37,6 +37,8 @@ def check_results(config: dict[str, Any]) -> None:
     if results.exists() and not results.is_dir():
         raise SettingsError(f"results: {results} is a file; name a folder")
     named = {"protect.prompts": config["protect"]["prompts"], "model": config["model"]}
+    if config["protect"]["pack"]:
+        named["protect.pack"] = config["protect"]["pack"]
     named |= {f"sample.prompts.{group}": path for group, path in config["sample"]["prompts"].items()}
     for i, concept in enumerate(config["concepts"]):
         named |= {f"concepts.{i}.{key}": concept[key] for key in ("images", "holdout") if concept[key]}

@@ -10,7 +10,7 @@ import yaml
 
 sys.path.insert(0, workflow.basedir)
 
-from nullbooth import devices, headers
+from nullbooth import devices, headers, packs
 from nullbooth.files import writable
 from nullbooth.identity import digest, file_digest, model_folder, model_identity, read_prompts
 from nullbooth.images import captions, list_images
@@ -30,21 +30,38 @@ from nullbooth.shards import choose_shards, shard_identity
 with open(Path(workflow.basedir) / "config" / "schema.yaml") as file:
     SCHEMA = yaml.safe_load(file)
 try:
-    config = complete(config, SCHEMA)
+    asked, config = config, complete(config, SCHEMA)
     for warning in check_inputs(config) if workflow.is_main_process else []:  # jobs need not look again
         print(f"config: {warning}", file=sys.stderr)
-    PROTECTED = read_prompts(config["protect"]["prompts"])
+    LEARNED = {point["name"]: point for entry in config["methods"] for point in sweep_points(entry)}
+    MODEL = model_identity(config["model"], config["revision"])
+    config["revision"] = MODEL.partition("@")[2] or None  # the commit: jobs load what was looked up here
+    MODEL += f":{config['variant']}" if config["variant"] else ""
+    # By scope, a file with projectors and what it says of itself. They stand for the protected prompts.
+    PACKS = {}
+    if config["protect"]["pack"]:
+        PACKS, config["protect"]["pack"] = packs.open_packs(
+            config["protect"]["pack"],
+            {packs.scope_of(method) for method in LEARNED.values() if method["method"] == "nullbooth"},
+            MODEL,
+            digest(config["protect"]["sites"]),
+            asked["protect"].get("rule"),
+        )
+        for method in LEARNED.values():
+            packs.check_method(method, PACKS)
+    if PACKS:
+        PROTECTED = next(about["prompts"] for _, about in PACKS.values())
+    else:
+        PROTECTED = read_prompts(config["protect"]["prompts"])
     PROMPTS = {group: read_prompts(path) for group, path in config["sample"]["prompts"].items()}
     if known := sorted(set(PROMPTS["unrelated"]) & set(PROTECTED)):
         raise SettingsError(
             f"sample.prompts.unrelated: {known[0]!r} is also protected ({len(known)} such prompts); drift is measured "
-            f"on prompts that are not: take them out of it, or out of {config['protect']['prompts']}"
+            "on prompts that are not: take them out of it, or out of "
+            f"{config['protect']['pack'] if PACKS else config['protect']['prompts']}"
         )
     # By their hashes, so that another protected prompt leaves the choice as it is, mostly.
     PROMPTS["protected"] = sorted(sorted(PROTECTED, key=digest)[: config["sample"]["protected"]])
-    MODEL = model_identity(config["model"], config["revision"])
-    config["revision"] = MODEL.partition("@")[2] or None  # the commit: jobs load what was looked up here
-    MODEL += f":{config['variant']}" if config["variant"] else ""
     ENCODERS = {
         name: model_identity(path, key=f"evaluate.{name}", index="config.json")
         for name, path in config["evaluate"].items()
@@ -69,12 +86,12 @@ try:
 except (SettingsError, OSError, ValueError) as error:
     sys.exit(f"config: {error}")
 
-LEARNED = {point["name"]: point for entry in config["methods"] for point in sweep_points(entry)}
 POINTS = {point["name"]: point for entry in config["comparison"]["methods"] for point in sweep_points(entry)}
 METHODS = {**LEARNED, **POINTS}
 STEPS = [f"{i:02d}" for i in range(config["sampler"]["steps"])]
 RUNS = [f"{c}/{m}/{seed}" for c in CONCEPTS for m in LEARNED for seed in config["seeds"]]
-PROTECTING = any(method["method"] == "nullbooth" for method in LEARNED.values())  # else no statistics are needed
+# Else no statistics are needed.
+PROTECTING = not PACKS and any(method["method"] == "nullbooth" for method in LEARNED.values())
 COMPARED_RUNS = [f"{c}/{m}/{seed}" for c in COMPARED for m in POINTS for seed in config["comparison"]["seeds"]]
 # A LoRA file has one low-rank change for all timesteps.
 EXPORTABLE = [run for run in RUNS if is_lora(METHODS[run.split("/")[1]])]
@@ -89,6 +106,14 @@ IDENTITY = {
     "sampler": digest([config["sampler"], config["protect"]["seed"], config["resolution"]]),
     "sites": digest(config["protect"]["sites"]),
 }
+
+for path, about in PACKS.values() if workflow.is_main_process else []:
+    if about["identity"]["sampler"] != IDENTITY["sampler"]:
+        print(
+            f"config: protect.pack: {path} was made with another sampler, resolution or seed: what it protects are its "
+            f"{len(about['timesteps'])} timesteps, of which each other one takes the nearest",
+            file=sys.stderr,
+        )
 
 # What takes long is kept under a name that says what it was made from, so that nothing is computed twice and nothing
 # lost: `shards` has what is known of some protected prompts, `statistics` their sums, `runs` adapters and what they draw.
@@ -113,6 +138,11 @@ def recipe(concept, method, seed):
     chosen, keeps = METHODS[method], METHODS[method]["method"] in ("nullbooth", "corda")
     train = {**config["train"], **chosen["train"], "seed": int(seed), "precision": config["precision"]}
     freed_by = (chosen["rule"] or config["protect"]["rule"]) if chosen["method"] == "nullbooth" else None
+    identity = IDENTITY if keeps else {key: IDENTITY[key] for key in ("model", "sites")}
+    if freed_by and packs.scope_of(chosen) in PACKS:
+        path, about = PACKS[packs.scope_of(chosen)]
+        identity = {"model": MODEL, "sites": IDENTITY["sites"], "pack": packs.content(path)}
+        freed_by = about["rule"]
     learned = ("name", "identifier", "class", "prompt", "images_digest", "class_prompts")
     return {
         "concept": {key: CONCEPTS[concept][key] for key in learned},
@@ -125,13 +155,17 @@ def recipe(concept, method, seed):
         "resolution": config["resolution"],
         "sites": config["protect"]["sites"],
         # Rivals but one know nothing of protected prompts.
-        "identity": IDENTITY if keeps else {key: IDENTITY[key] for key in ("model", "sites")},
+        "identity": identity,
     }
 
 
 RECIPES = {run: recipe(*run.split("/")) for run in dict.fromkeys([*RUNS, *COMPARED_RUNS])}
 KEYS = {run: digest(made_from) for run, made_from in RECIPES.items()}
 DRAWN = KEPT / "drawn" / digest(MODEL)
+
+RULE = digest(config["protect"]["rule"])
+# Of the packs that can be made: what the config's methods read, or else the smallest.
+SCOPES = sorted({packs.scope_of(m) for m in LEARNED.values() if m["method"] == "nullbooth"}) or ["pooled"]
 
 STORES = {
     "trajectories": [str(KEPT / "shards" / shard / "trajectory.zarr") for shard in SHARDS],
@@ -141,9 +175,13 @@ STORES = {
     ],
 }
 
+if PACKS:
+    STORES |= {"moments": [], "sums": []}
+
 # What a person looks for under a plain name is a link to what is kept: name, target, and the file that it stands for.
 SHOWN = {
     "figures": (STATISTICS / "figures", "free_directions.csv"),
+    "packs": (STATISTICS / "packs" / RULE, f"{SCOPES[0]}.safetensors"),
     **{f"runs/{run}": (KEPT / "runs" / run / key, "adapter.safetensors") for run, key in KEYS.items()},
     **{f"images/base/{part}": (DRAWN / part, "") for part in [*PARTS, *(part + FEWER_STEPS for part in PARTS)]},
     **{f"covariances/{step}.zarr": (STATISTICS / f"covariances/{step}.zarr", "") for step in [*STEPS, "pooled"]},
@@ -204,6 +242,7 @@ wildcard_constraints:
     method="|".join(map(re.escape, METHODS)),
     seed=r"\d+",
     key="|".join(sorted(set(KEYS.values()))),
+    scope="pooled|timestep",
     shown="|".join(map(re.escape, SHOWN)),
 
 
@@ -289,12 +328,14 @@ def base_parts(wildcards):
 
 def projectors_of(method):
     """The projectors that a method's scope reads; step 00 also holds what does not depend on the timestep."""
-    if method["method"] != "nullbooth":
+    if method["method"] != "nullbooth" or PACKS:
         return []
     return collect("<statistics>/projectors/{step}.zarr", step=["pooled"] if method["scope"] == "pooled" else STEPS)
 
 
 def step_projectors(wildcards):
+    if PACKS:  # what is learned was looked at above; the comparison is another target, and only now asked for
+        packs.check_method(METHODS[wildcards.method], PACKS)
     return projectors_of(METHODS[wildcards.method])
 
 

@@ -38,6 +38,7 @@ rule gallery:
         methods=list(LEARNED),
         model=str(config["model"]),
         sampler=config["sampler"],
+        protecting=PROTECTING,
     message:
         "Writing the gallery"
     script:

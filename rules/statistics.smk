@@ -180,3 +180,44 @@ rule projector:
         "Eigenvectors at timestep {wildcards.step}"
     script:
         "../workflow/scripts/projector.py"
+
+
+rule packed:
+    input:
+        projectors=lambda wildcards: collect(
+            "<statistics>/projectors/{step}.zarr", step=["pooled"] if wildcards.scope == "pooled" else STEPS
+        ),
+        covariance="<statistics>/covariances/00.zarr",
+    output:
+        f"<statistics>/packs/{RULE}/{{scope}}.safetensors",
+    log:
+        "<results>/logs/packs/{scope}.log",
+    benchmark:
+        "<results>/benchmarks/packs/{scope}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(8000, "packed"),
+        runtime=60,
+    params:
+        scope="{scope}",
+        rule=config["protect"]["rule"],
+        identity=IDENTITY,
+        about={
+            "model": Path(config["model"]).name if Path(config["model"]).is_dir() else config["model"],
+            "sites": config["protect"]["sites"],
+            "sampler": config["sampler"],
+            "resolution": config["resolution"],
+        },
+        shards=SHARDS,
+    message:
+        "Packing the projectors of scope {wildcards.scope}"
+    script:
+        "../workflow/scripts/pack.py"
+
+
+rule pack:
+    input:
+        collect(rules.packed.output[0], scope=SCOPES),
+        "<results>/packs",

@@ -6,7 +6,7 @@ import torch
 import yaml
 from diffusers import DDPMScheduler
 
-from nullbooth import models
+from nullbooth import models, packs
 from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
 from nullbooth.files import write_text
 from nullbooth.identity import digest
@@ -89,11 +89,14 @@ def training_data(
 
 
 def protected_adapter(
-    denoiser, projectors: list[str], wanted: list[str], method: dict, identity: dict
+    denoiser, projectors: list[str], pack: str | None, wanted: list[str], method: dict, identity: dict
 ) -> tuple[Adapter, list[float]]:
     """An adapter in the null space of the protected features, and its cached timesteps."""
-    [(rule, value)] = method["rule"].items()
-    stacks, timesteps = site_projectors(projectors, identity, rule, value)
+    if pack is None:
+        [(rule, value)] = method["rule"].items()
+        stacks, timesteps = site_projectors(projectors, identity, rule, value)
+    else:
+        stacks, timesteps = packs.read(packs.locate(pack, packs.scope_of(method))[0])
     sites = in_order(find_sites(denoiser, wanted), stacks)
     for kind in ("to_q", "to_k", "to_v", "to_out.0"):
         shares = [share for name, share in free_share(stacks).items() if name.endswith(kind)]
@@ -129,7 +132,7 @@ def main(
     data = training_data(pipeline, images, concept, method["method"], class_images, identity["model"], size, said, flip)
     torch.manual_seed(settings.seed)
     if ours := method["method"] == "nullbooth":
-        adapter, timesteps = protected_adapter(denoiser, projectors, sites, method, identity)
+        adapter, timesteps = protected_adapter(denoiser, projectors, config["protect"]["pack"], sites, method, identity)
     else:
         found, timesteps = find_sites(denoiser, tuple(sites)), [0.0]
         passes = protected_passes(denoiser, trajectories, identity, every=10)
