@@ -18,7 +18,11 @@ GROUPS = {
     "unrelated": "Everything else: prompts that were not protected",
     "protected": "Protected prompts",
 }
-STATISTICS = {"free": "free_directions.svg", "spectra": "spectra.svg"}  # figures, by what the template calls them
+STATISTICS = {
+    "free": "free_directions.svg",
+    "spectra": "spectra.svg",
+    "leak": "leak.svg",
+}  # figures, by what the template calls them
 CHANGES = {"change_protected.svg": "protected prompts", "change_heldout.svg": "prompts that were not protected"}
 SHEET = {"subject": 7, "class": 2, "unrelated": 5}  # prompts of each group on the contact sheet
 COLUMNS = 7  # of the contact sheet, so that its captions can be read in a README

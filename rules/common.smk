@@ -11,7 +11,7 @@ import yaml
 sys.path.insert(0, workflow.basedir)
 
 from nullbooth import devices, headers, packs
-from nullbooth.files import writable
+from nullbooth.files import read_json, writable
 from nullbooth.identity import digest, file_digest, model_folder, model_identity, read_prompts
 from nullbooth.images import captions, list_images
 from nullbooth.plan import work_of
@@ -25,7 +25,7 @@ from nullbooth.settings import (
     subject_words,
     sweep_points,
 )
-from nullbooth.shards import choose_shards, shard_identity
+from nullbooth.shards import choose_shards, cut_shards, enough, shard_identity
 
 with open(Path(workflow.basedir) / "config" / "schema.yaml") as file:
     SCHEMA = yaml.safe_load(file)
@@ -99,13 +99,17 @@ EXPORTABLE = [run for run in RUNS if is_lora(METHODS[run.split("/")[1]])]
 PARTS = [*CONCEPTS, "unrelated"]
 FEWER_STEPS = "@" + str(config["comparison"]["steps"])
 
-# What the statistics depend on, and nothing else; every store carries it and every reader checks it.
-IDENTITY = {
+# What the statistics depend on, and nothing else; every store carries it and every reader checks it. What is known of a
+# shard depends on less than the sums, if shards are added until it is enough.
+OF_SHARDS = {
     "model": MODEL,
     "prompts": digest(PROTECTED),
     "sampler": digest([config["sampler"], config["protect"]["seed"], config["resolution"]]),
     "sites": digest(config["protect"]["sites"]),
 }
+UNTIL = None if PACKS else config["protect"]["prompts_until"]
+DECIDING = [UNTIL, config["protect"]["shard_size"], config["protect"]["rule"], PROMPTS["unrelated"]]
+IDENTITY = OF_SHARDS | ({"until": digest(DECIDING)} if UNTIL else {})
 
 for path, about in PACKS.values() if workflow.is_main_process else []:
     if about["identity"]["sampler"] != IDENTITY["sampler"]:
@@ -121,12 +125,17 @@ KEPT = Path(config["results"]) / "kept"
 STATISTICS = KEPT / "statistics" / digest(IDENTITY)
 SUMS = STATISTICS / "covariances/00.zarr"
 try:
-    SHARDS = choose_shards(KEPT / "shards", SUMS, IDENTITY, PROTECTED, config["protect"]["shard_size"])
+    # What is protected must not depend on what was computed before, where it is decided shard by shard.
+    if UNTIL:
+        SHARDS = cut_shards(OF_SHARDS, PROTECTED, config["protect"]["shard_size"])
+    else:
+        SHARDS = choose_shards(KEPT / "shards", SUMS, OF_SHARDS, PROTECTED, config["protect"]["shard_size"])
 except ValueError as error:
     sys.exit(str(error))
+SHARD_IDENTITIES = {name: shard_identity(OF_SHARDS, prompts) for name, prompts in SHARDS.items()}
 
 # Prompts that are not protected have moments too, to measure what adapters change for them.
-HELDOUT_IDENTITY = shard_identity(IDENTITY, PROMPTS["unrelated"])
+HELDOUT_IDENTITY = shard_identity(OF_SHARDS, PROMPTS["unrelated"])
 HELDOUT = digest(HELDOUT_IDENTITY)
 SHARD_PROMPTS = {**SHARDS, HELDOUT: PROMPTS["unrelated"]}
 SAMPLING = {key: config[key] for key in ("precision", "resolution")}
@@ -243,6 +252,7 @@ wildcard_constraints:
     seed=r"\d+",
     key="|".join(sorted(set(KEYS.values()))),
     scope="pooled|timestep",
+    number="|".join(str(i + 1) for i in range(len(SHARDS))),
     shown="|".join(map(re.escape, SHOWN)),
 
 
@@ -259,7 +269,38 @@ def shard_prompts(wildcards):
 
 
 def identity_of_shard(wildcards):
-    return shard_identity(IDENTITY, SHARD_PROMPTS[wildcards.shard])
+    return shard_identity(OF_SHARDS, SHARD_PROMPTS[wildcards.shard])
+
+
+def taken():
+    """The shards that are protected: all, or the first ones until another one does not lower the leak by enough."""
+    leaks = []
+    for count in range(1, len(SHARDS) if UNTIL else 0):
+        leaks.append(read_json(checkpoints.leak.get(number=count).output[0])["leak"])
+        if enough(leaks, UNTIL):
+            return list(SHARDS)[:count]
+    return list(SHARDS)
+
+
+def first_identities(wildcards):
+    """By name, what the first so many shards are made from."""
+    return dict(list(SHARD_IDENTITIES.items())[: int(wildcards.number)])
+
+
+def first_shards(wildcards):
+    return collect("<kept>/shards/{shard}/pooled.zarr", shard=list(SHARDS)[: int(wildcards.number)])
+
+
+def moments_taken(wildcards):
+    return collect(f"<kept>/shards/{{shard}}/moments/{wildcards.step}.zarr", shard=taken())
+
+
+def leaks_taken(wildcards):
+    return collect("<statistics>/leak/{number}.json", number=[i + 1 for i in range(len(taken()))])
+
+
+def trajectories_taken(wildcards):
+    return collect("<results>/trajectories/{i:02d}.zarr", i=range(len(taken())))
 
 
 def made_from(key):
@@ -348,7 +389,7 @@ def statistics_in_use(wildcards):
 def calibration(wildcards):
     """The protected trajectories, for the rival that looks at them before it learns."""
     corda = METHODS[wildcards.method]["method"] == "corda"
-    return collect("<kept>/shards/{shard}/trajectory.zarr", shard=list(SHARDS)) if corda else []
+    return collect("<kept>/shards/{shard}/trajectory.zarr", shard=taken()) if corda else []
 
 
 def class_images(wildcards):

@@ -314,7 +314,7 @@ def test_a_comparison_that_a_pack_does_not_serve_is_refused_when_it_is_asked_for
     assert planned(*arguments)["adapter"] == 1
     done = snakemake("--dry-run", str(run.folder / "results/comparison"), *arguments)
     assert done.returncode != 0
-    assert "the method t has scope timestep" in done.stderr
+    assert "the method t has scope timestep" in done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -333,6 +333,7 @@ def test_adapters_of_a_pack_are_those_of_the_stores(finished, tmp_path):
         packs.write(exact / f"{scope}.safetensors", stores, about["identity"], about["rule"], scope, half=False, **said)
     expected = {m: read_adapter(results / f"runs/starling/{m}/0/adapter.safetensors") for m in ("pooled", "timestep")}
     run = finished.copy(tmp_path / "run")
+    shutil.rmtree(run.folder / "results/runs")  # nothing is known of how a copy was made
     for pack, tolerance in ((exact, 1e-3), (made, 0.1)):
         assert executed("adapters", *with_pack(run, pack)) == {"adapter": 2, "shown": 2, "adapters": 1}
         for method, (tensors, info) in expected.items():
