@@ -13,11 +13,14 @@ import yaml
 from damage import flip_bit, truncate
 from running import ROOT, Run, executed, planned, snakemake
 
-from nullbooth import packs, store
+from nullbooth import estimate, headers, packs, store
 from nullbooth.adapter import read_adapter
+from nullbooth.cost import Machine
 from nullbooth.identity import digest, model_identity
+from nullbooth.plan import work_of
 from nullbooth.projector import decompose
-from nullbooth.settings import SettingsError
+from nullbooth.selection import DEFAULT
+from nullbooth.settings import SettingsError, complete, sweep_points
 from nullbooth.statistics import site_projectors
 from nullbooth.tensors import load_tensors, save_tensors
 from nullbooth.text import InputError
@@ -273,11 +276,26 @@ def with_pack(run: Run, pack: Path, **changes) -> list[str]:
     return run.arguments(**changes, protect=protect)
 
 
+def project(name: str = "config") -> dict:
+    """config/config.yaml with config/minimal.yaml on top, or another file of config/."""
+    layers = [yaml.safe_load((ROOT / f"config/{file}.yaml").read_text()) for file in (name, "minimal")]
+    return {**layers[0], **(layers[1] if name == "config" else {})}
+
+
+def named(methods: list[dict]) -> dict[str, dict]:
+    return {point["name"]: point for method in methods for point in sweep_points(method)}
+
+
 def test_a_pack_stands_for_all_statistics(world):
     run, pack = world
     jobs = planned(*with_pack(run, pack))
     assert not STATISTICS & set(jobs)
     assert jobs["adapter"] == 2
+    config = complete({**project(), **yaml.safe_load((run.folder / "settings.yaml").read_text())}, project("schema"))
+    config["concepts"] = [{**entry, "class_prompts": [entry["prompt"]]} for entry in config["concepts"]]
+    work = work_of(config, 2, {"subject": 1, "class": 1, "unrelated": 3, "protected": 2}, named(config["methods"]))
+    estimated = estimate.jobs(headers.read(ROOT / "resources/tinyworld", DEFAULT), work, Machine(1e11, 5e10))
+    assert {job.rule: job.count for job in estimated} == {rule: n for rule, n in jobs.items() if rule != "samples"}
     corda = [{"name": "ours"}, {"name": "corda", "method": "corda"}]
     assert planned(*with_pack(run, pack / "pooled.safetensors", methods=corda))["trajectory"] == 1, "corda's own need"
 
