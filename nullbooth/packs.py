@@ -16,7 +16,7 @@ import numpy as np
 
 from nullbooth import __version__
 from nullbooth.identity import hub_file, remembered_digests
-from nullbooth.projector import Projector, projector
+from nullbooth.projector import RULES, Projector, projector
 from nullbooth.settings import SettingsError, fill_prompt
 from nullbooth.text import InputError, shown, strange_character
 
@@ -48,8 +48,9 @@ def locate(pack: str, scope: str) -> tuple[Path, str]:
         return place, pack
     if place.is_dir():
         if not (place / f"{scope}.safetensors").is_file():
-            raise InputError(f"{KEY}: {place} has no {scope}.safetensors, for methods of that scope; add it, or leave "
-                             "them out")  # fmt: skip
+            raise InputError(
+                f"{KEY}: {place} has no {scope}.safetensors, for methods of that scope; add it, or leave them out"
+            )
         return place / f"{scope}.safetensors", pack
     name, _, revision = pack.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) or name.startswith("."):
@@ -91,7 +92,7 @@ def _about(path: Path | str, metadata: dict[str, str]) -> dict[str, Any]:
     try:
         about = json.loads(metadata["about"])
         [(rule, value)] = about["rule"].items()
-        sound = about["scope"] in ("pooled", "timestep") and isinstance(rule, str) and float(value) > 0
+        sound = about["scope"] in ("pooled", "timestep") and rule in RULES and float(value) > 0
         sound &= all(isinstance(about["identity"][key], str) for key in ("model", "prompts", "sampler", "sites"))
         sound &= bool(about["timesteps"]) and bool(np.isfinite(np.array(about["timesteps"], dtype=float)).all())
         sound &= isinstance(about["denoiser"], str) and isinstance(about["model"], str)
@@ -175,7 +176,7 @@ def open_packs(pack: str, scopes: Iterable[str], model: str, sites: str, asked: 
 
 def orthonormal(v):
     """The orthonormal basis `[n, k]` float32 nearest to a basis that is orthonormal but for rounding: two steps of
-    Newton and Schulz towards its polar factor. What is far from orthonormal stays so."""
+    Newton and Schulz towards its polar factor."""
     v = v.float()
     for _ in range(2):
         v = 1.5 * v - 0.5 * (v @ (v.mT @ v))
@@ -219,7 +220,7 @@ def write(
         for feature in group.attrs["features"]:
             key = feature["name"]
             w, u = group[f"{key}:values"][:], group[f"{key}:vectors"][:]
-            p = projector(w, u, name, value, key)
+            p = projector(w, u, name, value, f"{key} in store {step}")
             tensors[f"{step:02d}:{key}:basis"] = halved(p, w, u) if half else torch.from_numpy(p.basis)
             if name == "soft":
                 tensors[f"{step:02d}:{key}:gain"] = torch.from_numpy(p.gain)
@@ -247,12 +248,14 @@ def read(path: Path | str) -> tuple[dict[str, list[Projector]], list[float]]:
         projectors = []
         for step, (complement, free) in enumerate(zip(feature["complement"], feature["free"], strict=True)):
             key = f"{step:02d}:{feature['name']}"
+            if (f"{key}:gain" in tensors) != ("soft" in about["rule"]):
+                raise InputError(f"{path}: {key} has weights, or none, unlike what its rule says; {MEND}")
             given = tensors.get(f"{key}:basis", torch.zeros(0))
             shaped = given.ndim == 2 and len(given) == feature["width"] >= given.shape[1]
             if not shaped or not _sound(given.float(), ROUNDED) or not _sound(basis := orthonormal(given), ORTHONORMAL):
                 raise InputError(f"{path}: {key} is no orthonormal basis; {MEND}")
             k = basis.shape[1]
-            gain = tensors[f"{key}:gain"].numpy() if f"{key}:gain" in tensors else np.ones(k, np.float32)
+            gain = tensors[f"{key}:gain"].numpy() if "soft" in about["rule"] else np.ones(k, np.float32)
             if gain.shape != (k,) or not ((gain >= 0) & (gain <= 1)).all():
                 raise InputError(f"{path}: {key} has weights that are not between 0 and 1; {MEND}")
             projectors.append(Projector(basis.numpy(), gain, complement, free))

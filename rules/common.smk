@@ -49,6 +49,7 @@ try:
         )
         for method in LEARNED.values():
             packs.check_method(method, PACKS)
+    CONTENTS = {scope: packs.content(path) for scope, (path, _) in PACKS.items()}
     if PACKS:
         PROTECTED = next(about["prompts"] for _, about in PACKS.values())
     else:
@@ -149,9 +150,9 @@ def recipe(concept, method, seed):
     freed_by = (chosen["rule"] or config["protect"]["rule"]) if chosen["method"] == "nullbooth" else None
     identity = IDENTITY if keeps else {key: IDENTITY[key] for key in ("model", "sites")}
     if freed_by and packs.scope_of(chosen) in PACKS:
-        path, about = PACKS[packs.scope_of(chosen)]
-        identity = {"model": MODEL, "sites": IDENTITY["sites"], "pack": packs.content(path)}
-        freed_by = about["rule"]
+        scope = packs.scope_of(chosen)
+        identity = {"model": MODEL, "sites": IDENTITY["sites"], "pack": CONTENTS[scope]}
+        freed_by = PACKS[scope][1]["rule"]
     learned = ("name", "identifier", "class", "prompt", "images_digest", "class_prompts")
     return {
         "concept": {key: CONCEPTS[concept][key] for key in learned},

@@ -184,6 +184,18 @@ def test_a_basis_that_is_none_is_refused(tmp_path):
             packs.read(path)
 
 
+def test_weights_belong_to_the_soft_rule(tmp_path):
+    """Without them, a soft projector would let everything through."""
+    path = write(tmp_path, {"soft": 0.1})
+    tensors, metadata = load_tensors(path, packs.FORMAT, "", "")
+    save_tensors(path, {name: t for name, t in tensors.items() if not name.endswith("gain")}, metadata)
+    with pytest.raises(InputError, match="has weights, or none, unlike what its rule says"):
+        packs.read(path)
+    save_tensors(path, {name: t + 1 if name.endswith("gain") else t for name, t in tensors.items()}, metadata)
+    with pytest.raises(InputError, match="has weights that are not between 0 and 1"):
+        packs.read(path)
+
+
 # --- what fits ------------------------------------------------------------------------------------------
 
 
