@@ -36,7 +36,7 @@ rule samples:
 
 rule trajectories:
     input:
-        collect("<results>/trajectories/{i:02d}.zarr", i=range(len(SHARDS))),
+        trajectories_taken,
 
 
 rule covariances:

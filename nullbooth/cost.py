@@ -115,6 +115,7 @@ class Work:
     class_pictures: tuple[int, ...] = ()  # of each concept whose methods train on them
     picture_batch: int = 16
     encoders: float = ENCODERS  # bytes of the models that measure pictures
+    packed: bool = False  # projectors come from a pack, so that there are no statistics
 
     @property
     def shards(self) -> int:
@@ -127,7 +128,8 @@ class Work:
 
     @property
     def protecting(self) -> bool:
-        return any(run.method == "nullbooth" for run in self.runs)
+        """Whether statistics are needed."""
+        return not self.packed and any(run.method == "nullbooth" for run in self.runs)
 
 
 @dataclass(frozen=True)

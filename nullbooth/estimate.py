@@ -100,6 +100,9 @@ def statistics(model: Model, work: Work, machine: Machine) -> list[Job]:
     if False in scopes:
         found += [projector(*part) for part in parts]
     found.append(spectra(parts))
+    if work.shards > 1:
+        found += [shard_pool(work, every, moving), leak(work, parts)]
+        found.append(cpu_job("leaks", 1, "figures", 0.5, 0.0, (1e5, 2)))
     return [*found, heldout(model, work, machine, parts)]
 
 
@@ -126,6 +129,21 @@ def pool(work: Work, every: list[Reading], moving: list[Reading]) -> Job:
     seconds = read / READ["moments"] + raw(arrays) / WRITE["moments"]
     host = raw(arrays) + (work.steps + 2) * widest(every)
     return cpu_job("pool", 1, "torch", seconds, host, stored(arrays))
+
+
+def shard_pool(work: Work, every: list[Reading], moving: list[Reading]) -> Job:
+    """As `pool`, of each shard."""
+    job = pool(work, every, moving)
+    return job._replace(rule="shard_pool", count=work.shards, files=job.files + 1)
+
+
+def leak(work: Work, parts: Iterable[tuple[int, list[Reading]]]) -> Job:
+    """One job for each number of shards: their pooled moments, half of all in the mean, and those of other prompts."""
+    [(_, every), *_], moments = parts, [array for n, readings in parts for array in n * moment_arrays(readings, 1.0)]
+    shards = (work.shards + 1) / 2 * raw(moment_arrays(every, 1.0))
+    products = sum(8.0 * r.width**3 for r in every) / FLOAT64_RATE
+    seconds = eigh_seconds(every) + products + (shards + raw(moments)) / READ["moments"]
+    return cpu_job("leak", work.shards, "numpy", seconds, 12 * widest(every), (1e4, 1))
 
 
 def projector(count: int, readings: list[Reading]) -> Job:

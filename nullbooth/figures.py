@@ -108,6 +108,18 @@ def spectra(values: dict[str, NDArray], timesteps: list[float]) -> plt.Figure:
     return figure
 
 
+def leaks(prompts: list[int], mean: list[float], features: list[list[float]]) -> plt.Figure:
+    """Leak on prompts held out against the number of protected ones: the mean over sites, and faintly each feature."""
+    figure, axes = plt.subplots(figsize=(6.6, 3.8))
+    for curve in features:
+        axes.semilogy(prompts, np.maximum(curve, 1e-12), color="#999999", linewidth=0.7, alpha=0.5)
+    axes.semilogy(prompts, np.maximum(mean, 1e-12), label="mean over layers", markersize=7, linewidth=1.8, **style(0))
+    axes.set_xlabel("protected prompts")
+    axes.set_ylabel("leak on other prompts")
+    axes.legend(frameon=False)
+    return figure
+
+
 def heat_map(
     values: NDArray, rows: list[str], timesteps: list[float], label: str, log: bool = False, limits=(None, None)
 ) -> plt.Figure:

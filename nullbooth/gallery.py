@@ -18,6 +18,11 @@ GROUPS = {
     "unrelated": "Everything else: prompts that were not protected",
     "protected": "Protected prompts",
 }
+STATISTICS = {
+    "free": "free_directions.svg",
+    "spectra": "spectra.svg",
+    "leak": "leak.svg",
+}  # figures, by what the template calls them
 CHANGES = {"change_protected.svg": "protected prompts", "change_heldout.svg": "prompts that were not protected"}
 SHEET = {"subject": 7, "class": 2, "unrelated": 5}  # prompts of each group on the contact sheet
 COLUMNS = 7  # of the contact sheet, so that its captions can be read in a README
@@ -104,16 +109,18 @@ def write_gallery(
     concepts: list[dict[str, Any]],
     about: dict[str, Any],
     trade_off: str | None = None,
+    protecting: bool = True,
 ) -> None:
     """Write `page/index.html`, the pictures that it shows and `page/<concept>.png`; everything by relative address.
 
-    Heat maps of a run and figures of the statistics are shown where they are; `trade_off` is SVG text.
+    Heat maps of a run are shown where they are, and so are figures of the statistics, if these are `protecting` the
+    runs; `trade_off` is SVG text.
     """
     page.mkdir(parents=True, exist_ok=True)
     unrelated = collect_images(results / "images/base/unrelated", page, "base/unrelated")
     sections = [concept_section(page, results, concept, runs, about, unrelated) for concept in concepts]
     statistics = {}
-    for name, file in {"free": "free_directions.svg", "spectra": "spectra.svg"}.items():
+    for name, file in STATISTICS.items() if protecting else ():
         if (results / "figures" / file).is_file():
             statistics[name] = shutil.copy(results / "figures" / file, page / file).name
     shutil.copy(results / "evaluation" / "metrics.csv", page / "metrics.csv")

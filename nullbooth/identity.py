@@ -46,10 +46,7 @@ def _place(path: Path) -> str:
 
 def single_identity(file: Path, configs: str, revision: str | None = None) -> str:
     """Hash of a single-file model, and the identity of its configs and tokenizers: `hash+hash` or `hash+id@commit`."""
-    with _memory() as known:
-        if (place := _place(file)) not in known:
-            known[place] = file_digest(file)
-    return f"{known[place][:16]}+{model_identity(configs, revision, 'model_config', suffixes=CONFIGS)}"
+    return f"{remembered_digests([file])[0][:16]}+{model_identity(configs, revision, 'model_config', suffixes=CONFIGS)}"
 
 
 def known_configs(file: Path) -> str:
@@ -91,13 +88,20 @@ def model_identity(
     if not (folder / index).is_file():
         kind = "diffusers pipeline" if index == "model_index.json" else "transformers model"
         raise FileNotFoundError(f"{key}: {folder} has no {index}; give the folder of a {kind}")
-    files = {}
+    paths = sorted(p for p in folder.rglob("*") if p.suffix in suffixes)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return digest(dict(zip(names, remembered_digests(paths), strict=True)))
+
+
+def remembered_digests(paths: list[Path]) -> list[str]:
+    """SHA-256 of each file; those that were read before, and have not changed since, are not read again."""
+    found = []
     with _memory() as known:
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in suffixes):
+        for path in paths:
             if (place := _place(path)) not in known:
                 known[place] = file_digest(path)
-            files[path.relative_to(folder).as_posix()] = known[place]
-    return digest(files)
+            found.append(known[place])
+    return found
 
 
 def model_folder(model: str, commit: str | None, weights: bool = True) -> Path | None:
@@ -121,21 +125,29 @@ def hub_commit(model: str, revision: str | None, key: str, index: str) -> str:
     """
     if revision and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
+    return hub_file(model, revision, key, index).parent.name
+
+
+def hub_file(model: str, revision: str | None, key: str, name: str) -> Path:
+    """One file of a Hub model in the Hub's cache, in the folder of its commit; downloaded if it is not there.
+
+    Raises FileNotFoundError if it is neither there nor to be had.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         try:
-            path = hf_hub_download(model, index, revision=revision, local_files_only=True)
+            path = hf_hub_download(model, name, revision=revision, local_files_only=True)
         except LocalEntryNotFoundError:
-            path = hf_hub_download(model, index, revision=revision)
+            path = hf_hub_download(model, name, revision=revision)
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().partition(".")[0]
         raise FileNotFoundError(
             f"{key}: {model!r}, revision {revision or 'main'}: no such folder here, not in the Hub's cache, and not to "
             f"be had from the Hub ({reason}); download it first, or give the folder of a model"
         ) from error
-    return Path(path).parent.name
+    return Path(path)
 
 
 def read_prompts(path: Path | str, key: str | None = None) -> list[str]:

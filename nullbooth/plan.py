@@ -54,6 +54,7 @@ def work_of(
         class_pictures=tuple(class_pictures(config, entry) for entry in config["concepts"] if with_class),
         picture_batch=config["sample"]["batch"],
         encoders=encoder_bytes(config["evaluate"]["clip"], config["evaluate"]["dino"]),
+        packed=config["protect"]["pack"] is not None,
     )
 
 

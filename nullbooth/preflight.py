@@ -48,7 +48,8 @@ def check_results(config: dict[str, Any]) -> None:
     if results.exists() and not results.is_dir():
         raise SettingsError(f"results: {results} is a file; name a folder")
     named = {"protect.prompts": config["protect"]["prompts"], "model": config["model"]}
-    named |= {"model_config": config["model_config"]} if config["model_config"] else {}
+    others = {"model_config": config["model_config"], "protect.pack": config["protect"]["pack"]}
+    named |= {key: value for key, value in others.items() if value}
     named |= {f"sample.prompts.{group}": path for group, path in config["sample"]["prompts"].items()}
     for i, concept in enumerate(config["concepts"]):
         named |= {f"concepts.{i}.{key}": concept[key] for key in ("images", "holdout") if concept[key]}

@@ -77,6 +77,12 @@ class Projector:
         return self.apply(np.eye(len(self.basis), dtype=self.basis.dtype))
 
 
+def leak(p: Projector, c: NDArray) -> float:
+    """Share of the energy of features with second moment `c: [n, n]` that a projector lets through,
+    tr(P C P) / tr(C): for a hard rule tr(P C) / tr(C)."""
+    return float(np.trace(p.apply(p.apply(c))) / np.trace(c))
+
+
 def projector(w: NDArray, u: NDArray, rule: str, value: float, site: str = "?") -> Projector:
     """The projector of a decomposition under a rank rule.
 

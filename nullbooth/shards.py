@@ -1,5 +1,6 @@
 """Protected prompts in shards that are kept: moments add up, so that new prompts cost no more than themselves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nullbooth.identity import digest
@@ -10,7 +11,8 @@ def partition(
     prompts: list[str], kept: list[list[str]], size: int, before: list[list[str]] | None = None
 ) -> list[list[str]]:
     """`prompts` as shards without overlap: those `before`, then those of `kept` that fit, largest first, then new ones
-    of `size` prompts.
+    of `size` prompts. Hashes of the prompts order the shards, and the prompts of which new ones are cut: by the
+    alphabet, similar prompts would share a shard, and a few shards would not stand for all.
 
     The answer stays the same while the new shards become kept ones, in whatever order: jobs that read the workflow
     again in the middle of a run agree with it.
@@ -21,8 +23,16 @@ def partition(
         if missing.issuperset(shard):
             shards.append(sorted(shard))
             missing.difference_update(shard)
-    rest = sorted(missing)
-    return sorted(shards + [rest[i : i + size] for i in range(0, len(rest), size)])
+    rest = sorted(missing, key=digest)
+    shards += [sorted(rest[i : i + size]) for i in range(0, len(rest), size)]
+    return sorted(shards, key=lambda shard: min(map(digest, shard)))
+
+
+def enough(leaks: Sequence[float], share: float) -> bool:
+    """Whether the last shard that was added lowered the leak on prompts held out by no more than this share of it.
+
+    leaks: with the first shard, with the first two, and so on."""
+    return len(leaks) > 1 and leaks[-2] - leaks[-1] <= share * leaks[-2]
 
 
 def shard_identity(identity: dict[str, str], prompts: list[str]) -> dict[str, str]:
@@ -43,6 +53,11 @@ def kept_shards(folder: Path, identity: dict[str, str]) -> dict[str, list[str]]:
                     found[shard.name] = made["prompts"]
                 break
     return found
+
+
+def cut_shards(identity: dict[str, str], prompts: list[str], size: int) -> dict[str, list[str]]:
+    """The shards of `prompts` by name, as they are cut where none are kept, and those that are kept do not matter."""
+    return {digest(shard_identity(identity, shard)): shard for shard in partition(prompts, [], size)}
 
 
 def choose_shards(

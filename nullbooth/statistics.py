@@ -66,7 +66,7 @@ def moments_at(
 
 def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, every: int) -> Callable[[], None]:
     """A function that runs the denoiser on all stored trajectories, each `every`th step, one sample at a time."""
-    of_any_prompts = {key: value for key, value in identity.items() if key != "prompts"}
+    of_any_prompts = {key: value for key, value in identity.items() if key not in ("prompts", "until")}
 
     @torch.no_grad()
     def run() -> None:

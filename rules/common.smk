@@ -10,8 +10,8 @@ import yaml
 
 sys.path.insert(0, workflow.basedir)
 
-from nullbooth import devices, headers
-from nullbooth.files import writable
+from nullbooth import devices, headers, packs
+from nullbooth.files import read_json, writable
 from nullbooth.identity import (
     digest,
     file_digest,
@@ -33,23 +33,15 @@ from nullbooth.settings import (
     subject_words,
     sweep_points,
 )
-from nullbooth.shards import choose_shards, shard_identity
+from nullbooth.shards import choose_shards, cut_shards, enough, shard_identity
 
 with open(Path(workflow.basedir) / "config" / "schema.yaml") as file:
     SCHEMA = yaml.safe_load(file)
 try:
-    config = complete(config, SCHEMA)
+    asked, config = config, complete(config, SCHEMA)
     for warning in check_inputs(config) if workflow.is_main_process else []:  # jobs need not look again
         print(f"config: {warning}", file=sys.stderr)
-    PROTECTED = read_prompts(config["protect"]["prompts"])
-    PROMPTS = {group: read_prompts(path) for group, path in config["sample"]["prompts"].items()}
-    if known := sorted(set(PROMPTS["unrelated"]) & set(PROTECTED)):
-        raise SettingsError(
-            f"sample.prompts.unrelated: {known[0]!r} is also protected ({len(known)} such prompts); drift is measured "
-            f"on prompts that are not: take them out of it, or out of {config['protect']['prompts']}"
-        )
-    # By their hashes, so that another protected prompt leaves the choice as it is, mostly.
-    PROMPTS["protected"] = sorted(sorted(PROTECTED, key=digest)[: config["sample"]["protected"]])
+    LEARNED = {point["name"]: point for entry in config["methods"] for point in sweep_points(entry)}
     SINGLE = Path(config["model"]) if Path(config["model"]).is_file() else None
     if SINGLE:
         config["model_config"] = config["model_config"] or known_configs(SINGLE)
@@ -58,6 +50,32 @@ try:
         MODEL = model_identity(config["model"], config["revision"])
     config["revision"] = MODEL.partition("@")[2] or None  # the commit: jobs load what was looked up here
     MODEL += f":{config['variant']}" if config["variant"] else ""
+    # By scope, a file with projectors and what it says of itself. They stand for the protected prompts.
+    PACKS = {}
+    if config["protect"]["pack"]:
+        PACKS, config["protect"]["pack"] = packs.open_packs(
+            config["protect"]["pack"],
+            {packs.scope_of(method) for method in LEARNED.values() if method["method"] == "nullbooth"},
+            MODEL,
+            digest(config["protect"]["sites"]),
+            asked["protect"].get("rule"),
+        )
+        for method in LEARNED.values():
+            packs.check_method(method, PACKS)
+    CONTENTS = {scope: packs.content(path) for scope, (path, _) in PACKS.items()}
+    if PACKS:
+        PROTECTED = next(about["prompts"] for _, about in PACKS.values())
+    else:
+        PROTECTED = read_prompts(config["protect"]["prompts"])
+    PROMPTS = {group: read_prompts(path) for group, path in config["sample"]["prompts"].items()}
+    if known := sorted(set(PROMPTS["unrelated"]) & set(PROTECTED)):
+        raise SettingsError(
+            f"sample.prompts.unrelated: {known[0]!r} is also protected ({len(known)} such prompts); drift is measured "
+            "on prompts that are not: take them out of it, or out of "
+            f"{config['protect']['pack'] if PACKS else config['protect']['prompts']}"
+        )
+    # By their hashes, so that another protected prompt leaves the choice as it is, mostly.
+    PROMPTS["protected"] = sorted(sorted(PROTECTED, key=digest)[: config["sample"]["protected"]])
     ENCODERS = {
         name: model_identity(path, key=f"evaluate.{name}", index="config.json")
         for name, path in config["evaluate"].items()
@@ -82,12 +100,12 @@ try:
 except (SettingsError, OSError, ValueError) as error:
     sys.exit(f"config: {error}")
 
-LEARNED = {point["name"]: point for entry in config["methods"] for point in sweep_points(entry)}
 POINTS = {point["name"]: point for entry in config["comparison"]["methods"] for point in sweep_points(entry)}
 METHODS = {**LEARNED, **POINTS}
 STEPS = [f"{i:02d}" for i in range(config["sampler"]["steps"])]
 RUNS = [f"{c}/{m}/{seed}" for c in CONCEPTS for m in LEARNED for seed in config["seeds"]]
-PROTECTING = any(method["method"] == "nullbooth" for method in LEARNED.values())  # else no statistics are needed
+# Else no statistics are needed.
+PROTECTING = not PACKS and any(method["method"] == "nullbooth" for method in LEARNED.values())
 COMPARED_RUNS = [f"{c}/{m}/{seed}" for c in COMPARED for m in POINTS for seed in config["comparison"]["seeds"]]
 # A LoRA file has one low-rank change for all timesteps.
 EXPORTABLE = [run for run in RUNS if is_lora(METHODS[run.split("/")[1]])]
@@ -95,13 +113,25 @@ EXPORTABLE = [run for run in RUNS if is_lora(METHODS[run.split("/")[1]])]
 PARTS = [*CONCEPTS, "unrelated"]
 FEWER_STEPS = "@" + str(config["comparison"]["steps"])
 
-# What the statistics depend on, and nothing else; every store carries it and every reader checks it.
-IDENTITY = {
+# What the statistics depend on, and nothing else; every store carries it and every reader checks it. What is known of a
+# shard depends on less than the sums, if shards are added until it is enough.
+OF_SHARDS = {
     "model": MODEL,
     "prompts": digest(PROTECTED),
     "sampler": digest([config["sampler"], config["protect"]["seed"], config["resolution"]]),
     "sites": digest(config["protect"]["sites"]),
 }
+UNTIL = None if PACKS else config["protect"]["prompts_until"]
+DECIDING = [UNTIL, config["protect"]["shard_size"], config["protect"]["rule"], PROMPTS["unrelated"]]
+IDENTITY = OF_SHARDS | ({"until": digest(DECIDING)} if UNTIL else {})
+
+for path, about in PACKS.values() if workflow.is_main_process else []:
+    if about["identity"]["sampler"] != IDENTITY["sampler"]:
+        print(
+            f"config: protect.pack: {path} was made with another sampler, resolution or seed: what it protects are its "
+            f"{len(about['timesteps'])} timesteps, of which each other one takes the nearest",
+            file=sys.stderr,
+        )
 
 # What takes long is kept under a name that says what it was made from, so that nothing is computed twice and nothing
 # lost: `shards` has what is known of some protected prompts, `statistics` their sums, `runs` adapters and what they draw.
@@ -109,12 +139,17 @@ KEPT = Path(config["results"]) / "kept"
 STATISTICS = KEPT / "statistics" / digest(IDENTITY)
 SUMS = STATISTICS / "covariances/00.zarr"
 try:
-    SHARDS = choose_shards(KEPT / "shards", SUMS, IDENTITY, PROTECTED, config["protect"]["shard_size"])
+    # What is protected must not depend on what was computed before, where it is decided shard by shard.
+    if UNTIL:
+        SHARDS = cut_shards(OF_SHARDS, PROTECTED, config["protect"]["shard_size"])
+    else:
+        SHARDS = choose_shards(KEPT / "shards", SUMS, OF_SHARDS, PROTECTED, config["protect"]["shard_size"])
 except ValueError as error:
     sys.exit(str(error))
+SHARD_IDENTITIES = {name: shard_identity(OF_SHARDS, prompts) for name, prompts in SHARDS.items()}
 
 # Prompts that are not protected have moments too, to measure what adapters change for them.
-HELDOUT_IDENTITY = shard_identity(IDENTITY, PROMPTS["unrelated"])
+HELDOUT_IDENTITY = shard_identity(OF_SHARDS, PROMPTS["unrelated"])
 HELDOUT = digest(HELDOUT_IDENTITY)
 SHARD_PROMPTS = {**SHARDS, HELDOUT: PROMPTS["unrelated"]}
 SAMPLING = {key: config[key] for key in ("precision", "resolution")}
@@ -126,6 +161,11 @@ def recipe(concept, method, seed):
     chosen, keeps = METHODS[method], METHODS[method]["method"] in ("nullbooth", "corda")
     train = {**config["train"], **chosen["train"], "seed": int(seed), "precision": config["precision"]}
     freed_by = (chosen["rule"] or config["protect"]["rule"]) if chosen["method"] == "nullbooth" else None
+    identity = IDENTITY if keeps else {key: IDENTITY[key] for key in ("model", "sites")}
+    if freed_by and packs.scope_of(chosen) in PACKS:
+        scope = packs.scope_of(chosen)
+        identity = {"model": MODEL, "sites": IDENTITY["sites"], "pack": CONTENTS[scope]}
+        freed_by = PACKS[scope][1]["rule"]
     learned = ("name", "identifier", "class", "prompt", "images_digest", "class_prompts")
     return {
         "concept": {key: CONCEPTS[concept][key] for key in learned},
@@ -138,7 +178,7 @@ def recipe(concept, method, seed):
         "resolution": config["resolution"],
         "sites": config["protect"]["sites"],
         # Rivals but one know nothing of protected prompts.
-        "identity": IDENTITY if keeps else {key: IDENTITY[key] for key in ("model", "sites")},
+        "identity": identity,
     }
 
 
@@ -151,6 +191,10 @@ RECIPES = {run: recipe(*run.split("/")) for run in dict.fromkeys([*RUNS, *COMPAR
 KEYS = {run: digest(made_from) for run, made_from in RECIPES.items()}
 DRAWN = KEPT / "drawn" / digest(MODEL)
 
+RULE = digest(config["protect"]["rule"])
+# Of the packs that can be made: what the config's methods read, or else the smallest.
+SCOPES = sorted({packs.scope_of(m) for m in LEARNED.values() if m["method"] == "nullbooth"}) or ["pooled"]
+
 STORES = {
     "trajectories": [str(KEPT / "shards" / shard / "trajectory.zarr") for shard in SHARDS],
     "moments": [str(KEPT / "shards" / shard / "moments" / f"{step}.zarr") for shard in SHARDS for step in STEPS],
@@ -159,9 +203,13 @@ STORES = {
     ],
 }
 
+if PACKS:
+    STORES |= {"moments": [], "sums": []}
+
 # What a person looks for under a plain name is a link to what is kept: name, target, and the file that it stands for.
 SHOWN = {
     "figures": (STATISTICS / "figures", "free_directions.csv"),
+    "packs": (STATISTICS / "packs" / RULE, f"{SCOPES[0]}.safetensors"),
     **{f"runs/{run}": (KEPT / "runs" / run / key, "adapter.safetensors") for run, key in KEYS.items()},
     **{f"images/base/{part}": (DRAWN / part, "") for part in [*PARTS, *(part + FEWER_STEPS for part in PARTS)]},
     **{f"covariances/{step}.zarr": (STATISTICS / f"covariances/{step}.zarr", "") for step in [*STEPS, "pooled"]},
@@ -226,6 +274,8 @@ wildcard_constraints:
     method="|".join(map(re.escape, METHODS)),
     seed=r"\d+",
     key="|".join(sorted(set(KEYS.values()))),
+    scope="pooled|timestep",
+    number="|".join(str(i + 1) for i in range(len(SHARDS))),
     shown="|".join(map(re.escape, SHOWN)),
 
 
@@ -242,7 +292,38 @@ def shard_prompts(wildcards):
 
 
 def identity_of_shard(wildcards):
-    return shard_identity(IDENTITY, SHARD_PROMPTS[wildcards.shard])
+    return shard_identity(OF_SHARDS, SHARD_PROMPTS[wildcards.shard])
+
+
+def taken():
+    """The shards that are protected: all, or the first ones until another one does not lower the leak by enough."""
+    leaks = []
+    for count in range(1, len(SHARDS) if UNTIL else 0):
+        leaks.append(read_json(checkpoints.leak.get(number=count).output[0])["leak"])
+        if enough(leaks, UNTIL):
+            return list(SHARDS)[:count]
+    return list(SHARDS)
+
+
+def first_identities(wildcards):
+    """By name, what the first so many shards are made from."""
+    return dict(list(SHARD_IDENTITIES.items())[: int(wildcards.number)])
+
+
+def first_shards(wildcards):
+    return collect("<kept>/shards/{shard}/pooled.zarr", shard=list(SHARDS)[: int(wildcards.number)])
+
+
+def moments_taken(wildcards):
+    return collect(f"<kept>/shards/{{shard}}/moments/{wildcards.step}.zarr", shard=taken())
+
+
+def leaks_taken(wildcards):
+    return collect("<statistics>/leak/{number}.json", number=[i + 1 for i in range(len(taken()))])
+
+
+def trajectories_taken(wildcards):
+    return collect("<results>/trajectories/{i:02d}.zarr", i=range(len(taken())))
 
 
 def made_from(key):
@@ -311,12 +392,14 @@ def base_parts(wildcards):
 
 def projectors_of(method):
     """The projectors that a method's scope reads; step 00 also holds what does not depend on the timestep."""
-    if method["method"] != "nullbooth":
+    if method["method"] != "nullbooth" or PACKS:
         return []
     return collect("<statistics>/projectors/{step}.zarr", step=["pooled"] if method["scope"] == "pooled" else STEPS)
 
 
 def step_projectors(wildcards):
+    if PACKS:  # what is learned was looked at above; the comparison is another target, and only now asked for
+        packs.check_method(METHODS[wildcards.method], PACKS)
     return projectors_of(METHODS[wildcards.method])
 
 
@@ -333,7 +416,7 @@ def statistics_in_use(wildcards):
 def calibration(wildcards):
     """The protected trajectories, for the rival that looks at them before it learns."""
     corda = METHODS[wildcards.method]["method"] == "corda"
-    return collect("<kept>/shards/{shard}/trajectory.zarr", shard=list(SHARDS)) if corda else []
+    return collect("<kept>/shards/{shard}/trajectory.zarr", shard=taken()) if corda else []
 
 
 def class_images(wildcards):

@@ -11,6 +11,7 @@ rule gallery:
         shown=collect("<results>/runs/{run}", run=RUNS),
         table=rules.evaluation.output.table,
         statistics=["<results>/figures"] if PROTECTING else [],
+        leaks=rules.leaks.output.leak if PROTECTING and len(SHARDS) > 1 else [],
     output:
         report(
             directory("<results>/samples"),
@@ -38,6 +39,7 @@ rule gallery:
         methods=list(LEARNED),
         model=str(config["model"]),
         sampler=config["sampler"],
+        protecting=PROTECTING,
     message:
         "Writing the gallery"
     script:

@@ -52,7 +52,7 @@ rule moments:
 
 rule covariance:
     input:
-        moments=collect("<kept>/shards/{shard}/moments/{{step}}.zarr", shard=SHARDS),
+        moments=moments_taken,
     output:
         directory("<statistics>/covariances/{step}.zarr"),
     log:
@@ -66,7 +66,7 @@ rule covariance:
         runtime=30,
     params:
         step="{step}",
-        shards={name: shard_identity(IDENTITY, prompts) for name, prompts in SHARDS.items()},
+        shards=SHARD_IDENTITIES,
         identity=IDENTITY,
     message:
         "Second moments at timestep {wildcards.step}, all shards"
@@ -98,6 +98,83 @@ rule heldout_moments:
         "Second moments of prompts that are not protected, all timesteps"
     script:
         "../workflow/scripts/heldout.py"
+
+
+rule shard_pool:
+    input:
+        covariances=collect("<kept>/shards/{{shard}}/moments/{step}.zarr", step=STEPS),
+    output:
+        directory("<kept>/shards/{shard}/pooled.zarr"),
+    log:
+        "<results>/logs/moments/{shard}/pooled.log",
+    benchmark:
+        "<results>/benchmarks/moments/{shard}/pooled.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(2000, "shard_pool"),
+        runtime=30,
+    params:
+        identity=identity_of_shard,
+    message:
+        "Pooling the moments of all timesteps, shard {wildcards.shard}"
+    script:
+        "../workflow/scripts/pool.py"
+
+
+checkpoint leak:  # for what more prompts would bring decides how many are protected (protect.prompts_until)
+    input:
+        moments=first_shards,
+        heldout=rules.heldout_moments.output[0],
+    output:
+        "<statistics>/leak/{number}.json",
+    log:
+        "<results>/logs/leak/{number}.log",
+    benchmark:
+        "<results>/benchmarks/leak/{number}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(2000, "leak"),
+        runtime=60,
+    params:
+        shards=first_identities,
+        prompts=lambda wildcards: sum(map(len, list(SHARDS.values())[: int(wildcards.number)])),
+        rule=config["protect"]["rule"],
+        others=HELDOUT_IDENTITY,
+    message:
+        "Leak on other prompts with {params.prompts} protected prompts"
+    script:
+        "../workflow/scripts/leak.py"
+
+
+rule leaks:
+    input:
+        leaks=leaks_taken,
+    output:
+        leak=report(
+            "<statistics>/figures/leak.svg",
+            caption="../workflow/report/leak.rst",
+            category="Moments",
+            labels={"figure": "leak by number of prompts"},
+        ),
+        table="<statistics>/figures/leak.csv",
+    log:
+        "<results>/logs/leaks.log",
+    benchmark:
+        "<results>/benchmarks/leaks.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing the leak on other prompts"
+    script:
+        "../workflow/scripts/leaks.py"
 
 
 rule spectra:
@@ -180,3 +257,44 @@ rule projector:
         "Eigenvectors at timestep {wildcards.step}"
     script:
         "../workflow/scripts/projector.py"
+
+
+rule packed:
+    input:
+        projectors=lambda wildcards: collect(
+            "<statistics>/projectors/{step}.zarr", step=["pooled"] if wildcards.scope == "pooled" else STEPS
+        ),
+        covariance="<statistics>/covariances/00.zarr",
+    output:
+        f"<statistics>/packs/{RULE}/{{scope}}.safetensors",
+    log:
+        "<results>/logs/packs/{scope}.log",
+    benchmark:
+        "<results>/benchmarks/packs/{scope}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(8000, "packed"),
+        runtime=60,
+    params:
+        scope="{scope}",
+        rule=config["protect"]["rule"],
+        identity=IDENTITY,
+        about={
+            "model": Path(config["model"]).name if Path(config["model"]).is_dir() else config["model"],
+            "sites": config["protect"]["sites"],
+            "sampler": config["sampler"],
+            "resolution": config["resolution"],
+        },
+        shards=SHARDS,
+    message:
+        "Packing the projectors of scope {wildcards.scope}"
+    script:
+        "../workflow/scripts/pack.py"
+
+
+rule pack:
+    input:
+        collect(rules.packed.output[0], scope=SCOPES),
+        "<results>/packs",

@@ -158,6 +158,7 @@ def test_a_changed_weight_runs_everything_and_going_back_nothing(run, tmp_path):
         ({"device": "cpu"}, set()),
         ({"protect": {"rule": {"energy": 0.01}}}, {"adapter", "spectra"} | LATER),
         ({"protect": {"shard_size": 1}}, set()),
+        ({"protect": {"prompts_until": 0.05}}, SUMS | {"adapter"} | LATER),
         ({"validate": {"every": 100}}, set()),
         ({"sample": {"seed": 1}}, {"base_images", "tuned_images", "evaluate"} | VIEWS),
         ({"sampler": {"guidance": 2.0}}, STATISTICS | {"heldout_moments", "adapter", "base_images"} | LATER),

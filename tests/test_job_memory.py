@@ -11,7 +11,7 @@ def test_every_rule_asks_by_its_own_name():
     calls = 0
     for text in RULES.values():
         rule = None
-        for found, named in re.findall(r'^rule (\w+):|grown\(\d+, "(\w+)"\)', text, re.MULTILINE):
+        for found, named in re.findall(r'^(?:rule|checkpoint) (\w+):|grown\(\d+, "(\w+)"\)', text, re.MULTILINE):
             rule, calls = found or rule, calls + bool(named)
             assert named in ("", rule)
     assert calls == sum(text.count("mem_mb=grown(") for text in RULES.values()) > 10

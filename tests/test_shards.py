@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from running import script
 
 from nullbooth import store
+from nullbooth.identity import digest
+from nullbooth.projector import decompose, projector
 from nullbooth.seal import sealed
-from nullbooth.shards import choose_shards, kept_shards, partition, shard_identity
+from nullbooth.shards import choose_shards, cut_shards, enough, kept_shards, partition, shard_identity
 
 prompts = st.lists(st.integers(0, 40).map(lambda i: f"prompt {i:02d}"), min_size=1, unique=True)
 
@@ -48,7 +50,34 @@ def test_back_to_an_earlier_set_finds_its_own_shards(sets, sizes):
 
 def test_order_and_kept_order_do_not_matter():
     a, b = ["x", "y"], ["y", "z"]
-    assert partition(["z", "x", "y"], [a, b], 5) == partition(["x", "y", "z"], [b, a], 5) == [["x", "y"], ["z"]]
+    found = partition(["z", "x", "y"], [a, b], 5)
+    assert found == partition(["x", "y", "z"], [b, a], 5)
+    assert sorted(found) == [["x", "y"], ["z"]]
+
+
+def test_similar_prompts_do_not_share_a_shard():
+    """The first shard stands for all prompts, and not for the beginning of the alphabet."""
+    colors = ("blue", "green", "red", "white")
+    wanted = [f"a {color} {thing} {i}" for color in colors for thing in ("ring", "star") for i in range(16)]
+    for shard in partition(wanted, [], 32):
+        assert all(sum(color in prompt for prompt in shard) >= 3 for color in colors)
+
+
+@given(prompts, st.integers(1, 7))
+def test_shards_are_cut_and_added_in_the_order_of_hashes(wanted, size):
+    shards = list(cut_shards({"model": "m"}, wanted, size).values())
+    in_order = sorted(wanted, key=digest)
+    assert shards == [sorted(in_order[i : i + size]) for i in range(0, len(wanted), size)]
+    assert shards == partition(wanted, [], size), "as without prompts_until, where nothing is kept"
+
+
+@pytest.mark.parametrize(
+    ("leaks", "share", "stops"),
+    [([0.5], 0.1, False), ([0.5, 0.4], 0.1, False), ([0.5, 0.4], 0.25, True), ([0.5, 0.6], 0.01, True),
+     ([0.9, 0.5, 0.49], 0.05, True), ([0.0, 0.0], 0.05, True)],
+)  # fmt: skip
+def test_shards_are_added_until_another_one_brings_little(leaks, share, stops):
+    assert enough(leaks, share) == stops
 
 
 def test_kept_shards_are_those_of_the_same_model_and_sampler(tmp_path):
@@ -107,8 +136,68 @@ def test_shards_that_a_sum_was_made_of_come_first(tmp_path):
         name = shard_identity(identity, prompts)["prompts"]
         store.write(tmp_path / name / "trajectory.zarr", {}, shard_identity(identity, prompts), prompts=prompts)
     wanted = ["a", "b", "c", "d"]
-    assert list(choose_shards(tmp_path, tmp_path / "no", identity, wanted, 4).values()) == [["a"], ["b", "c", "d"]]
+    found = choose_shards(tmp_path, tmp_path / "no", identity, wanted, 4)
+    assert sorted(found.values()) == [["a"], ["b", "c", "d"]]
     made_of = [shard_identity(identity, prompts)["prompts"] for prompts in (["a", "b"], ["c", "d"])]
     store.write(tmp_path / "sum.zarr", {}, identity, shards=made_of)
     found = choose_shards(tmp_path, tmp_path / "sum.zarr", identity, wanted, 4)
-    assert list(found.values()) == [["a", "b"], ["c", "d"]]
+    assert sorted(found.values()) == [["a", "b"], ["c", "d"]]
+
+
+# --- leak on prompts held out -------------------------------------------------------------------------
+
+WIDTH, TIMESTEPS = 12, [9.0, 5.0, 1.0]
+
+
+def write_steps(folder, rows: dict[str, list[np.ndarray]], identity: dict) -> None:
+    """Moments of one shard, one store a timestep, from rows `[n, WIDTH]` by feature; `prompt` is static."""
+    for step, timestep in enumerate(TIMESTEPS):
+        here = {name: x[step] for name, x in rows.items() if step < len(x)}
+        features = [{"name": name, "sites": [name, "v"][: 2 if name == "prompt" else 1], "width": WIDTH,
+                     "static": name == "prompt"} for name in here]  # fmt: skip
+        store.write(
+            folder / f"{step:02d}.zarr", {name: store.pack_symmetric(x.T @ x) for name, x in here.items()}, identity,
+            rows={name: len(x) for name, x in here.items()}, features=features, timestep=timestep, timesteps=TIMESTEPS,
+            denoiser="D",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", [{"energy": 0.05}, {"fraction": 0.5}, {"soft": 0.3}], ids=str)
+def test_leak_is_that_of_the_pooled_moments_of_all_rows(tmp_path, rule):
+    """Against rows in one heap: shards of different sizes, their moments pooled one by one and then averaged."""
+    rng, [(kind, value)] = np.random.default_rng(0), rule.items()
+
+    def draw(n: int) -> dict[str, list[np.ndarray]]:
+        moving = [rng.normal(size=(4 * n, WIDTH)) * np.arange(WIDTH) for _ in TIMESTEPS]
+        return {"q": moving, "prompt": [rng.normal(size=(2 * n, WIDTH)) ** 3]}
+
+    shards, other, paths, identities = [draw(3), draw(5)], draw(2), [], {}
+    for i, rows in enumerate(shards):
+        identities[str(i)] = {"model": "m", "prompts": str(i)}
+        write_steps(tmp_path / str(i), rows, identities[str(i)])
+        steps = [str(tmp_path / str(i) / f"{step:02d}.zarr") for step in range(3)]
+        script("pool").main(str(tmp_path / str(i) / "pooled.zarr"), steps, identities[str(i)])
+        paths.append(str(tmp_path / str(i) / "pooled.zarr"))
+    arrays = {f"{s:02d}:{name}": x for name, xs in other.items() for s, x in enumerate(xs)}
+    packed = {name: store.pack_symmetric(x.T @ x) for name, x in arrays.items()}
+    counts = {name: len(x) for name, x in arrays.items()}
+    store.write(tmp_path / "other.zarr", packed, {"model": "o"}, rows=counts, features=[], timesteps=TIMESTEPS)
+    out = tmp_path / "leak.json"
+    for k in (1, 2):
+        first = dict(list(identities.items())[:k])
+        said = {"shards": first, "prompts": 3, "rule": rule, "others": {"model": "o"}}
+        script("leak").main(str(out), paths[:k], str(tmp_path / "other.zarr"), **said)
+        found, expected = json.loads(out.read_text()), {}
+        for name in ("q", "prompt"):
+            heaps = [np.concatenate(xs) for xs in zip(*(rows[name] for rows in shards[:k]), strict=True)]
+            c, h = (np.mean([x.T @ x / len(x) for x in xs], 0) for xs in (heaps, other[name]))
+            p = projector(*decompose(c), kind, value).dense()
+            expected[name] = np.trace(p @ h @ p) / np.trace(h)
+            assert found["features"][name]["leak"] == pytest.approx(expected[name], rel=1e-4)
+        assert found["leak"] == pytest.approx((expected["q"] + 2 * expected["prompt"]) / 3, rel=1e-4), "by sites"
+        assert found["shards"] == k
+
+
+def test_where_nothing_is_free_nothing_leaks(tmp_path):
+    assert script("leak").leaking(np.eye(WIDTH), np.eye(WIDTH), {"fraction": 0.01}, "q") == 0
+    assert script("leak").leaking(np.eye(WIDTH), np.eye(WIDTH), {"fraction": 0.5}, "q") == pytest.approx(0.5)

@@ -9,11 +9,13 @@ import statistics
 import browser
 import pytest
 import yaml
-from running import ROOT, Run, planned, snakemake
+from running import ROOT, Run, executed, planned, snakemake
 from selenium.webdriver.support.ui import WebDriverWait
 
 from nullbooth import store
+from nullbooth.shards import partition
 
+SHARDED = [f"a {color} {thing}" for color in ("red", "blue", "green") for thing in ("circle", "cross", "square")]
 MEASURED = {"evaluate", "evaluation", "gallery", "samples"}
 
 
@@ -162,6 +164,40 @@ def test_every_job_has_a_log_and_a_benchmark(finished):
     for path in results.glob("kept/*/*/**/*.zarr"):  # what can come from a shared cache says itself what it cost
         assert store.read(path).attrs["spent"]["seconds"] > 0
     assert any("s left" in path.read_text() for path in (results / "logs/trajectories").iterdir())
+
+
+@pytest.mark.slow
+def test_no_more_prompts_are_collected_than_are_enough(tmp_path):
+    """Of five shards two: the second one cannot lower the leak by 99 %."""
+    run = Run(tmp_path)
+    run.prompts.write_text("\n".join(SHARDED))
+
+    def arguments(**protect) -> list[str]:
+        protect = {"prompts": str(run.prompts), "shard_size": 2, "prompts_until": 0.99, **protect}
+        return run.arguments(protect=protect, sampler={"steps": 2})
+
+    assert planned("covariances", *arguments())["trajectory"] == 2, "the first shard, and prompts held out"
+    assert executed("covariances", *arguments()) == {
+        "trajectory": 3, "moments": 4, "heldout_moments": 1, "shard_pool": 2, "leak": 2, "covariance": 2,
+        "shown": 2, "covariances": 1,
+    }  # fmt: skip
+    summed = store.read(tmp_path / "results/covariances/00.zarr")
+    taken = [store.read(tmp_path / f"results/kept/shards/{s}/trajectory.zarr") for s in summed.attrs["shards"]]
+    assert [group.attrs["prompts"] for group in taken] == partition(SHARDED, [], 2)[:2]
+    figure = next((tmp_path / "results/kept/statistics").iterdir()) / "figures/leak.svg"
+    assert executed(figure, *arguments()) == {"leaks": 1}
+    rows = list(csv.DictReader(figure.with_suffix(".csv").read_text().splitlines()))
+    assert [(r["shards"], r["prompts"]) for r in rows if r["feature"] == "mean"] == [("1", "2"), ("2", "4")]
+    assert all(0 <= float(r["leak"]) <= 1 for r in rows)
+
+    assert planned("covariances", *arguments()) == {}
+    assert planned("trajectories", *arguments()) == {"shown": 2, "trajectories": 1}
+    other = planned("covariances", *arguments(prompts_until=0.98))
+    assert not {"trajectory", "moments", "heldout_moments", "shard_pool"} & set(other), "shards do not depend on it"
+    assert planned("covariances", *arguments(prompts_until=None))["trajectory"] == 3, "those that were left out"
+    jobs = planned(*arguments())
+    assert not {"trajectory", "moments", "leak"} & set(jobs)
+    assert {"leaks", "spectra", "projector", "adapter", "gallery"} <= set(jobs)
 
 
 @pytest.mark.slow

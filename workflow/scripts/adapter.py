@@ -9,7 +9,7 @@ import yaml
 from accelerate import PartialState
 from diffusers import DDPMScheduler
 
-from nullbooth import devices, inversion, models
+from nullbooth import devices, inversion, models, packs
 from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
 from nullbooth.files import write_text
 from nullbooth.identity import digest
@@ -42,11 +42,14 @@ def drawn_pictures(folder: str | None, model: str) -> Drawn:
 
 
 def protected_adapter(
-    denoiser, projectors: list[str], wanted: list[str], method: dict, identity: dict
+    denoiser, projectors: list[str], pack: str | None, wanted: list[str], method: dict, identity: dict
 ) -> tuple[Adapter, list[float]]:
     """An adapter in the null space of the protected features, and its cached timesteps."""
-    [(rule, value)] = method["rule"].items()
-    stacks, timesteps = site_projectors(projectors, identity, rule, value)
+    if pack is None:
+        [(rule, value)] = method["rule"].items()
+        stacks, timesteps = site_projectors(projectors, identity, rule, value)
+    else:
+        stacks, timesteps = packs.read(packs.locate(pack, packs.scope_of(method))[0])
     sites = in_order(find_sites(denoiser, wanted), stacks)
     for kind in ("to_q", "to_k", "to_v", "to_out.0"):
         shares = [share for name, share in free_share(stacks).items() if name.endswith(kind)]
@@ -86,7 +89,6 @@ def learn(
     scheduler = pipeline.scheduler
     if not is_flow(scheduler):
         scheduler = DDPMScheduler.from_config(scheduler.config)
-    torch.manual_seed(settings.seed)
     word = {}
     if steps := method["train"]["inversion_steps"]:
         inverted = Word(pipeline, concept["identifier"])
@@ -97,8 +99,9 @@ def learn(
         word = inverted.tensors()
         inversion.install(pipeline, concept["identifier"], dict(inverted.requires_grad_(False).vectors))
     data = training_data(pipeline, images, concept, size, **how, **prior)
+    torch.manual_seed(settings.seed)
     if ours := method["method"] == "nullbooth":
-        adapter, timesteps = protected_adapter(denoiser, projectors, sites, method, identity)
+        adapter, timesteps = protected_adapter(denoiser, projectors, config["protect"]["pack"], sites, method, identity)
     else:
         found, timesteps = find_sites(denoiser, tuple(sites)), [0.0]
         passes = protected_passes(denoiser, trajectories, identity, every=10)

@@ -24,4 +24,6 @@ def main(out: str, moments: list[str], shards: dict[str, dict], identity: dict) 
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.moments, snakemake.params.shards, snakemake.params.identity)
+    moments, shards = snakemake.input.moments, snakemake.params.shards
+    # The first ones, where no more are taken (protect.prompts_until).
+    main(snakemake.output[0], moments, dict(list(shards.items())[: len(moments)]), snakemake.params.identity)

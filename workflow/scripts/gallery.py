@@ -21,7 +21,9 @@ def plot_of_methods(results: Path, concepts: list[str], methods: list[str], seed
     return figures.svg(drawing)
 
 
-def main(out: str, results: str, template: str, runs, concepts, methods, seeds, model, sampler, small) -> None:
+def main(
+    out: str, results: str, template: str, runs, concepts, methods, seeds, model, sampler, small, protecting
+) -> None:
     about = {
         "model": model,
         "steps": sampler["steps"],
@@ -33,7 +35,7 @@ def main(out: str, results: str, template: str, runs, concepts, methods, seeds, 
     names = [concept["name"] for concept in concepts]
     plot = plot_of_methods(Path(results), names, methods, seeds)
     with whole(out) as page:
-        write_gallery(page, Path(template), Path(results), runs, concepts, about, plot)
+        write_gallery(page, Path(template), Path(results), runs, concepts, about, plot, protecting)
 
 
 if __name__ == "__main__":

@@ -64,9 +64,10 @@ def main(work: cost.Work, config: dict) -> None:
     limits = plan.Limits(card_memory(settings, device), memory, shutil.disk_usage(folder).free)
     millions, features = model.parameters / 1e6, len(model.readings)
     print(f"\n{config['model']}: {millions:.1f} million parameters, {features} protected features")
-    print(
-        f"protected prompts: {work.prompts}, shards: {work.shards}, timesteps: {work.steps}, adapters: {len(work.runs)}"
-    )
+    of_pack = f", of {config['protect']['pack']}" if work.packed else f", shards: {work.shards}"
+    print(f"protected prompts: {work.prompts}{of_pack}, timesteps: {work.steps}, adapters: {len(work.runs)}")
+    if config["protect"]["prompts_until"] and work.shards > 1 and not work.packed:
+        print("protect.prompts_until may need fewer of the shards: this is for all of them")
     print(f"\n{plan.table(jobs)}\n\n{plan.summary(jobs, machine)}")
     for warning in plan.warnings(jobs, limits):
         print(f"Warning: {warning}")

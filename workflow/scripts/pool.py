@@ -17,7 +17,7 @@ def main(out: str, covariances: list[str], identity: dict) -> None:
         moments = (Moment(torch.from_numpy(group[name][:]), group.attrs["rows"][name]) for group in steps)
         arrays[name] = pool(moments).total.numpy()
         report(i, len(features))
-    kept = {key: groups[0].attrs[key] for key in ("timesteps", "denoiser")}
+    kept = {key: groups[0].attrs[key] for key in ("timesteps", "denoiser")} | {"weights": groups[0].attrs["rows"]}
     store.write(out, arrays, identity, rows=dict.fromkeys(arrays, 1), features=features, timestep=None, **kept)
 
 
