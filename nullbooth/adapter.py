@@ -371,14 +371,24 @@ class LoadedAdapter:
         if int(steps[0]) != self._at:
             self.set_step(int(steps[0]))
 
+    def _follow(self) -> None:
+        """Be where the weights are: a pipeline with offloading moves them about."""
+        device = next(iter(self._weights.values())).device
+        if device != self._device:
+            self._tensors = {key: value.to(device) for key, value in self._tensors.items()}
+            self.original = {name: value.to(device) for name, value in self.original.items()}
+            self._device = device
+
     @torch.no_grad()
     def set_step(self, step: int) -> None:
         """Give the weights the values that they have at a cached timestep."""
+        names = [name for name in self._weights if self._at is None or self.varies(name)]
+        if names:
+            self._follow()
         with torch.autocast(self._device.type, enabled=False):
-            for name, weight in self._weights.items():
-                if self._at is None or self.varies(name):
-                    change = self.scale * self.change(name, step)
-                    weight.copy_(self.original[name].float() + change)
+            for name in names:
+                change = self.scale * self.change(name, step)
+                self._weights[name].copy_(self.original[name].float() + change)
         torch.clear_autocast_cache()  # it would keep the low-precision copies of the step before
         self._at = step
 

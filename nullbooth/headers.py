@@ -135,25 +135,32 @@ def read(
     resolution: int | None = None,
     most: int | None = None,
     variant: str | None = None,
+    weights: str = "fp32",
+    precision: str = "bf16",
 ) -> Model:
-    """A local pipeline. resolution: pixels of a picture's side, None takes the model's own; most: of
-    tokens_of. Raises ValueError or OSError if it is something else."""
+    """A local pipeline. resolution: pixels of a picture's side, None takes the model's own; most: of tokens_of;
+    weights, precision: what they are loaded as, and computed with.
+
+    Raises ValueError or OSError if it is something else."""
     folder = Path(folder)
     name = next(name for name in DENOISERS if (folder / name).is_dir())
     config, vae = (json.loads((folder / part / "config.json").read_text()) for part in (name, "vae"))
-    weights = shapes_in(folder / name, variant)
+    tensors = shapes_in(folder / name, variant)
     texts = [path for path in folder.glob("text_encoder*") if path.is_dir()]
     clip = max(json.loads((path / "config.json").read_text()).get("max_position_embeddings", 0) for path in texts)
-    parameters, scale = count(weights), scale_factor(vae)
+    encoders = [count(shapes_in(path, variant)) for path in texts]
+    parameters, scale = count(tensors), scale_factor(vae)
     side = resolution // scale if resolution else latent_side(config)
     sample = sample_of(config, side, tokens_of(config["_class_name"], clip, most))
     pixels = (side * scale) ** 2
+    copy = HALF * parameters if weights == "fp32" else 0.0
     return Model(
         name=str(folder),
         parameters=parameters,
-        text_parameters=sum(count(shapes_in(path, variant)) for path in texts),
+        text_parameters=sum(encoders),
+        largest_text=max(encoders),
         vae_parameters=count(shapes_in(folder / "vae", variant)),
-        readings=readings(weights, sites),
+        readings=readings(tensors, sites),
         latent=sample.latent,
         condition=sample.condition,
         pixels=pixels,
@@ -163,8 +170,11 @@ def read(
         decode_flops=0.0,
         text_flops=0.0,
         pass_bytes=(0.0, PASS * sample.stream),
-        train_bytes=(HALF * parameters, sample.kept * sample.stream),
+        train_bytes=(copy, sample.kept * sample.stream),
+        checkpointed_bytes=(copy, sample.kept * sample.stream),
         decode_bytes=(0.0, DECODING * pixels),
+        weights=weights,
+        precision=precision,
     )
 
 

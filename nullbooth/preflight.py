@@ -10,7 +10,15 @@ from typing import Any
 
 from nullbooth.identity import read_prompts
 from nullbooth.images import captions, list_images, open_image
-from nullbooth.modelfiles import check_encoder, check_pipeline, diffusers_names, is_local, read_json, weight_names
+from nullbooth.modelfiles import (
+    attention_names,
+    check_encoder,
+    check_pipeline,
+    diffusers_names,
+    is_local,
+    read_json,
+    weight_names,
+)
 from nullbooth.settings import SettingsError, fill_prompt, subject_words
 from nullbooth.text import InputError, shown
 from nullbooth.tokens import check_lengths
@@ -26,6 +34,7 @@ def check_inputs(config: dict[str, Any]) -> list[str]:
         check_results(config)
         check_models(config)
         check_sampler(config)
+        check_attention(config["attention"])
         return check_lengths(prompts_of(config), Path(config["model"]))
     except OSError as error:  # a name too long for the file system, a folder that may not be read
         raise InputError(f"{shown(str(error.filename))}: {error.strerror}") from error
@@ -71,6 +80,13 @@ def check_sampler(config: dict[str, Any]) -> None:
     for key in ("sampler", "comparison"):
         if isinstance(limit, int) and (steps := config[key]["steps"]) > limit:
             raise SettingsError(f"{key}.steps: {steps}: the scheduler has {limit} (num_train_timesteps); take fewer")
+
+
+def check_attention(name: str | None) -> None:
+    """Refuse attention back ends that diffusers does not know; whether one is installed, diffusers says in a job."""
+    if name is not None and name not in attention_names():
+        known = ", ".join(attention_names()) or "none: update diffusers"
+        raise SettingsError(f"attention: {shown(name)} is none of diffusers' back ends; use null or one of {known}")
 
 
 def prompts_of(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

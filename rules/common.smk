@@ -7,6 +7,7 @@ from math import ceil, isqrt
 from pathlib import Path
 
 import yaml
+from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 
@@ -22,6 +23,7 @@ from nullbooth.settings import (
     complete,
     fill_prompt,
     is_lora,
+    refuse_half,
     subject_words,
     sweep_points,
 )
@@ -82,12 +84,15 @@ EXPORTABLE = [run for run in RUNS if is_lora(METHODS[run.split("/")[1]])]
 PARTS = [*CONCEPTS, "unrelated"]
 FEWER_STEPS = "@" + str(config["comparison"]["steps"])
 
+# What is as ever leaves no trace, so that results from before there was a choice are found again.
+COMPUTED = {key: config[key] for key, usual in (("weights", "fp32"), ("attention", None)) if config[key] != usual}
 # What the statistics depend on, and nothing else; every store carries it and every reader checks it.
 IDENTITY = {
     "model": MODEL,
     "prompts": digest(PROTECTED),
     "sampler": digest([config["sampler"], config["protect"]["seed"], config["resolution"]]),
     "sites": digest(config["protect"]["sites"]),
+    **COMPUTED,
 }
 
 # What takes long is kept under a name that says what it was made from, so that nothing is computed twice and nothing
@@ -104,7 +109,7 @@ except ValueError as error:
 HELDOUT_IDENTITY = shard_identity(IDENTITY, PROMPTS["unrelated"])
 HELDOUT = digest(HELDOUT_IDENTITY)
 SHARD_PROMPTS = {**SHARDS, HELDOUT: PROMPTS["unrelated"]}
-SAMPLING = {key: config[key] for key in ("precision", "resolution")}
+SAMPLING = {**{key: config[key] for key in ("precision", "resolution")}, **COMPUTED}
 SAMPLING |= {key: config["sample"][key] for key in ("per_prompt", "seed")}
 
 
@@ -125,7 +130,9 @@ def recipe(concept, method, seed):
         "resolution": config["resolution"],
         "sites": config["protect"]["sites"],
         # Rivals but one know nothing of protected prompts.
-        "identity": IDENTITY if keeps else {key: IDENTITY[key] for key in ("model", "sites")},
+        "identity": (
+            IDENTITY if keeps else {key: IDENTITY[key] for key in ("model", "sites", "weights") if key in IDENTITY}
+        ),
     }
 
 
@@ -176,6 +183,8 @@ if folder := model_folder(config["model"], config["revision"]):
             config["resolution"],
             config["sampler"]["arguments"].get("max_sequence_length"),
             config["variant"],
+            config["weights"],
+            config["precision"],
         )
     except (KeyError, TypeError, ValueError, OSError) as error:  # a config that leaves out what others say
         if workflow.is_main_process:
@@ -295,6 +304,10 @@ def projectors_of(method):
 
 
 def step_projectors(wildcards):
+    try:  # those of `methods` are refused before; of the comparison's, only what is asked for
+        refuse_half(f"comparison.methods: {wildcards.method}", METHODS[wildcards.method]["method"], config["weights"])
+    except SettingsError as error:
+        raise WorkflowError(f"config: {error}") from error
     return projectors_of(METHODS[wildcards.method])
 
 

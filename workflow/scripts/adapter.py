@@ -18,7 +18,7 @@ from nullbooth.settings import fill_prompt, subject_words
 from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, protected_passes, site_projectors
 from nullbooth.training import TrainData, TrainSettings, is_flow, train
-from nullbooth.trajectories import record
+from nullbooth.trajectories import first_call
 
 Tensors = dict[str, torch.Tensor]
 
@@ -29,7 +29,7 @@ def encode(pipeline, paths: list[Path], size: int, flip: bool = False) -> torch.
     vae = pipeline.vae
     x = torch.stack([load_image(path, size) for path in paths])
     x = torch.cat((x, x.flip(-1))) if flip else x
-    found = [vae.encode(image[None].to(vae.device, vae.dtype)) for image in x]
+    found = [vae.encode(image[None].to(models.device_of(pipeline), vae.dtype)) for image in x]
     latents = torch.cat([f.latent_dist.mode() if hasattr(f, "latent_dist") else f.latent for f in found]).float().cpu()
     shift = vae.config.get("shift_factor") or 0
     return models.packed(pipeline, (latents - shift) * vae.config.scaling_factor)
@@ -39,8 +39,7 @@ def conditions(pipeline, prompts: list[str], size: int, arguments: dict) -> tupl
     """What the denoiser is given for each prompt, one row a prompt, without guidance; what it is given for all of them;
     and its timestep for 1 of the scheduler's."""
     distinct = list(dict.fromkeys(prompts))
-    how = {"guidance": 1.0, "seed": 0, "batch": len(distinct), "resolution": size, "arguments": arguments}
-    given = record(pipeline, distinct, steps=2, **how)
+    given = first_call(pipeline, distinct, guidance=1.0, seed=0, resolution=size, arguments=arguments)
     rows = [distinct.index(prompt) for prompt in prompts]
     unit = given.timesteps[0] / float(pipeline.scheduler.timesteps[0])
     return {key: value[0][rows] for key, value in given.conditions.items()}, given.constants, unit
@@ -120,13 +119,15 @@ def main(
     flip = options.pop("flip")
     settings = TrainSettings(**options)
 
-    pipeline = models.load_pipeline(config["model"], device, config["revision"], config["variant"])
+    # Offloaded until there are latents and conditions: the denoiser does not run for them, and training needs it alone.
+    keys = ("revision", "variant", "weights")
+    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in keys}, offload=True)
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
-    denoiser = models.denoiser_of(pipeline).requires_grad_(False)
     size = resolution or models.resolution_of(pipeline)
     [images] = [entry["images"] for entry in config["concepts"] if entry["name"] == concept["name"]]
     said = sampler["arguments"]
     data = training_data(pipeline, images, concept, method["method"], class_images, identity["model"], size, said, flip)
+    denoiser = models.denoiser_alone(pipeline, device, keep=config["validate"]["every"] > 0)
     torch.manual_seed(settings.seed)
     if ours := method["method"] == "nullbooth":
         adapter, timesteps = protected_adapter(denoiser, projectors, sites, method, identity)
@@ -144,7 +145,10 @@ def main(
         steps, guidance = min(20, config["sampler"]["steps"]), config["sampler"]["guidance"]
         seeds = list(range(len(prompts)))
         how = {"steps": steps, "guidance": guidance, "resolution": size, "arguments": said}
-        return sample(pipeline, prompts, seeds, **how) / 2 + 0.5
+        models.move_beside(pipeline, device)
+        drawn = sample(pipeline, prompts, seeds, precision=settings.precision, **how)
+        models.move_beside(pipeline, "cpu")
+        return drawn / 2 + 0.5
 
     path = Path(out["adapter"])
     recipe = {"concept": concept, "method": method, "identity": identity}

@@ -35,7 +35,8 @@ def main(
     out: str, adapter: str | None, prompts: dict, sampler: dict, sampling: dict, identity: dict, config: dict
 ) -> None:
     device = models.pick_device(config["device"])
-    pipeline = models.load_pipeline(config["model"], device, config["revision"], config["variant"])
+    keys = ("revision", "variant", "weights", "offload", "attention")
+    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in keys})
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     if adapter is not None:
         load_adapter(pipeline, adapter, model=identity["model"])
