@@ -7,10 +7,13 @@ import families
 import pytest
 import tiny
 import torch
+from accelerate.state import AcceleratorState
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from running import ROOT, script
+from tensorboard.backend.event_processing import event_accumulator
 
 from nullbooth import headers, load_adapter
-from nullbooth.adapter import AdapterInfo
+from nullbooth.adapter import AdapterInfo, read_adapter
 from nullbooth.modelfiles import attention_names, check_pipeline
 from nullbooth.models import (
     autocast,
@@ -174,6 +177,31 @@ def test_what_validation_needs_comes_back(pipeline, offloaded):
     denoiser_alone(offloaded, CPU, keep=True)
     move_beside(offloaded, CPU)
     assert sample(offloaded, ["a red star"], [0], steps=3, guidance=3.0).equal(known)
+
+
+@pytest.mark.parametrize(("weights", "every"), [("fp32", 0), ("bf16", 1)])
+def test_a_whole_training(pipeline_folder, tmp_path, request, weights, every):
+    """By the workflow's script: pictures and captions encoded, the rest let go or kept, trained, validated, saved."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
+    images = str(ROOT / "resources/subjects/starling/train")
+    concept = {"name": "starling", "identifier": "vbk", "class": "star", "prompt": "a photo of a {subject}"}
+    sampler = {"scheduler": None, "options": {}, "arguments": {}}
+    config = {"device": "cpu", "model": str(pipeline_folder), "revision": None, "variant": None, "weights": weights}
+    config |= {"concepts": [{"name": "starling", "images": images}], "sampler": {"steps": 2, "guidance": 3.0}}
+    config["validate"] = {"every": every, "prompts": ["a photo of a {subject}"]}
+    precision = "fp32" if weights == "fp32" else "bf16"
+    train = {"steps": 2, "batch": 2, "flip": True, "precision": precision, "seed": 0}
+    method = {"method": "lora", "scope": "pooled", "rank": 4, "alpha": None, "rule": None, "train": train}
+    out = {"adapter": str(tmp_path / "adapter.safetensors"), "config": str(tmp_path / "config.yaml")}
+    given = ([], [], None, concept, method, sampler, None, list(DEFAULT), {"model": "m"}, config)
+    script("adapter").main(out, *given)
+    tensors, info = read_adapter(out["adapter"], "m")
+    assert info.prompt == "a photo of a vbk star"
+    assert all(value.count_nonzero() for value in tensors.values())
+    [events] = [event_accumulator.EventAccumulator(str(path)) for path in tmp_path.rglob("events.*")]
+    events.Reload()
+    assert [event.step for tag in events.Tags()["images"] for event in events.Images(tag)] == [1, 2][: 2 * every]
 
 
 # --- attention -------------------------------------------------------------------------------------------
