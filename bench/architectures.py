@@ -18,7 +18,7 @@ import transformers
 from common import UNETS
 from torch import nn
 
-from nullbooth.cost import Model, Reading
+from nullbooth.cost import Model
 from nullbooth.headers import tokens_of
 from nullbooth.shapes import Inputs, count, decoder_shapes, denoiser_shapes, flux_inputs, sd3_inputs, unet_inputs
 from nullbooth.sites import find_sites
@@ -76,9 +76,10 @@ def t5(**config: Any) -> nn.Module:
 
 
 def texts(*parts: tuple[Callable[..., nn.Module], dict, int]) -> dict[str, float]:
-    """Parameters of the text encoders and FLOPs of one prompt, each with so many tokens."""
+    """Parameters of all text encoders and of the largest, and FLOPs of one prompt, each with so many tokens."""
     sizes = [(count(build(**config)), tokens) for build, config, tokens in parts]
-    return {"text_parameters": sum(n for n, _ in sizes), "text_flops": sum(2.0 * n * tokens for n, tokens in sizes)}
+    counts = {"text_parameters": sum(n for n, _ in sizes), "largest_text": max(n for n, _ in sizes)}
+    return counts | {"text_flops": sum(2.0 * n * tokens for n, tokens in sizes)}
 
 
 FAMILIES: dict[str, tuple[type, dict, Inputs, dict, int, list]] = {
@@ -108,26 +109,20 @@ def build(name: str) -> nn.Module:
         return cls(**config).eval().requires_grad_(False)
 
 
-def shapes(name: str, precision: str = "bf16") -> Model:
+def shapes(name: str, weights: str = "fp32", precision: str = "bf16") -> Model:
     _, _, inputs, vae, side, encoders = FAMILIES[name]
     with torch.device("meta"):
         decoder, text = diffusers.AutoencoderKL(**vae).eval().requires_grad_(False), texts(*encoders)
     return Model(
         name=name,
         **text,
-        **denoiser_shapes(build(name), inputs, find_sites, precision),
+        **denoiser_shapes(build(name), inputs, find_sites, precision, weights),
         **decoder_shapes(decoder, side, precision),
     )
 
 
-def stored() -> dict[str, Model]:
-    """The shapes of all families, as they were written."""
-    found = {}
-    for entry in json.loads(STORED.read_text()):
-        lists = {key: tuple(value) for key, value in entry.items() if key.endswith("_bytes")}
-        found[entry["name"]] = Model(**{**entry, **lists, "readings": tuple(Reading(**r) for r in entry["readings"])})
-    return found
-
-
 if __name__ == "__main__":
-    STORED.write_text(json.dumps([asdict(shapes(name)) for name in FAMILIES], indent=1) + "\n")
+    STORED.write_text(
+        json.dumps([asdict(shapes(name, weights)) for weights in ("fp32", "bf16") for name in FAMILIES], indent=1)
+        + "\n"
+    )

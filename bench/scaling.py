@@ -11,13 +11,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from nullbooth import cost, estimate
 from nullbooth.cost import Job, Model, Reading, Run, Work
 from nullbooth.plan import amount, duration, hours, total, wall_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "scaling.md"
+DOCUMENT, README = ROOT / "docs" / "scaling.md", ROOT / "README.md"
 SHAPES = Path(__file__).with_name("architectures.json")
+GIB = 2**30
 PEAK, CARD = 312e12, "A100 with 80 GB"  # bfloat16 without sparsity
 GPUS = (1, 8, 64)
 SHARDS = {1_000: 8, 100_000: 64}
@@ -36,12 +39,39 @@ STAGES = {
 }
 
 
-def models() -> dict[str, Model]:
-    """Shapes of all families, as bench/architectures.py wrote them."""
+# Settings for cards, as docs/scaling.md prints them to be copied. `batch` of `protect` would find itself.
+CARDS = {
+    12: {
+        "weights": "bf16",
+        "offload": True,
+        "protect": {"batch": 4},
+        "train": {"batch": 1, "accumulation": 4, "gradient_checkpointing": True},
+        "sample": {"batch": 1},
+    },
+    24: {
+        "weights": "bf16",
+        "offload": True,
+        "protect": {"batch": 2},
+        "train": {"batch": 1, "accumulation": 4, "gradient_checkpointing": True},
+        "sample": {"batch": 2},
+    },
+    80: {
+        "weights": "bf16",
+        "protect": {"batch": 4},
+        "train": {"batch": 4, "gradient_checkpointing": True},
+        "sample": {"batch": 4},
+    },
+}
+
+
+def models(weights: str = "fp32") -> dict[str, Model]:
+    """Shapes of all families, as bench/architectures.py wrote them for weights loaded as this."""
     found = {}
     for entry in json.loads(SHAPES.read_text()):
         lists = {key: tuple(value) for key, value in entry.items() if key.endswith("_bytes")}
-        found[entry["name"]] = Model(**{**entry, **lists, "readings": tuple(Reading(**r) for r in entry["readings"])})
+        model = Model(**{**entry, **lists, "readings": tuple(Reading(**r) for r in entry["readings"])})
+        if model.weights == weights:
+            found[model.name] = model
     return found
 
 
@@ -130,6 +160,52 @@ def scope_row(model: Model) -> dict[str, str]:
     return {"model": model.name, **cells}
 
 
+def on_card(name: str, gigabytes: int) -> dict[str, Job]:
+    """Jobs by rule with the settings for a card."""
+    settings = CARDS[gigabytes]
+    train, batch = settings["train"], settings["train"]["batch"]
+    run = Run(
+        samples=batch * train.get("accumulation", 1), microbatch=batch, checkpointing=train["gradient_checkpointing"]
+    )
+    usual = work(name, 1_000, 8)
+    changed = replace(
+        usual,
+        batch=settings["protect"]["batch"],
+        picture_batch=settings["sample"]["batch"],
+        runs=(run,),
+        offload=settings.get("offload", False),
+    )
+    found = estimate.jobs(models(settings["weights"])[name], changed, cost.card(PEAK, 1))
+    return {job.rule: job for job in found}
+
+
+FITTED = {"trajectory": "trajectory", "moments": "moments", "adapter": "training", "tuned_images": "pictures"}
+
+
+def fitting_row(gigabytes: int, name: str) -> dict[str, str]:
+    found = on_card(name, gigabytes)
+    cells = {}
+    for rule, what in FITTED.items():
+        fits = found[rule].card <= gigabytes * GIB
+        cells[what] = amount(found[rule].card) + ("" if fits else ", does not fit")
+    return {"card": f"{gigabytes} GB", "model": name, **cells}
+
+
+def fits(gigabytes: int, name: str) -> str:
+    """Whether all stages do, or which do not."""
+    found = on_card(name, gigabytes)
+    over = [what for rule, what in FITTED.items() if found[rule].card > gigabytes * GIB]
+    return "yes" if not over else "no" if len(over) == len(FITTED) else f"but for {' and '.join(over)}"
+
+
+def summary_row(name: str) -> dict[str, str]:
+    return {"model": name, **{f"{gigabytes} GB": fits(gigabytes, name) for gigabytes in CARDS}}
+
+
+def snippet(gigabytes: int) -> str:
+    return f"```yaml\n{yaml.safe_dump(CARDS[gigabytes], sort_keys=False)}```"
+
+
 def shards_row(model: Model, shards: int) -> dict[str, str]:
     found, machine = jobs(model, 100_000, 64, shards), cost.card(PEAK, 64)
     return {
@@ -180,8 +256,15 @@ def tables() -> dict[str, str]:
         "space": markdown(space_row(*size) for size in sizes),
         "memory": markdown(map(memory_row, known.values())),
         "scopes": markdown(map(scope_row, known.values())),
+        "fitting": markdown(fitting_row(gigabytes, name) for gigabytes in CARDS for name in known),
+        **{f"card {gigabytes}": snippet(gigabytes) for gigabytes in CARDS},
         "shards": markdown(shards_row(known["Stable Diffusion XL"], n) for n in (8, 64, 512)),
     }
+
+
+def summary() -> dict[str, str]:
+    """The table of README.md."""
+    return {"cards": markdown(map(summary_row, models()))}
 
 
 def filled(text: str, found: dict[str, str]) -> str:
@@ -196,3 +279,4 @@ def filled(text: str, found: dict[str, str]) -> str:
 
 if __name__ == "__main__":
     DOCUMENT.write_text(filled(DOCUMENT.read_text(), tables()))
+    README.write_text(filled(README.read_text(), summary()))

@@ -430,6 +430,14 @@ class LoadedAdapter:
         if int(steps[0]) != self._at:
             self.set_step(int(steps[0]))
 
+    def _follow(self) -> None:
+        """Be where the weights are: a pipeline with offloading moves them about."""
+        device = next((weight.device for weight in self._weights.values()), self._device)
+        if device != self._device:
+            self._tensors = {key: value.to(device) for key, value in self._tensors.items()}
+            self.original = {name: value.to(device) for name, value in self.original.items()}
+            self._device = device
+
     def set_step(self, step: int) -> None:
         """Give the weights the values that they have at a cached timestep."""
         changing = [name for name in self._weights if self._at is None or self.varies(name)]
@@ -439,6 +447,9 @@ class LoadedAdapter:
     @torch.no_grad()
     def _set(self, names: Iterable[str]) -> None:
         """Give weights their own values and the changes of all adapters at work."""
+        names = list(names)
+        for adapter in {self, *self._together} if names else ():
+            adapter._follow()
         with torch.autocast(self._device.type, enabled=False):
             for name in names:
                 acting = [a for a in self._together if a._at is not None and name in a._weights]

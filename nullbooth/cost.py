@@ -57,11 +57,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Model:
-    """Shapes of a pipeline. Weights are float32; a sample is one latent in one branch of guidance."""
+    """Shapes of a pipeline. Weights are float32 or half of that, but for the VAE's, which are float32; a sample is one
+    latent in one branch of guidance."""
 
     name: str
     parameters: int  # of the denoiser
     text_parameters: int
+    largest_text: int  # parameters of the largest text encoder
     vae_parameters: int
     readings: tuple[Reading, ...]
     latent: int  # numbers of a latent
@@ -74,11 +76,29 @@ class Model:
     text_flops: float  # of one prompt
     pass_bytes: tuple[float, float]  # activations: a fixed part, and a part for each sample
     train_bytes: tuple[float, float]
+    checkpointed_bytes: tuple[float, float]  # the same with gradient checkpointing
     decode_bytes: tuple[float, float]
+    weights: str = "fp32"
+    precision: str = "bf16"  # of passes
 
     @property
-    def all_parameters(self) -> int:
-        return self.parameters + self.text_parameters + self.vae_parameters
+    def itemsize(self) -> int:
+        """Bytes of a weight."""
+        return 4 if self.weights == "fp32" else 2
+
+    @property
+    def denoiser_bytes(self) -> float:
+        return self.itemsize * self.parameters
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of the whole pipeline."""
+        return self.denoiser_bytes + self.itemsize * self.text_parameters + 4 * self.vae_parameters
+
+    @property
+    def copied(self) -> int:
+        """Bytes of the copy in half precision that autocast keeps of each float32 weight while a pipeline samples."""
+        return 2 if self.weights == "fp32" and self.precision != "fp32" else 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +113,8 @@ class Run:
     microbatch: int = 8
     pictures: int = 40
     checkpoint_every: int = 100
+    checkpointing: bool = False  # of gradients
+    validated: int = 0  # validation pictures at a time
 
     @property
     def files(self) -> int:
@@ -116,6 +138,7 @@ class Work:
     picture_batch: int = 16
     encoders: float = ENCODERS  # bytes of the models that measure pictures
     packed: bool = False  # projectors come from a pack, so that there are no statistics
+    offload: bool = False  # the parts of a pipeline on the GPU one at a time
 
     @property
     def shards(self) -> int:

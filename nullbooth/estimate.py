@@ -35,6 +35,7 @@ from nullbooth.cost import (
     trajectory_arrays,
     widest,
 )
+from nullbooth.settings import OF_WEIGHTS
 
 
 def described(rule: str, size: tuple[float, float]) -> tuple[float, float]:
@@ -47,18 +48,33 @@ def gpu_job(
     rule: str,
     count: int,
     seconds: float,
-    parameters: int,
+    loaded: float,
     device: float,
     host: float,
     size: tuple[float, float],
 ) -> Job:
-    """A job that loads weights, float32; `device` is what it holds beside them, on the GPU if there is one."""
-    weights, size = 4.0 * parameters, described(rule, size)
-    seconds += START["model"] + weights / LOAD
-    host += RESIDENT["model"] + weights
+    """A job that loads so many bytes of weights; `device` is the most that it holds at a time of them and all else, on
+    the GPU if there is one, where the host holds the weights for a while."""
+    size = described(rule, size)
+    seconds += START["model"] + loaded / LOAD
+    host += RESIDENT["model"]
     if not machine.gpus:
         return Job(rule, count, seconds, False, host + device, 0.0, *size)
-    return Job(rule, count, seconds, True, host, CARD_MARGIN * (weights + device) + CARD_OVERHEAD, *size)
+    return Job(rule, count, seconds, True, host + loaded, CARD_MARGIN * device + CARD_OVERHEAD, *size)
+
+
+def sampling(model: Model, work: Work, machine: Machine, passes: float, decoded: float) -> float:
+    """Bytes on the device at the peak of sampling: the weights, copies that autocast keeps, and the largest of what
+    passes and decoding take. With offloading, which needs a GPU, the weights of one part at a time."""
+    copies = model.copied * (model.parameters + model.text_parameters + model.vae_parameters)
+    if not (work.offload and machine.gpus):
+        return copies + model.weight_bytes + max(passes, decoded)
+    return copies + max(one_by_one(model, decoded), model.denoiser_bytes + passes)
+
+
+def one_by_one(model: Model, decoded: float) -> float:
+    """Bytes of the largest text encoder, or of the VAE at work."""
+    return max(model.itemsize * model.largest_text, 4 * model.vae_parameters + decoded)
 
 
 def cpu_job(rule: str, count: int, start: str, seconds: float, host: float, size: tuple[float, float]) -> Job:
@@ -73,8 +89,9 @@ def trajectory(model: Model, work: Work, machine: Machine, count: int, prompts: 
     seconds += samples * model.text_flops / machine.rate + raw(arrays) / WRITE["latents"]
     # Each batch keeps the latents of all branches until the end, where they are put together once more.
     host = raw(arrays[:1]) * (work.branches + 1) + 2 * raw(arrays[1:])
-    device = activations(model.pass_bytes, min(prompts, work.batch) * work.branches)
-    return gpu_job(machine, "trajectory", count, seconds, model.all_parameters, device, host, stored(arrays))
+    passes = activations(model.pass_bytes, min(prompts, work.batch) * work.branches)
+    device = sampling(model, work, machine, passes, 0.0)
+    return gpu_job(machine, "trajectory", count, seconds, model.weight_bytes, device, host, stored(arrays))
 
 
 def moments(model: Model, work: Work, machine: Machine, prompts: int, readings: list[Reading]) -> tuple[float, float]:
@@ -83,7 +100,7 @@ def moments(model: Model, work: Work, machine: Machine, prompts: int, readings: 
     seconds = pass_seconds(model, machine, samples, batch) + product_seconds(readings, machine, samples)
     # With keys and values alone, which only see the prompt, nothing is left that moves: no readings after step 0.
     held = sum(8.0 * r.width**2 for r in readings) + 12 * max((r.width for r in readings), default=0) ** 2
-    return seconds, held + activations(model.pass_bytes, batch)
+    return seconds, model.denoiser_bytes + held + activations(model.pass_bytes, batch)
 
 
 def statistics(model: Model, work: Work, machine: Machine) -> list[Job]:
@@ -113,7 +130,7 @@ def shard_moments(model: Model, work: Work, machine: Machine, count: int, readin
     seconds += given / READ["latents"] + raw(arrays) / WRITE["moments"]
     count *= work.shards
     size = stored(arrays)
-    return gpu_job(machine, "moments", count, seconds, model.parameters, device, given + raw(arrays), size)
+    return gpu_job(machine, "moments", count, seconds, model.denoiser_bytes, device, given + raw(arrays), size)
 
 
 def covariance(work: Work, count: int, readings: list[Reading]) -> Job:
@@ -168,7 +185,7 @@ def heldout(model: Model, work: Work, machine: Machine, parts: Iterable[tuple[in
     seconds, device = moments(model, work, machine, work.heldout, list(model.readings))
     seconds = work.steps * seconds + raw(arrays) / WRITE["moments"]
     size = stored(arrays)
-    return gpu_job(machine, "heldout_moments", 1, seconds, model.parameters, device, raw(arrays), size)
+    return gpu_job(machine, "heldout_moments", 1, seconds, model.denoiser_bytes, device, raw(arrays), size)
 
 
 def projector_bytes(model: Model, run: Run, steps: int) -> float:
@@ -198,38 +215,60 @@ def saved(model: Model, run: Run, steps: int) -> float:
 
 def training(model: Model, work: Work, machine: Machine, run: Run) -> list[Job]:
     """An adapter, its pictures, and what is measured of both."""
-    numbers, projectors = trained(model, run), projector_bytes(model, run, work.steps)
-    flops = 3 * model.flops if run.method in FULL else model.train_flops
+    projectors = projector_bytes(model, run, work.steps)
+    flops = (3 * model.flops if run.method in FULL else model.train_flops) + run.checkpointing * model.flops
     seconds = run.steps * pass_seconds(model, machine, run.samples, run.microbatch, flops, calls=3)
     seconds += 2 * projectors / READ["vectors"]
-    device = activations(model.train_bytes, run.microbatch) + projectors + 16 * numbers
-    size = saved(model, run, work.steps) + 12 * numbers * (run.steps > run.checkpoint_every), 3 + run.files
+    size = saved(model, run, work.steps) + 12 * trained(model, run) * (run.steps > run.checkpoint_every), 3 + run.files
     host = TRAINER + 3 * projectors
-    found = [gpu_job(machine, "adapter", 1, seconds, model.all_parameters, device, host, size)]
-    found.append(drawing(model, work, machine, "tuned_images", run.pictures))
+    device = learning(model, work, machine, run)
+    found = [gpu_job(machine, "adapter", 1, seconds, model.weight_bytes, device, host, size)]
+    found.append(drawing(model, work, machine, "tuned_images", run.pictures, run))
     found.append(cpu_job("evaluate", 1, "model", 0.03 * run.pictures, work.encoders, (4e4, 1)))
     if work.protecting:
         found.append(mechanism(model, work))
     return found
 
 
+def learning(model: Model, work: Work, machine: Machine, run: Run) -> float:
+    """Bytes on the device at the peak of a training: while photographs and captions are encoded, one part after the
+    other on a GPU and without the denoiser; while it learns; or while it draws to validate, with all parts."""
+    held = model.denoiser_bytes + projector_bytes(model, run, work.steps) + 16 * trained(model, run)
+    if run.method in OF_WEIGHTS and run.method not in FULL:
+        held += model.denoiser_bytes  # a copy, to tell the change
+    others, decoded = model.weight_bytes - model.denoiser_bytes, activations(model.decode_bytes, 1)
+    encoding = one_by_one(model, decoded) if machine.gpus else model.weight_bytes + decoded
+    steps = model.checkpointed_bytes if run.checkpointing else model.train_bytes
+    peaks = [encoding, held + activations(steps, run.microbatch)]
+    if run.validated:
+        passes = activations(model.pass_bytes, run.validated * work.branches)
+        copies = model.copied * model.text_parameters
+        peaks.append(held + others + copies + max(passes, activations(model.decode_bytes, run.validated)))
+    return max(peaks)
+
+
 def mechanism(model: Model, work: Work) -> Job:
     """Two moments of every reading and step, each times the weights and times the change of every site."""
     products = work.steps * sum(8.0 * r.outs * r.width**2 for r in model.readings) / FLOAT64_RATE
     read = 2 * work.steps * raw(moment_arrays(model.readings, 1.0)) / READ["moments"]
-    weights = 4.0 * model.parameters
-    host = weights + sum(4.0 * r.outs * r.width for r in model.readings) + 6 * widest(model.readings)
+    weights, of_sites = model.denoiser_bytes, sum(r.outs * r.width for r in model.readings)
+    copies = model.itemsize + (4 if model.itemsize < 4 else 0)  # as they were, and in float32
+    host = weights + copies * of_sites + 6 * widest(model.readings)
     return cpu_job("mechanism", 1, "model", weights / LOAD + products + read, host, (2e5, 3))
 
 
-def drawing(model: Model, work: Work, machine: Machine, rule: str, n: int) -> Job:
-    """`n` pictures."""
+def drawing(model: Model, work: Work, machine: Machine, rule: str, n: int, run: Run | None = None) -> Job:
+    """`n` pictures, by the base model or with the adapter of a run: its numbers, and the weights that it replaces."""
     seconds = work.steps * pass_seconds(model, machine, n * work.branches, work.picture_batch * work.branches)
     seconds += n * model.decode_flops / machine.rate
     batch = min(n, work.picture_batch)
-    device = max(activations(model.pass_bytes, batch * work.branches), activations(model.decode_bytes, batch))
+    passes, decoded = activations(model.pass_bytes, batch * work.branches), activations(model.decode_bytes, batch)
+    device = sampling(model, work, machine, passes, decoded)
+    if run is not None:
+        changed = model.parameters if run.method in FULL else sum(r.outs * r.width for r in model.readings)
+        device += saved(model, run, work.steps) + model.itemsize * changed
     host, size = 24.0 * n * model.pixels, (PICTURE_BYTES * n * model.pixels, n + 2)
-    return gpu_job(machine, rule, 1, seconds, model.all_parameters, device, host, size)
+    return gpu_job(machine, rule, 1, seconds, model.weight_bytes, device, host, size)
 
 
 def jobs(model: Model, work: Work, machine: Machine) -> list[Job]:

@@ -134,30 +134,38 @@ def read(
     most: int | None = None,
     variant: str | None = None,
     file: Path | None = None,
+    weights: str = "fp32",
+    precision: str = "bf16",
 ) -> Model:
-    """A local pipeline. resolution: pixels of a picture's side, None takes the model's own; most: of
-    tokens_of; file: has the weights, where the folder has only configs. Raises ValueError or OSError if it is something
-    else, or if sites are patterns of names that a single file does not have."""
+    """A local pipeline. resolution: pixels of a picture's side, None takes the model's own; most: of tokens_of; file:
+    has the weights, where the folder has only configs; weights, precision: what they are loaded as, and computed with.
+
+    Raises ValueError or OSError if it is something else, or if sites are patterns of names that a single file does not
+    have.
+    """
     folder = Path(folder)
     name = next(name for name in DENOISERS if (folder / name).is_dir())
     config, vae = (json.loads((folder / part / "config.json").read_text()) for part in (name, "vae"))
     texts = [path for path in folder.glob("text_encoder*") if path.is_dir()]
     if file:  # whose names of attention layers end like those of diffusers
-        weights, encoders, decoder = (shapes_of(file, places) for places in (places_of(name), TEXTS, places_of("vae")))
+        tensors, decoder = (shapes_of(file, places) for places in (places_of(name), places_of("vae")))
+        encoders = [count(shapes_of(file, (place,))) for place in TEXTS]
     else:
-        weights, decoder = shapes_in(folder / name, variant), shapes_in(folder / "vae", variant)
-        encoders = {f"{path.name}.{key}": shape for path in texts for key, shape in shapes_in(path, variant).items()}
+        tensors, decoder = shapes_in(folder / name, variant), shapes_in(folder / "vae", variant)
+        encoders = [count(shapes_in(path, variant)) for path in texts]
     clip = max(json.loads((path / "config.json").read_text()).get("max_position_embeddings", 0) for path in texts)
-    parameters, scale = count(weights), scale_factor(vae)
+    parameters, scale = count(tensors), scale_factor(vae)
     side = resolution // scale if resolution else latent_side(config)
     sample = sample_of(config, side, tokens_of(config["_class_name"], clip, most))
     pixels = (side * scale) ** 2
+    copy = HALF * parameters if weights == "fp32" else 0.0
     return Model(
         name=str(file or folder),
         parameters=parameters,
-        text_parameters=count(encoders),
+        text_parameters=sum(encoders),
+        largest_text=max(encoders),
         vae_parameters=count(decoder),
-        readings=readings(weights, sites),
+        readings=readings(tensors, sites),
         latent=sample.latent,
         condition=sample.condition,
         pixels=pixels,
@@ -167,8 +175,11 @@ def read(
         decode_flops=0.0,
         text_flops=0.0,
         pass_bytes=(0.0, PASS * sample.stream),
-        train_bytes=(HALF * parameters, sample.kept * sample.stream),
+        train_bytes=(copy, sample.kept * sample.stream),
+        checkpointed_bytes=(copy, sample.kept * sample.stream),
         decode_bytes=(0.0, DECODING * pixels),
+        weights=weights,
+        precision=precision,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nullbooth.adapter import WORD
-from nullbooth.models import denoiser_of, latents_name
+from nullbooth.models import denoiser_of, device_of, latents_name
 from nullbooth.text import InputError
 from nullbooth.trajectories import POSITIONS, call_options, flatten, initial_latents
 
@@ -126,7 +126,7 @@ def spoken(pipeline: Any, prompts: list[str], resolution: Any, arguments: dict[s
             prompts,
             num_inference_steps=2,
             guidance_scale=1.0,
-            latents=latents.to(pipeline.device, denoiser.dtype),
+            latents=latents.to(device_of(pipeline), denoiser.dtype),
             output_type="latent",
             **call_options(pipeline, resolution, arguments),
         )

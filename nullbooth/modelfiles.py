@@ -172,6 +172,17 @@ def diffusers_names() -> frozenset[str]:
     return frozenset(re.findall(r'"(\w+)"', Path(spec.origin).read_text())) if spec else frozenset()
 
 
+@cache
+def attention_names() -> tuple[str, ...]:
+    """Attention back ends of the installed diffusers, by its text, without those whose code comes from the Hub."""
+    spec = find_spec("diffusers")
+    path = spec and Path(spec.origin).parent / "models" / "attention_dispatch.py"
+    if not path or not path.is_file():
+        return ()
+    listed = path.read_text().partition("class AttentionBackendName")[2].partition("\nclass ")[0]
+    return tuple(name for name in re.findall(r'^    \w+ = "(\w+)"', listed, re.M) if not name.endswith("_hub"))
+
+
 def check_encoder(folder: Path, key: str) -> None:
     """Refuse a folder that is not a model of transformers in safetensors."""
     if not (folder / "config.json").is_file():

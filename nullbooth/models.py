@@ -1,10 +1,13 @@
 """Loading diffusers pipelines, or just their denoiser. Imports are late: a small job should start fast."""
 
 import difflib
+import functools
+import gc
 import importlib
 import inspect
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,11 @@ from nullbooth.identity import CONFIGS, known_configs
 from nullbooth.modelfiles import DENOISERS, check_file, components, has_variant, places_of, read_json, shapes_of
 from nullbooth.text import InputError
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Settings of the config by the names of arguments here: of the denoiser alone, and of pipelines.
+OF_DENOISER = ("revision", "variant", "model_config", "weights", "attention")
+OF_PIPELINE = (*OF_DENOISER, "offload")
+OF_TRAINING = ("revision", "variant", "model_config", "weights")
 MOST_SAMPLES = {"cuda": 64, "cpu": 16}  # in a pass: more gain nothing, and a CPU does not say when memory ends
 
 
@@ -45,10 +53,10 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def autocast(device: torch.device, precision: str):
     """Mixed precision as a context: `fp32` (off), `bf16` or `fp16`."""
-    dtypes = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision not in dtypes:
-        raise ValueError(f"precision {precision!r}: use one of {', '.join(dtypes)}")
-    return torch.autocast(device.type, dtypes[precision], enabled=dtypes[precision] is not None)
+    if precision not in DTYPES:
+        raise ValueError(f"precision {precision!r}: use one of {', '.join(DTYPES)}")
+    on = precision != "fp32"
+    return torch.autocast(device.type, DTYPES[precision] if on else None, enabled=on)
 
 
 def load_pipeline(
@@ -56,37 +64,52 @@ def load_pipeline(
     device: torch.device,
     revision: str | None = None,
     variant: str | None = None,
-    configs: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    model_config: str | None = None,
+    weights: str = "fp32",
+    offload: bool = False,
+    attention: str | None = None,
 ):
     """A text-to-image pipeline from a folder, the Hub or one file, safetensors only, silent, on `device`.
 
-    variant: of the files, such as `fp16`; what they hold becomes `dtype`. configs: folder or Hub id with configs and
-    tokenizers for one file; None takes what diffusers knows for it. revision: of what is on the Hub.
+    variant: of the files, such as `fp16`; model_config: folder or Hub id with configs and tokenizers for one file, None
+    takes what diffusers knows for it; revision: of what is on the Hub; weights: what weights become, `fp32`, `bf16` or
+    `fp16`, but for the VAE, which stays float32; offload: keep the parts on the CPU, and let each come to the GPU for
+    as long as it works; attention: as `set_attention`.
 
     Raises InputError if a part of it is not wholly in its files, or if it brings code of its own.
     """
+    if Path(model).is_file():
+        pipeline = _pipeline_of_file(Path(model), _config_folder(model, model_config, revision), weights)
+    else:
+        pipeline = _pipeline_of_folder(model, revision, variant, weights)
+    if getattr(pipeline, "vae", None) is not None:
+        _without_float16(pipeline.vae)
+    pipeline.set_progress_bar_config(disable=True)
+    set_attention(denoiser_of(pipeline), attention)
+    if offload and device.type != "cpu":
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    return pipeline.to(device)
+
+
+def _pipeline_of_folder(model: str, revision: str | None, variant: str | None, weights: str) -> Any:
     from diffusers import DiffusionPipeline
 
-    if Path(model).is_file():
-        return _pipeline_of_file(Path(model), _config_folder(model, configs, revision), dtype).to(device)
     parts = _classes(model, revision)
     loaded = {
-        name: _load(model, name, cls, revision, variant, dtype)
+        name: _load(model, name, cls, revision, variant, torch.float32 if name == "vae" else DTYPES[weights])
         for name, cls in parts.items()
         if issubclass(cls, nn.Module)
     }
-    pipeline = DiffusionPipeline.from_pretrained(
+    return DiffusionPipeline.from_pretrained(
         model,
         revision=revision,
-        torch_dtype=dtype,
+        torch_dtype=DTYPES[weights],
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=Path(model).exists(),
         **loaded,
     )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
 
 
 def load_denoiser(
@@ -94,31 +117,35 @@ def load_denoiser(
     device: torch.device,
     revision: str | None = None,
     variant: str | None = None,
-    configs: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    model_config: str | None = None,
+    weights: str = "fp32",
+    attention: str | None = None,
 ) -> nn.Module:
     """The denoiser alone, without text encoder and VAE, frozen and in evaluation mode. Raises as `load_pipeline`."""
-    folder = _config_folder(model, configs, revision) if Path(model).is_file() else None
+    folder = _config_folder(model, model_config, revision) if Path(model).is_file() else None
     parts = _classes(str(folder or model), revision)
     name = next(name for name in DENOISERS if name in parts)
     if folder is None:
-        module = _load(model, name, parts[name], revision, variant, dtype)
+        module = _load(model, name, parts[name], revision, variant, DTYPES[weights])
     else:
         check_file(Path(model), {name: parts[name].__name__})
-        module = _from_file(parts[name], Path(model), folder, subfolder=name, torch_dtype=dtype)
+        module = _from_file(parts[name], Path(model), folder, subfolder=name, torch_dtype=DTYPES[weights])
         _check_part(name, module, Path(model))
+    set_attention(module, attention)
     return module.to(device).eval().requires_grad_(False)
 
 
-def _pipeline_of_file(file: Path, configs: Path, dtype: torch.dtype) -> Any:
+def _pipeline_of_file(file: Path, configs: Path, weights: str) -> Any:
     parts = _classes(str(configs), None)
     # All of them: diffusers would look for others among the configs, pickles included.
     check_file(file, {name: cls.__name__ for name, cls in parts.items() if issubclass(cls, nn.Module)})
-    pipeline = _from_file(pipeline_class(str(configs)), file, configs, torch_dtype=dtype)
+    precise = {}
+    if weights != "fp32":  # but of the VAE
+        precise["vae"] = _from_file(parts["vae"], file, configs, subfolder="vae", torch_dtype=torch.float32)
+    pipeline = _from_file(pipeline_class(str(configs)), file, configs, torch_dtype=DTYPES[weights], **precise)
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module):
             _check_part(name, module.eval(), file)  # T5 would come with dropout
-    pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
@@ -177,6 +204,78 @@ def _index(model: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(model, "model_index.json", revision=revision))
+
+
+def _without_float16(vae: nn.Module) -> None:
+    """Let a VAE take what half-precision denoisers give it, and work in float32 where autocast would have float16, in
+    which some give NaN (Stable Diffusion XL's)."""
+
+    def guarded(run: Callable) -> Callable:
+        @functools.wraps(run)
+        def wrapper(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            kind = x.device.type
+            float16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+            with torch.autocast(kind, enabled=False) if float16 else nullcontext():
+                return run(x.to(vae.dtype), *args, **kwargs)
+
+        return wrapper
+
+    vae.encode, vae.decode = guarded(vae.encode), guarded(vae.decode)
+
+
+def set_attention(denoiser: nn.Module, backend: str | None) -> None:
+    """Let a denoiser attend by another of diffusers' back ends; None leaves its choice.
+
+    Raises InputError where diffusers has no choice for its kind, and for a back end that is not installed.
+    """
+    if backend is None:
+        return
+    if not any(hasattr(getattr(module, "processor", None), "_attention_backend") for module in denoiser.modules()):
+        raise InputError(
+            f"attention: {backend}: diffusers gives {type(denoiser).__name__} no choice of back ends; set it to null"
+        )
+    try:
+        denoiser.set_attention_backend(backend)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"attention: {backend}: {error}") from error
+
+
+def device_of(pipeline: Any) -> torch.device:
+    """Where a pipeline works: with offloading, not where its parts lie."""
+    return pipeline._execution_device
+
+
+def beside_denoiser(pipeline: Any) -> dict[str, nn.Module]:
+    """Text encoders, VAE and whatever else a pipeline has of weights, by name."""
+    denoiser = denoiser_of(pipeline)
+    parts = pipeline.components.items()
+    return {name: part for name, part in parts if isinstance(part, nn.Module) and part is not denoiser}
+
+
+def move_beside(pipeline: Any, device: torch.device | str) -> None:
+    """Move all but the denoiser."""
+    for part in beside_denoiser(pipeline).values():
+        part.to(device)
+    _free()
+
+
+def denoiser_alone(pipeline: Any, device: torch.device, keep: bool) -> nn.Module:
+    """The denoiser of a pipeline, frozen, on `device`, no longer offloaded. Its other parts leave the GPU, and unless
+    they are to be kept, memory too."""
+    pipeline.remove_all_hooks()
+    if keep:
+        move_beside(pipeline, "cpu")
+    else:
+        pipeline.register_modules(**dict.fromkeys(beside_denoiser(pipeline)))
+        _free()
+    return denoiser_of(pipeline).to(device).requires_grad_(False)
+
+
+def _free() -> None:
+    """Give memory back of what is no longer used, to the system and to other jobs on the GPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _classes(model: str, revision: str | None) -> dict[str, type]:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from nullbooth.images import captions, list_images, load_image, open_image
 from nullbooth.inversion import speaker
-from nullbooth.models import packed
+from nullbooth.models import device_of, packed
 from nullbooth.settings import fill_prompt, subject_words
 from nullbooth.training import TrainData
-from nullbooth.trajectories import record
+from nullbooth.trajectories import first_call
 
 Shape = tuple[int, int]  # height and width in pixels
 Drawn = list[tuple[Path, str]]  # pictures, and their prompts
@@ -37,7 +37,7 @@ def encode(pipeline: Any, paths: list[Path], shape: int | Shape, flip: bool = Fa
     vae = pipeline.vae
     x = torch.stack([load_image(path, shape) for path in paths])
     x = torch.cat((x, x.flip(-1))) if flip else x
-    found = [vae.encode(image[None].to(vae.device, vae.dtype)) for image in x]
+    found = [vae.encode(image[None].to(device_of(pipeline), vae.dtype)) for image in x]
     latents = torch.cat([f.latent_dist.mode() if hasattr(f, "latent_dist") else f.latent for f in found]).float().cpu()
     shift = vae.config.get("shift_factor") or 0
     return packed(pipeline, (latents - shift) * vae.config.scaling_factor)
@@ -49,8 +49,7 @@ def conditions(
     """What the denoiser is given for each prompt, one row a prompt, without guidance; what it is given for all of them;
     and its timestep for 1 of the scheduler's."""
     distinct = list(dict.fromkeys(prompts))
-    how = {"guidance": 1.0, "seed": 0, "batch": len(distinct), "resolution": shape, "arguments": arguments}
-    given = record(pipeline, distinct, steps=2, **how)
+    given = first_call(pipeline, distinct, guidance=1.0, seed=0, resolution=shape, arguments=arguments)
     rows = [distinct.index(prompt) for prompt in prompts]
     unit = given.timesteps[0] / float(pipeline.scheduler.timesteps[0])
     return {key: value[0][rows] for key, value in given.conditions.items()}, given.constants, unit

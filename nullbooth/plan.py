@@ -9,17 +9,18 @@ from typing import Any
 from nullbooth.cost import ENCODERS, Job, Machine, Run, Work
 from nullbooth.settings import prior_of
 
+VALIDATION_BATCH = 8  # as nullbooth.sampling
 USUAL_BATCH = 16  # what estimates take for a batch that finds its size by itself
 
 # What to change where a rule does not fit the card.
 MENDS = {
-    "trajectory": "lower protect.batch",
-    "moments": "lower protect.batch, or leave some of protect.sites out",
-    "heldout_moments": "lower protect.batch, or leave some of protect.sites out",
-    "adapter": "lower train.batch, set train.gradient_checkpointing to true, or take scope: pooled",
-    "base_images": "lower sample.batch",
-    "class_images": "lower sample.batch",
-    "tuned_images": "lower sample.batch",
+    "trajectory": "lower protect.batch, or set weights to bf16, or offload to true",
+    "moments": "lower protect.batch, set weights to bf16, or leave some of protect.sites out",
+    "heldout_moments": "lower protect.batch, set weights to bf16, or leave some of protect.sites out",
+    "adapter": "lower train.batch, set train.gradient_checkpointing to true, weights to bf16, or take scope: pooled",
+    "base_images": "lower sample.batch, or set weights to bf16, or offload to true",
+    "class_images": "lower sample.batch, or set weights to bf16, or offload to true",
+    "tuned_images": "lower sample.batch, or set weights to bf16, or offload to true",
 }
 
 
@@ -55,6 +56,7 @@ def work_of(
         picture_batch=config["sample"]["batch"],
         encoders=encoder_bytes(config["evaluate"]["clip"], config["evaluate"]["dino"]),
         packed=config["protect"]["pack"] is not None,
+        offload=config["offload"],
     )
 
 
@@ -82,6 +84,8 @@ def run_of(config: dict[str, Any], method: dict[str, Any], pictures: int) -> Run
         microbatch=microbatch,
         pictures=pictures,
         checkpoint_every=train["checkpoint_every"],
+        checkpointing=train["gradient_checkpointing"],
+        validated=min(VALIDATION_BATCH, len(config["validate"]["prompts"])) if config["validate"]["every"] else 0,
     )
 
 

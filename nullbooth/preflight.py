@@ -13,6 +13,7 @@ from typing import Any
 from nullbooth.identity import read_prompts
 from nullbooth.images import captions, list_images, open_image
 from nullbooth.modelfiles import (
+    attention_names,
     check_encoder,
     check_file,
     check_pipeline,
@@ -37,6 +38,7 @@ def check_inputs(config: dict[str, Any]) -> list[str]:
         check_models(config)
         check_sampler(config)
         check_training(config)
+        check_attention(config["attention"])
         return check_lengths(prompts_of(config), configs_of(config))
     except OSError as error:  # a name too long for the file system, a folder that may not be read
         raise InputError(f"{shown(str(error.filename))}: {error.strerror}") from error
@@ -136,6 +138,13 @@ def check_identifiers(config: dict[str, Any]) -> None:
                 f"concepts.{i}.identifier: {shown(concept['identifier'])} stands in the protected prompt "
                 f"{shown(named)}, which train.inversion_steps would let change; choose another identifier"
             )
+
+
+def check_attention(name: str | None) -> None:
+    """Refuse attention back ends that diffusers does not know; whether one is installed, diffusers says in a job."""
+    if name is not None and name not in attention_names():
+        known = ", ".join(attention_names()) or "none: update diffusers"
+        raise SettingsError(f"attention: {shown(name)} is none of diffusers' back ends; use null or one of {known}")
 
 
 def prompts_of(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

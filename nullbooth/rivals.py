@@ -18,9 +18,10 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from diffusers.training_utils import cast_training_params
 from torch import Tensor, nn
 
-from nullbooth.settings import RIVALS
+from nullbooth.settings import OF_WEIGHTS, RIVALS
 
 _UNLIKE_LORA = ("oft", "corda")  # peft methods whose change is not up @ down
 
@@ -46,7 +47,8 @@ class FineTune(nn.Module):
         if method not in RIVALS:
             raise ValueError(f"method {method!r}: use one of nullbooth, {', '.join(RIVALS)}")
         self.method = method
-        self._original = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
+        kept = denoiser.named_parameters() if method in OF_WEIGHTS else ()  # for others, as large as the model
+        self._original = {name: p.detach().clone() for name, p in kept}
         denoiser.requires_grad_(False)
         if method.startswith("dreambooth"):
             denoiser.requires_grad_(True)
@@ -55,6 +57,7 @@ class FineTune(nn.Module):
                 site.weight.requires_grad_(name.rsplit(".", 1)[-1] in ("to_k", "to_v"))
         else:
             denoiser.add_adapter(_peft_config(denoiser, list(sites), method, rank, alpha, passes))
+            cast_training_params(denoiser)  # peft makes factors of the weights' dtype; small steps need float32
         self._named = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
         self.learned = nn.ParameterList(self._named.values())
         self._layers = _peft_layers(denoiser)

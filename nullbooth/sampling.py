@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nullbooth.identity import step_generators
-from nullbooth.models import autocast, denoiser_of
+from nullbooth.models import autocast, denoiser_of, device_of
 from nullbooth.trajectories import call_options, initial_latents
 
 
@@ -30,12 +30,12 @@ def sample(
     for i in range(0, len(prompts), batch):
         texts = prompts[i : i + batch]
         latents = initial_latents(pipeline, seeds[i : i + batch], resolution)
-        with autocast(pipeline.device, precision):
+        with autocast(device_of(pipeline), precision):
             images = pipeline(
                 texts,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
-                latents=latents.to(pipeline.device, denoiser_of(pipeline).dtype),
+                latents=latents.to(device_of(pipeline), denoiser_of(pipeline).dtype),
                 generator=step_generators(seeds[i : i + batch]),
                 output_type="pt",
                 **call_options(pipeline, resolution, arguments or {}),

@@ -13,6 +13,8 @@ from nullbooth.text import InputError, has_secret, shown, strange_character
 
 RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "oft", "corda")
 _PRIORS = {"dreambooth-prior": "images", "custom-diffusion": "images", "prior-prediction": "prediction"}
+# These change the denoiser's own weights, or are read off them: what half precision rounds away would be lost.
+OF_WEIGHTS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "oft", "corda")
 # What some settings need that is not installed with NullBooth.
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "wandb": "wandb"}
 # Names of results: some are taken, and tables read others as an absent value.
@@ -35,6 +37,7 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     errors = sorted(_Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
     if errors:
         raise SettingsError("\n".join(_explain(error) for error in errors[:_LINES]))
+    _check_weights(config)
     lists = {key: config.get(key, []) for key in ("concepts", "methods")}
     lists["comparison.methods"] = config.get("comparison", {}).get("methods", [])
     for kind, entries in lists.items():
@@ -58,6 +61,22 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         if doubled := [name for name in names if folded.count(name.lower()) > 1]:
             raise SettingsError(f"{kind}: the name {doubled[-1]!r} is used twice; names must differ, not in case alone")
     return config
+
+
+def _check_weights(config: dict[str, Any]) -> None:
+    weights, precision = config["weights"], config["precision"]
+    if weights not in ("fp32", precision):
+        raise SettingsError(
+            f"weights: {weights!r}, but precision is {precision!r}; set both to {weights}, or weights to fp32"
+        )
+    for i, entry in enumerate(config.get("methods", [])):
+        refuse_half(f"methods.{i}.method", entry["method"], weights)
+
+
+def refuse_half(key: str, method: str, weights: str) -> None:
+    """Refuse methods that need the weights in full. Raises SettingsError."""
+    if weights != "fp32" and method in OF_WEIGHTS:
+        raise SettingsError(f"{key}: {method!r} needs weights: fp32, not {weights}; take that, or another method")
 
 
 def sweep_points(method: dict[str, Any]) -> list[dict[str, Any]]:

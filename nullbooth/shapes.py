@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nullbooth.cost import Model, Reading
 from nullbooth.headers import latent_side, scale_factor, tokens_of
-from nullbooth.models import DENOISERS, autocast
+from nullbooth.models import DENOISERS, DTYPES, autocast
 from nullbooth.sites import find_sites, read_inputs
 from nullbooth.trajectories import POSITIONS, flatten
 
@@ -129,8 +129,11 @@ def readings(denoiser: nn.Module, inputs: Inputs, sites: Sites) -> tuple[Reading
     )
 
 
-def denoiser_shapes(denoiser: nn.Module, inputs: Inputs, sites: Sites, precision: str) -> dict[str, Any]:
-    """What nullbooth.cost.Model says of a denoiser on the meta device; `precision` is that of passes.
+def denoiser_shapes(
+    denoiser: nn.Module, inputs: Inputs, sites: Sites, precision: str, weights: str = "fp32"
+) -> dict[str, Any]:
+    """What nullbooth.cost.Model says of a denoiser on the meta device; `precision` is that of passes, `weights` what it
+    is loaded as.
 
     The denoiser is made of fake tensors afterwards.
     """
@@ -146,15 +149,22 @@ def denoiser_shapes(denoiser: nn.Module, inputs: Inputs, sites: Sites, precision
         "train_flops": pass_flops(denoiser, inputs, sites),
         "calls": kernel_calls(denoiser, inputs),
     }
+    denoiser.to(DTYPES[weights])
     with FakeTensorMode(allow_non_fake_inputs=True):
         denoiser.to_empty(device="cpu")
         shapes["pass_bytes"] = affine(lambda n: peak_bytes(denoiser, inputs, n, precision))
         shapes["train_bytes"] = affine(lambda n: peak_bytes(denoiser, inputs, n, precision, sites))
-    return shapes
+        denoiser.enable_gradient_checkpointing()
+        shapes["checkpointed_bytes"] = affine(lambda n: peak_bytes(denoiser, inputs, n, precision, sites))
+        denoiser.disable_gradient_checkpointing()
+    return {**shapes, "weights": weights, "precision": precision}
 
 
 def decoder_shapes(vae: nn.Module, side: int, precision: str) -> dict[str, Any]:
-    """What nullbooth.cost.Model says of a VAE on the meta device; it is made of fake tensors afterwards."""
+    """What nullbooth.cost.Model says of a VAE on the meta device, in float32 but for passes in bfloat16.
+
+    It is made of fake tensors afterwards.
+    """
 
     def latents(_vae: nn.Module, n: int) -> dict[str, Any]:
         return {"z": torch.empty(n, vae.config.latent_channels, side, side)}
@@ -167,7 +177,9 @@ def decoder_shapes(vae: nn.Module, side: int, precision: str) -> dict[str, Any]:
     }
     with FakeTensorMode(allow_non_fake_inputs=True):
         vae.to_empty(device="cpu")
-        shapes["decode_bytes"] = affine(lambda n: peak_bytes(vae, latents, n, precision))
+        shapes["decode_bytes"] = affine(
+            lambda n: peak_bytes(vae, latents, n, "bf16" if precision == "bf16" else "fp32")
+        )
     return shapes
 
 
@@ -253,7 +265,7 @@ def pipeline_shapes(
     revision: str | None,
     sites: tuple[str, ...],
     precision: str,
-    checkpointing: bool = False,
+    weights: str = "fp32",
     resolution: int | None = None,
     most: int | None = None,
 ) -> Model:
@@ -282,8 +294,6 @@ def pipeline_shapes(
     with torch.device("meta"):
         texts = [built(key) for key in parts if key.startswith("text_encoder")]
         denoiser, vae = (built(key).eval().requires_grad_(False) for key in (name, "vae"))
-    if checkpointing:
-        denoiser.enable_gradient_checkpointing()
     clip = max(getattr(text.config, "max_position_embeddings", 0) for text in texts)
     tokens = tokens_of(parts[name][1], clip, most)
     side = resolution // scale_factor(vae.config) if resolution else latent_side(denoiser.config)
@@ -291,7 +301,8 @@ def pipeline_shapes(
     return Model(
         name=model,
         text_parameters=sum(map(count, texts)),
+        largest_text=max(map(count, texts)),
         text_flops=2.0 * tokens * sum(map(count, texts)),
-        **denoiser_shapes(denoiser, inputs, lambda module: find_sites(module, sites), precision),
+        **denoiser_shapes(denoiser, inputs, lambda module: find_sites(module, sites), precision, weights),
         **decoder_shapes(vae, side, precision),
     )

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nullbooth.adapter import nearest_index
 from nullbooth.identity import prompt_seed, seeded_noise, step_generators
-from nullbooth.models import denoiser_of, fitting_batch, latents_name, packed, resolution_of
+from nullbooth.models import denoiser_of, device_of, fitting_batch, latents_name, packed, resolution_of
 from nullbooth.text import InputError
 from nullbooth.tokens import check_read
 
@@ -38,8 +38,13 @@ class Trajectory:
     constants: dict[str, Tensor] = field(default_factory=dict)
 
 
+class _SeenError(Exception):
+    """The denoiser was given all that is to be known: no error, but the way out of a pipeline."""
+
+
 @dataclass
 class _Recorder:
+    only_first: bool = False
     samples: list[Tensor] = field(default_factory=list)
     timesteps: list[float] = field(default_factory=list)
     conditions: dict[str, Tensor] = field(default_factory=dict)
@@ -60,6 +65,8 @@ class _Recorder:
                     f"{len(sample)} samples: this pipeline is not supported yet"
                 )
             kept[key] = value.detach().float().cpu()
+        if self.only_first:
+            raise _SeenError
 
 
 def flatten(kwargs: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -86,8 +93,8 @@ def unflatten(flat: dict[str, Tensor]) -> dict[str, Any]:
 
 
 @contextmanager
-def _recording(denoiser: nn.Module) -> Iterator[_Recorder]:
-    recorder = _Recorder()
+def _recording(denoiser: nn.Module, only_first: bool) -> Iterator[_Recorder]:
+    recorder = _Recorder(only_first)
     handle = denoiser.register_forward_pre_hook(recorder, with_kwargs=True)
     try:
         yield recorder
@@ -123,6 +130,55 @@ def call_options(pipeline: Any, resolution: Resolution, arguments: dict[str, Any
     return {k: v for k, v in wanted.items() if k in known} | arguments
 
 
+def _call(
+    pipeline: Any,
+    texts: list[str],
+    steps: int,
+    guidance: float,
+    seed: int,
+    resolution: Resolution,
+    options: dict,
+    only_first: bool = False,
+) -> _Recorder:
+    """What a pipeline gives its denoiser in one call, or before the first pass of it."""
+    seeds = [prompt_seed(text, seed) for text in texts]
+    latents = initial_latents(pipeline, seeds, resolution)
+    with _recording(denoiser_of(pipeline), only_first) as seen, suppress(_SeenError):
+        pipeline(
+            texts,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            latents=latents.to(device_of(pipeline), denoiser_of(pipeline).dtype),
+            output_type="latent",
+            generator=step_generators(seeds),
+            **options,
+        )
+    return seen
+
+
+def _checked(pipeline: Any, prompts: list[str], resolution: Resolution, arguments: dict[str, Any]) -> dict[str, Any]:
+    for warning in check_read(pipeline, prompts, arguments.get("max_sequence_length")):
+        print(warning)
+    return call_options(pipeline, resolution, arguments)
+
+
+@torch.no_grad()
+def first_call(
+    pipeline: Any,
+    prompts: list[str],
+    *,
+    guidance: float,
+    seed: int,
+    resolution: Resolution = None,
+    arguments: dict[str, Any] | None = None,
+) -> Trajectory:
+    """What the denoiser is given at the first call, all prompts in one pass: it does not run, and need not be on the
+    GPU. Arguments and errors as of `record`."""
+    options = _checked(pipeline, prompts, resolution, arguments or {})
+    seen = _call(pipeline, prompts, 2, guidance, seed, resolution, options, only_first=True)
+    return _split_branches(seen, len(prompts))
+
+
 @torch.no_grad()
 def record(
     pipeline: Any,
@@ -144,24 +200,10 @@ def record(
     limit = pipeline.scheduler.config.get("num_train_timesteps", steps)
     if steps > limit:
         raise InputError(f"sampler.steps: {steps}: {type(pipeline.scheduler).__name__} has {limit}; take fewer")
-    for warning in check_read(pipeline, prompts, (arguments or {}).get("max_sequence_length")):
-        print(warning)
-    options = call_options(pipeline, resolution, arguments or {})
+    options = _checked(pipeline, prompts, resolution, arguments or {})
 
     def draw(texts: list[str], steps: int) -> Trajectory:
-        seeds = [prompt_seed(text, seed) for text in texts]
-        latents = initial_latents(pipeline, seeds, resolution)
-        with _recording(denoiser_of(pipeline)) as seen:
-            pipeline(
-                texts,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                latents=latents.to(pipeline.device, denoiser_of(pipeline).dtype),
-                output_type="latent",
-                generator=step_generators(seeds),
-                **options,
-            )
-        return _split_branches(seen, len(texts))
+        return _split_branches(_call(pipeline, texts, steps, guidance, seed, resolution, options), len(texts))
 
     batch = fitting_batch(lambda n: draw(prompts[:n], 2), batch, len(prompts))
     parts = []
@@ -183,8 +225,13 @@ def step_timesteps(scheduler: Any, timesteps: list[float], steps: int) -> list[f
     second one after it, are the steps. Raises InputError where that is not so.
     """
     for found in (list(dict.fromkeys(timesteps)), timesteps[:: getattr(scheduler, "order", 1)]):
-        if len(found) == steps:
+        if len(found) == len(set(found)) == steps:
             return found
+    if len(timesteps) == steps:
+        raise InputError(
+            f"sampler.steps: {steps}: only {len(set(timesteps))} of their timesteps differ as the denoiser is given "
+            "them, which is in the precision of `weights`; take fewer steps, or weights: fp32"
+        )
     raise InputError(
         f"sampler.scheduler: {type(scheduler).__name__} calls the denoiser {len(timesteps)} times in {steps} steps, "
         "and not in pairs; choose another, such as DDIMScheduler"
@@ -218,9 +265,10 @@ def denoiser_inputs(
 
     latents: `[n, ...]` at one timestep; conditions: `[branches, n, ...]`; constants: the same for all prompts.
     """
-    device = next(denoiser.parameters()).device
+    weight = next(denoiser.parameters())
     branches = len(next(iter(conditions.values())))
-    given = {k: v[:, rows].flatten(0, 1) for k, v in conditions.items()}
+    given = {k: v[:, rows].flatten(0, 1) for k, v in conditions.items()} | (constants or {})
     given[latents_name(denoiser)] = sample = latents[rows].repeat(branches, *[1] * (latents.ndim - 1))
-    given["timestep"] = torch.full((len(sample),), timestep)
-    return unflatten({k: v.to(device) for k, v in {**given, **(constants or {})}.items()})
+    given = {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in given.items()}
+    given["timestep"] = torch.full((len(sample),), timestep, device=weight.device)
+    return unflatten(given)

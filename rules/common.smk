@@ -7,6 +7,7 @@ from math import ceil, isqrt
 from pathlib import Path
 
 import yaml
+from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 
@@ -30,6 +31,7 @@ from nullbooth.settings import (
     fill_prompt,
     is_lora,
     prior_of,
+    refuse_half,
     subject_words,
     sweep_points,
 )
@@ -113,6 +115,8 @@ EXPORTABLE = [run for run in RUNS if is_lora(METHODS[run.split("/")[1]])]
 PARTS = [*CONCEPTS, "unrelated"]
 FEWER_STEPS = "@" + str(config["comparison"]["steps"])
 
+# What is as ever leaves no trace, so that results from before there was a choice are found again.
+COMPUTED = {key: config[key] for key, usual in (("weights", "fp32"), ("attention", None)) if config[key] != usual}
 # What the statistics depend on, and nothing else; every store carries it and every reader checks it. What is known of a
 # shard depends on less than the sums, if shards are added until it is enough.
 OF_SHARDS = {
@@ -120,6 +124,7 @@ OF_SHARDS = {
     "prompts": digest(PROTECTED),
     "sampler": digest([config["sampler"], config["protect"]["seed"], config["resolution"]]),
     "sites": digest(config["protect"]["sites"]),
+    **COMPUTED,
 }
 UNTIL = None if PACKS else config["protect"]["prompts_until"]
 DECIDING = [UNTIL, config["protect"]["shard_size"], config["protect"]["rule"], PROMPTS["unrelated"]]
@@ -152,7 +157,7 @@ SHARD_IDENTITIES = {name: shard_identity(OF_SHARDS, prompts) for name, prompts i
 HELDOUT_IDENTITY = shard_identity(OF_SHARDS, PROMPTS["unrelated"])
 HELDOUT = digest(HELDOUT_IDENTITY)
 SHARD_PROMPTS = {**SHARDS, HELDOUT: PROMPTS["unrelated"]}
-SAMPLING = {key: config[key] for key in ("precision", "resolution")}
+SAMPLING = {**{key: config[key] for key in ("precision", "resolution")}, **COMPUTED}
 SAMPLING |= {key: config["sample"][key] for key in ("per_prompt", "seed")}
 
 
@@ -161,10 +166,11 @@ def recipe(concept, method, seed):
     chosen, keeps = METHODS[method], METHODS[method]["method"] in ("nullbooth", "corda")
     train = {**config["train"], **chosen["train"], "seed": int(seed), "precision": config["precision"]}
     freed_by = (chosen["rule"] or config["protect"]["rule"]) if chosen["method"] == "nullbooth" else None
-    identity = IDENTITY if keeps else {key: IDENTITY[key] for key in ("model", "sites")}
+    own = {key: IDENTITY[key] for key in ("model", "sites", "weights") if key in IDENTITY}
+    identity = IDENTITY if keeps else own
     if freed_by and packs.scope_of(chosen) in PACKS:
         scope = packs.scope_of(chosen)
-        identity = {"model": MODEL, "sites": IDENTITY["sites"], "pack": CONTENTS[scope]}
+        identity = own | {"pack": CONTENTS[scope]}
         freed_by = PACKS[scope][1]["rule"]
     learned = ("name", "identifier", "class", "prompt", "images_digest", "class_prompts")
     return {
@@ -245,6 +251,8 @@ if folder := model_folder(config["model_config"] or config["model"], config["rev
             config["sampler"]["arguments"].get("max_sequence_length"),
             config["variant"],
             SINGLE,
+            config["weights"],
+            config["precision"],
         )
     except (KeyError, TypeError, ValueError, OSError) as error:  # a config that leaves out what others say
         if workflow.is_main_process:
@@ -400,6 +408,10 @@ def projectors_of(method):
 def step_projectors(wildcards):
     if PACKS:  # what is learned was looked at above; the comparison is another target, and only now asked for
         packs.check_method(METHODS[wildcards.method], PACKS)
+    try:  # those of `methods` are refused before; of the comparison's, only what is asked for
+        refuse_half(f"comparison.methods: {wildcards.method}", METHODS[wildcards.method]["method"], config["weights"])
+    except SettingsError as error:
+        raise WorkflowError(f"config: {error}") from error
     return projectors_of(METHODS[wildcards.method])
 
 

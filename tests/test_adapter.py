@@ -317,6 +317,54 @@ def test_whole_pipeline_draws_protected_prompts_as_before(pipeline, tmp_path, sc
     assert draw("a photo of a blue ring").equal(other)
 
 
+# --- weights in half precision ---------------------------------------------------------------------------
+
+
+HALF = 2.0**-8  # relative rounding of bfloat16
+
+
+def halved(unet):
+    return unet.to(torch.bfloat16)
+
+
+def half_predictions(unet, given) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return tiny.predictions(unet, given).float()
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("scope", ["timestep", "pooled"])
+def test_training_on_half_precision_weights_keeps_protected_outputs(unet, protected, tmp_path, scope, rank):
+    """Statistics, training and prediction all by bfloat16 passes through bfloat16 weights; the rest is rounding."""
+    halved(unet)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(3)
+        stacks = tiny.projectors(unet, protected, scope == "pooled", "energy", 1e-5)
+        adapter = Adapter(find_sites(unet), stacks, protected.timesteps, scope, rank)
+        kept, others = half_predictions(unet, protected), half_predictions(unet, unlike(protected))
+        tiny.fit(unet, adapter)
+    assert {p.dtype for p in adapter.parameters()} == {torch.float32}
+    with adapter.attached(unet):
+        assert tiny.change(half_predictions(unet, protected), kept) < 4 * HALF
+        assert tiny.change(half_predictions(unet, unlike(protected)), others) > 20 * HALF
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_steps_of_half_precision_weights_are_rounded_once_and_unloading_is_exact(pipeline, protected, tmp_path, scope):
+    path = saved(tiny.randomise(tiny.adapter(pipeline.unet, protected, scope)), tmp_path)
+    unet = halved(pipeline.unet)
+    before = {name: p.clone() for name, p in unet.state_dict().items()}
+    loaded = load_adapter(pipeline, path, 0.5)
+    for step in (0, 2, 1, 0):
+        loaded.set_step(step)
+        for name, module in find_sites(unet).items():
+            expected = before[f"{name}.weight"].float() + 0.5 * loaded.change(name, step)
+            assert module.weight.dtype == torch.bfloat16
+            assert module.weight.equal(expected.bfloat16()), f"{name} at {step}"
+    loaded.unload()
+    assert all(p.equal(before[name]) for name, p in unet.state_dict().items())
+
+
 @pytest.mark.parametrize("rank", RANKS)
 def test_saved_description_and_tensors_come_back(unet, protected, tmp_path, rank):
     adapter = tiny.randomise(tiny.adapter(unet, protected, "timestep", rank))

@@ -93,6 +93,10 @@ def test_edited_code_runs_nothing(tmp_path):
     assert "trajectory" in planned("--rerun-triggers", "code", *arguments, cwd=project)
 
 
+def test_what_saves_memory_alone_runs_nothing(finished):
+    assert planned(*finished.arguments(offload=True)) == {}
+
+
 # --- changes --------------------------------------------------------------------------------------------
 
 

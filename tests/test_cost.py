@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nullbooth import estimate, headers, store
 from nullbooth.cost import Array, Job, Machine, Run, Work, card, moment_arrays, stored
-from nullbooth.models import load_denoiser
+from nullbooth.models import autocast, load_denoiser, load_pipeline
 from nullbooth.plan import Limits, amount, duration, table, total, wall_seconds, warnings, work_of
 from nullbooth.selection import DEFAULT
 from nullbooth.settings import complete, sweep_points
@@ -83,6 +83,62 @@ def test_products_of_one_feature_by_hand():
     work = Work(prompts=4, shard_size=4, steps=1, branches=2)
     seconds = estimate.moments(model, work, Machine(1e30, 720.0), 4, [reading])[0]
     assert seconds == pytest.approx(4 * 2 * 2 * 5 * 9 / 720)
+
+
+HALVED = scaling.models("bf16")
+GPU_RULES = ("trajectory", "moments", "heldout_moments", "adapter", "base_images", "tuned_images")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_the_weights_need_less_of_the_card_in_every_stage(name):
+    work = Work(prompts=1000, shard_size=125, steps=28, batch=2, picture_batch=2)
+    full, half = (by_rule(found[name], work, card(312e12)) for found in (FAMILIES, HALVED))
+    for rule in GPU_RULES:
+        assert half[rule].card < full[rule].card, rule
+        assert half[rule].host <= full[rule].host, rule
+    saved = 1.1 * 2 * FAMILIES[name].parameters
+    assert full["moments"].card - half["moments"].card == pytest.approx(saved, rel=0.02)
+    assert {rule: job.disk for rule, job in full.items()} == {rule: job.disk for rule, job in half.items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_offloading_leaves_one_part_on_the_card(name):
+    """Sampling of so few samples that weights decide: those of the denoiser, or of a larger text encoder."""
+    model = replace(HALVED[name], pass_bytes=(0.0, 0.0), decode_bytes=(0.0, 0.0))
+    work = Work(prompts=1000, shard_size=125, steps=28)
+    together, apart = (by_rule(model, replace(work, offload=on), card(312e12)) for on in (False, True))
+    assert together["trajectory"].card == pytest.approx(1.1 * model.weight_bytes + 0.6e9)
+    largest = 2 * max(model.parameters, model.largest_text)
+    assert apart["trajectory"].card == apart["base_images"].card == pytest.approx(1.1 * largest + 0.6e9)
+    for rule in ("moments", "adapter", "evaluate"):
+        assert apart[rule] == together[rule], rule
+    without = [by_rule(model, replace(work, offload=on), CPU) for on in (False, True)]
+    assert without[0] == without[1], "without a GPU there is nothing to offload to"
+
+
+def test_training_holds_no_text_encoders_unless_it_validates():
+    work = Work(prompts=1000, shard_size=125, steps=28)
+    plain, larger = (
+        by_rule(replace(SD35, text_parameters=SD35.text_parameters + more), work, card(312e12)) for more in (0, 10**9)
+    )
+    assert plain["adapter"].card == larger["adapter"].card
+    validated = replace(work, runs=(Run(validated=1),))
+    plain, larger = (
+        by_rule(replace(SD35, text_parameters=SD35.text_parameters + more), validated, card(312e12))
+        for more in (0, 10**11)
+    )
+    assert larger["adapter"].card > plain["adapter"].card + 4e11
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradient_checkpointing_takes_less_memory_and_more_time(name):
+    work = Work(prompts=1000, shard_size=125, steps=28)
+    plain, saving = (
+        by_rule(HALVED[name], replace(work, runs=(Run(checkpointing=on),)), card(312e12))["adapter"]
+        for on in (False, True)
+    )
+    assert saving.card < 0.7 * plain.card
+    assert saving.seconds > plain.seconds
 
 
 def test_scope_timestep_holds_a_projector_for_every_step():
@@ -226,6 +282,48 @@ def test_simulated_memory_is_that_of_real_tensors(sites):
     assert simulated == memory.peak > 100_000
 
 
+@pytest.mark.parametrize("sites", [None, find_sites])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_simulated_memory_of_half_precision_weights_is_that_of_real_tensors(sites, checkpointing):
+    inputs = unet_inputs(tiny.TOKENS, 4)
+    real = tiny.unet().bfloat16()
+    with torch.device("meta"):
+        fake = tiny.unet().bfloat16()
+    for unet in (real, fake):
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+    with autocast(torch.device("cpu"), "bf16"):
+        rows = inputs(real, 32)
+        with LiveBytes() as memory:
+            run(real, rows, sites)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake.to_empty(device="cpu")
+        simulated = peak_bytes(fake, inputs, 32, "bf16", sites)
+    assert simulated == memory.peak > 50_000
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16"])
+def test_weights_and_what_autocast_keeps_of_them(pipeline_folder, weights):
+    """Of real tensors, from configs and from headers."""
+    pipeline = load_pipeline(str(pipeline_folder), torch.device("cpu"), weights=weights)
+    parts = [part.parameters() for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae)]
+    held = sum(p.nbytes for part in parts for p in part)
+    own = sum(p.nbytes for p in pipeline.unet.parameters())
+    given = tiny.protected_inputs(tokens_=tiny.TOKENS)
+    with torch.no_grad(), autocast(torch.device("cpu"), "bf16"), LiveBytes() as memory:
+        tiny.predict(
+            pipeline.unet, given.latents[0].to(pipeline.unet.dtype), 901.0, given.prompts.to(pipeline.unet.dtype)
+        )
+        copies = memory.live
+    for model in (
+        pipeline_shapes(str(pipeline_folder), None, DEFAULT, "bf16", weights),
+        headers.read(pipeline_folder, DEFAULT, weights=weights, precision="bf16"),
+    ):
+        assert (model.weight_bytes, model.denoiser_bytes) == (held, own)
+        assert model.largest_text == sum(p.numel() for p in pipeline.text_encoder.parameters())
+        assert copies == pytest.approx(model.copied * model.parameters, rel=0.02), "but for biases of norms"
+
+
 def test_memory_that_is_let_go_counts_no_more():
     """Five additions in a row hold their operand and their result, whatever was before; views hold nothing."""
     x = torch.ones(1000)
@@ -347,6 +445,22 @@ def test_amounts(size, text):
 def test_the_tables_of_the_document_are_those_of_the_code():
     text = scaling.DOCUMENT.read_text()
     assert scaling.filled(text, scaling.tables()) == text, "run python bench/scaling.py"
+
+
+def test_the_cards_of_the_readme_are_those_of_the_code():
+    text = scaling.README.read_text()
+    assert scaling.filled(text, scaling.summary()) == text, "run python bench/scaling.py"
+
+
+@pytest.mark.parametrize("gigabytes", scaling.CARDS)
+def test_settings_for_cards_are_settings(gigabytes, config_of):
+    config = config_of(scaling.CARDS[gigabytes])
+    assert config["weights"] == "bf16"
+    counts = {"subject": 1, "class": 1, "unrelated": 3, "protected": 4}
+    methods = {point["name"]: point for entry in config["methods"] for point in sweep_points(entry)}
+    found = work_of(config, 4, counts, methods)
+    assert found.offload == config["offload"]
+    assert all(run.checkpointing for run in found.runs)
 
 
 def test_a_document_without_a_mark_is_refused():

@@ -1,15 +1,37 @@
-"""Models as they lie on the disk: variants of their weights."""
+"""Models as they lie on the disk, and as they lie in memory: variants, precision, and which parts are where."""
 
+import gc
+import weakref
+
+import families
 import pytest
 import tiny
 import torch
+from accelerate.state import AcceleratorState
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from running import ROOT, script
+from tensorboard.backend.event_processing import event_accumulator
 
-from nullbooth import headers
-from nullbooth.modelfiles import check_pipeline
-from nullbooth.models import load_denoiser, load_pipeline
+from nullbooth import headers, load_adapter
+from nullbooth.adapter import AdapterInfo, read_adapter
+from nullbooth.modelfiles import attention_names, check_pipeline
+from nullbooth.models import (
+    autocast,
+    beside_denoiser,
+    denoiser_alone,
+    denoiser_of,
+    device_of,
+    load_denoiser,
+    load_pipeline,
+    move_beside,
+    set_attention,
+)
+from nullbooth.preflight import check_attention
+from nullbooth.sampling import sample
 from nullbooth.selection import DEFAULT
 from nullbooth.settings import SettingsError
 from nullbooth.text import InputError
+from nullbooth.trajectories import first_call, record
 
 CPU = torch.device("cpu")
 
@@ -49,3 +71,184 @@ def test_a_variant_that_is_not_there_is_refused(halved):
         check_pipeline(halved, variant="bf16")
     with pytest.raises(InputError, match=r"no model\.safetensors; rename model\.fp16"):
         check_pipeline(halved)
+
+
+# --- precision of weights ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weights", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_weights_are_loaded_as_asked_but_for_the_vae(pipeline_folder, pipeline, weights, dtype):
+    loaded = load_pipeline(str(pipeline_folder), CPU, weights=weights)
+    for name in ("unet", "text_encoder", "vae"):
+        known = getattr(pipeline, name).state_dict()
+        for key, value in getattr(loaded, name).state_dict().items():
+            expected = known[key].to(dtype) if known[key].is_floating_point() and name != "vae" else known[key]
+            assert value.dtype == expected.dtype, f"{name}.{key}"
+            assert value.equal(expected), f"{name}.{key}"
+    denoiser = load_denoiser(str(pipeline_folder), CPU, weights=weights)
+    assert all(p.equal(q) for p, q in zip(denoiser.parameters(), loaded.unet.parameters(), strict=True))
+    assert denoiser.dtype == dtype
+
+
+def test_a_vae_does_not_compute_in_float16(pipeline):
+    """Its largest activations would be infinite there; passes in bfloat16 it leaves as they are."""
+    latents = 1e5 * torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    picture = 1e5 * torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact, coded = pipeline.vae.decode(latents).sample, pipeline.vae.encode(picture).latent_dist.mode()
+        with autocast(CPU, "fp16"):
+            assert not torch.isfinite(pipeline.vae.decoder(latents)).all(), "else this shows nothing"
+            assert pipeline.vae.decode(latents).sample.equal(exact)
+            assert pipeline.vae.encode(picture).latent_dist.mode().equal(coded)
+        with autocast(CPU, "bf16"):
+            assert 0 < tiny.change(pipeline.vae.decode(latents).sample, exact) < 0.1
+        assert pipeline.vae.decode(latents.bfloat16()).sample.dtype == torch.float32
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp16"])
+def test_pictures_in_half_precision_are_near_those_in_full(pipeline_folder, pipeline, weights):
+    half = load_pipeline(str(pipeline_folder), CPU, weights=weights)
+    how = {"steps": 3, "guidance": 3.0, "precision": weights}
+    known, found = (sample(p, ["a red star"], [0], **how) for p in (pipeline, half))
+    assert 0 < tiny.change(found, known) < 0.05
+
+
+# --- parts that come and go ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offloaded(pipeline_folder):
+    """By accelerate's hooks, as on a GPU, but from the CPU to the CPU: what moves where is not tested."""
+    found = load_pipeline(str(pipeline_folder), CPU, offload=True)
+    assert not hasattr(found.unet, "_hf_hook"), "without a GPU there is nothing to do"
+    found.enable_model_cpu_offload(device="cpu")
+    return found
+
+
+def test_hooks_of_offloading_leave_recording_and_drawing_as_they_are(pipeline, offloaded, protected, tmp_path):
+    assert device_of(offloaded).type == "cpu"
+    how = dict(steps=3, guidance=3.0, seed=0, batch=2)
+    known, found = (record(p, ["a red star", "a blue ring"], **how) for p in (pipeline, offloaded))
+    assert found.latents.equal(known.latents)
+    assert all(found.conditions[key].equal(value) for key, value in known.conditions.items())
+    adapter = tiny.randomise(tiny.adapter(tiny.unet(), protected, "timestep"))
+    adapter.save(tmp_path / "a.safetensors", AdapterInfo("timestep", 4, tuple(protected.timesteps), "", "m", "p", "r"))
+    before = {name: p.clone() for name, p in offloaded.unet.state_dict().items()}
+    drawn = []
+    for p in (pipeline, offloaded):
+        base = sample(p, ["a red star"], [0], steps=3, guidance=3.0)
+        loaded = load_adapter(p, tmp_path / "a.safetensors")
+        drawn.append(sample(p, ["a red star"], [0], steps=3, guidance=3.0))
+        assert tiny.change(drawn[-1], base) > 1e-3
+        loaded.unload()
+    assert drawn[0].equal(drawn[1])
+    assert all(p.equal(before[name]) for name, p in offloaded.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_what_the_denoiser_is_given_is_known_before_it_runs(family):
+    pipeline, small = families.FAMILIES[family](), families.SMALL.get(family, {})
+    pipeline.set_progress_bar_config(disable=True)
+    ran, prompts = [], ["a red star", "a blue ring"]
+    denoiser_of(pipeline).register_forward_hook(lambda *_: ran.append(1))
+    found = first_call(pipeline, prompts, guidance=1.0, seed=0, **small)
+    assert not ran
+    known = record(pipeline, prompts, steps=2, guidance=1.0, seed=0, batch=2, **small)
+    assert ran
+    assert found.latents.equal(known.latents[:1])
+    assert found.timesteps == known.timesteps[:1]
+    for a, b in ((found.conditions, known.conditions), (found.constants, known.constants)):
+        assert a.keys() == b.keys()
+        assert all(a[key].equal(b[key]) for key in a)
+
+
+def test_what_training_does_not_need_is_let_go(offloaded):
+    gone = [weakref.ref(part) for part in beside_denoiser(offloaded).values()]
+    assert len(gone) == 2
+    denoiser = denoiser_alone(offloaded, CPU, keep=False)
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+    assert not any(p.requires_grad for p in denoiser.parameters())
+    assert not hasattr(denoiser, "_hf_hook")
+
+
+def test_what_validation_needs_comes_back(pipeline, offloaded):
+    known = sample(pipeline, ["a red star"], [0], steps=3, guidance=3.0)
+    denoiser_alone(offloaded, CPU, keep=True)
+    move_beside(offloaded, CPU)
+    assert sample(offloaded, ["a red star"], [0], steps=3, guidance=3.0).equal(known)
+
+
+@pytest.mark.parametrize(("weights", "every"), [("fp32", 0), ("bf16", 1)])
+def test_a_whole_training(pipeline_folder, tmp_path, request, weights, every):
+    """By the workflow's script: pictures and captions encoded, the rest let go or kept, trained, validated, saved."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
+    images = str(ROOT / "resources/subjects/starling/train")
+    concept = {"name": "starling", "identifier": "vbk", "class": "star", "prompt": "a photo of a {subject}"}
+    sampler = {"scheduler": None, "options": {}, "arguments": {}}
+    config = {"device": "cpu", "model": str(pipeline_folder), "revision": None, "variant": None, "weights": weights}
+    config |= {"concepts": [{"name": "starling", "images": images}], "sampler": {"steps": 2, "guidance": 3.0}}
+    config["validate"] = {"every": every, "prompts": ["a photo of a {subject}"]}
+    precision = "fp32" if weights == "fp32" else "bf16"
+    train = {"steps": 2, "batch": 2, "flip": True, "precision": precision, "seed": 0}
+    method = {"method": "lora", "scope": "pooled", "rank": 4, "alpha": None, "rule": None, "train": train}
+    out = {"adapter": str(tmp_path / "adapter.safetensors"), "config": str(tmp_path / "config.yaml")}
+    given = ([], [], None, concept, method, sampler, None, list(DEFAULT), {"model": "m"}, config)
+    script("adapter").main(out, *given)
+    tensors, info = read_adapter(out["adapter"], "m")
+    assert info.prompt == "a photo of a vbk star"
+    assert all(value.count_nonzero() for value in tensors.values())
+    [events] = [event_accumulator.EventAccumulator(str(path)) for path in tmp_path.rglob("events.*")]
+    events.Reload()
+    assert [event.step for tag in events.Tags()["images"] for event in events.Images(tag)] == [1, 2][: 2 * every]
+
+
+# --- attention -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restored():
+    """diffusers keeps the choice for the whole process."""
+    before = _AttentionBackendRegistry._active_backend
+    yield
+    _AttentionBackendRegistry.set_active_backend(AttentionBackendName(before))
+
+
+def test_another_attention_of_diffusers(restored):
+    pipeline = families.FAMILIES["FLUX.1"]()
+    pipeline.set_progress_bar_config(disable=True)
+    transformer, small = pipeline.transformer, families.SMALL["FLUX.1"]
+
+    def drawn() -> torch.Tensor:
+        return record(pipeline, ["a red star"], steps=2, guidance=3.0, seed=0, batch=1, **small).latents[-1]
+
+    usual = drawn()
+    set_attention(transformer, None)
+    assert drawn().equal(usual)
+    set_attention(transformer, "_native_math")
+    assert all(
+        m.processor._attention_backend == "_native_math" for m in transformer.modules() if hasattr(m, "processor")
+    )
+    assert tiny.change(drawn(), usual) < 1e-5
+    with pytest.raises(InputError, match=r"attention: flash: .*install `flash-attn"):
+        set_attention(transformer, "flash")
+
+
+def test_attention_of_models_without_a_choice_is_refused(unet):
+    set_attention(unet, None)
+    with pytest.raises(InputError, match="attention: native: diffusers gives UNet2DConditionModel no choice"):
+        set_attention(unet, "native")
+
+
+def test_attention_back_ends_are_those_of_diffusers():
+    known = {backend.value for backend in AttentionBackendName}
+    assert set(attention_names()) == {name for name in known if not name.endswith("_hub")}
+    check_attention(None)
+    check_attention("sage")
+    with pytest.raises(
+        SettingsError, match="attention: 'flsh' is none of diffusers' back ends; use null or one of flash"
+    ):
+        check_attention("flsh")
+    with pytest.raises(SettingsError, match="flash_hub"):
+        check_attention("flash_hub")

@@ -7,13 +7,14 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from test_training import SETTINGS, assert_same, data, scheduler
 from test_training import losses as read_losses
 
 from nullbooth.adapter import AdapterInfo, LoadedAdapter, read_adapter, write_adapter
 from nullbooth.export import export_lora
 from nullbooth.rivals import FineTune
-from nullbooth.settings import RIVALS, prior_of
+from nullbooth.settings import OF_WEIGHTS, RIVALS, prior_of
 from nullbooth.sites import find_sites
 from nullbooth.training import TrainData, train
 
@@ -52,6 +53,19 @@ def test_a_rival_begins_as_the_base_model(method):
     before = outputs(unet)
     rival(unet, method)
     assert tiny.change(outputs(unet), before) < 1e-5
+
+
+@pytest.mark.parametrize("method", [method for method in RIVALS if method not in OF_WEIGHTS])
+def test_factors_are_float32_beside_half_precision_weights(method, tmp_path, request):
+    AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process is all that accelerate has
+    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
+    unet = tiny.unet().to(torch.bfloat16)
+    before, made = {name: p.clone() for name, p in unet.named_parameters()}, rival(unet, method)
+    assert {p.dtype for p in made.parameters()} == {torch.float32}
+    train(unet, made, own_data(method), scheduler(), replace(BRIEF, precision="bf16"), tmp_path, log=lambda line: None)
+    assert any(value.count_nonzero() for key, value in made.tensors().items() if key.endswith(".up"))
+    weights = {name.replace(".base_layer", ""): p for name, p in unet.named_parameters() if "lora" not in name}
+    assert_same(weights, before)
 
 
 LEARNS = {

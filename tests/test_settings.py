@@ -282,6 +282,24 @@ def test_placeholders_are_filled_and_strangers_refused():
         fill_prompt("a {sbject}", words)
 
 
+def test_weights_are_full_or_those_of_passes(schema):
+    for weights, precision in (("fp32", "bf16"), ("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32")):
+        complete({**NEEDED, "weights": weights, "precision": precision}, schema)
+    with pytest.raises(SettingsError, match=r"^weights: 'fp16', but precision is 'bf16'; set both to fp16"):
+        complete({**NEEDED, "weights": "fp16"}, schema)
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_methods_of_the_weights_themselves_need_them_in_full(schema, method):
+    config = {**NEEDED, "methods": [{"name": "ours"}, {"name": "other", "method": method}]}
+    complete(config, schema)
+    if method in ("lora", "prior-prediction"):
+        complete({**config, "weights": "bf16"}, schema)
+    else:
+        with pytest.raises(SettingsError, match=f"^methods.1.method: '{method}' needs weights: fp32, not bf16"):
+            complete({**config, "weights": "bf16"}, schema)
+
+
 # --- sweeps ------------------------------------------------------------------------------------------
 
 

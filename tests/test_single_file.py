@@ -50,7 +50,7 @@ class Single:
         self.configs = ldm.without_weights(self.whole, folder / "configs")
 
     def load(self, **options):
-        return load_pipeline(str(self.file), CPU, configs=str(self.configs), **options)
+        return load_pipeline(str(self.file), CPU, model_config=str(self.configs), **options)
 
     def edit(self, change) -> None:
         """Change the dictionary of the file's weights."""
@@ -108,9 +108,18 @@ def test_a_file_draws_what_its_folder_draws(any_family):
     torch.testing.assert_close(draw(one), draw(folder), rtol=0, atol=1e-5)  # not all lie in memory as they did
 
 
+def test_half_precision_spares_the_vae(any_family):
+    one, known = any_family.load(weights="bf16"), load_pipeline(str(any_family.whole), CPU, weights="bf16")
+    for name in [name for name, part in known.components.items() if isinstance(part, torch.nn.Module)]:
+        expected = known.components[name].state_dict()
+        assert all(value.equal(expected[key]) for key, value in one.components[name].state_dict().items()), name
+    assert one.vae.dtype == torch.float32
+    assert one.text_encoder.dtype == torch.bfloat16
+
+
 def test_the_denoiser_alone(any_family, monkeypatch):
     monkeypatch.setattr("diffusers.AutoencoderKL.from_single_file", None)
-    found = load_denoiser(str(any_family.file), CPU, configs=str(any_family.configs))
+    found = load_denoiser(str(any_family.file), CPU, model_config=str(any_family.configs))
     known = load_denoiser(str(any_family.whole), CPU)
     assert not found.training
     assert not any(p.requires_grad for p in found.parameters())
@@ -166,7 +175,7 @@ def test_configs_come_from_the_hub_where_none_are_named(single, tmp_path, monkey
     assert folder.name == commit
     expected = draw(load_pipeline(str(single.whole), CPU))
     for configs, revision in ((None, commit), (name, commit), (None, None)):
-        assert draw(load_pipeline(str(single.file), CPU, revision, configs=configs)).equal(expected)
+        assert draw(load_pipeline(str(single.file), CPU, revision, model_config=configs)).equal(expected)
 
 
 def test_what_diffusers_knows_is_remembered(single, monkeypatch):
@@ -273,13 +282,13 @@ def test_weights_that_are_not_the_models_are_refused(single, part, fault):
         single.load()
     if part == "unet":
         with pytest.raises(InputError, match=rf"model: .*model\.safetensors: .*{said}"):
-            load_denoiser(str(single.file), CPU, configs=str(single.configs))
+            load_denoiser(str(single.file), CPU, model_config=str(single.configs))
 
 
 def test_a_denoiser_with_more_than_the_config_says_is_refused(single):
     name = "model.diffusion_model.middle_block.1.transformer_blocks.1.attn2.to_k.weight"
     single.edit(lambda weights: weights.update({name: torch.ones(4, 4)}))
-    for load in (single.load, lambda: load_denoiser(str(single.file), CPU, configs=str(single.configs))):
+    for load in (single.load, lambda: load_denoiser(str(single.file), CPU, model_config=str(single.configs))):
         with pytest.raises(InputError, match=r"unet: [\d,]+ numbers in the file, [\d,]+ in the model; "):
             load()
 
@@ -289,7 +298,7 @@ def test_a_file_without_a_part_is_never_filled_up_from_elsewhere(single):
     single.edit(lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("cond_stage")])
     for load in (
         lambda: check_pipeline(single.whole, "model_config", file=single.file),
-        lambda: load_pipeline(str(single.file), CPU, configs=str(single.whole)),
+        lambda: load_pipeline(str(single.file), CPU, model_config=str(single.whole)),
     ):
         with pytest.raises(
             InputError, match=r"has no text_encoder \(cond_stage_model\.\* or .*: it is not a whole pipe"
@@ -301,14 +310,14 @@ def test_a_pipeline_that_diffusers_reads_from_no_file(single):
     families.save("PixArt-Sigma", single.configs.parent / "sigma")
     single.edit(lambda weights: weights.update({"text_encoders.t5xxl.transformer.shared.weight": torch.ones(2)}))
     with pytest.raises(InputError, match="PixArtSigmaPipeline: diffusers reads none from one file; give the folder"):
-        load_pipeline(str(single.file), CPU, configs=str(single.configs.parent / "sigma"))
+        load_pipeline(str(single.file), CPU, model_config=str(single.configs.parent / "sigma"))
 
 
 def test_a_pickle_is_refused_by_its_name(single):
     path = single.file.rename(single.file.with_suffix(".ckpt"))
     for load in (load_pipeline, load_denoiser):
         with pytest.raises(InputError, match=r"model: .*model\.ckpt is one file, and no \.safetensors, .* convert it"):
-            load(str(path), CPU, configs=str(single.configs))
+            load(str(path), CPU, model_config=str(single.configs))
 
 
 # --- through the workflow --------------------------------------------------------------------------------

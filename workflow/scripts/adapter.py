@@ -76,11 +76,11 @@ def learn(
     own = {field.name for field in fields(TrainSettings)}
     settings = TrainSettings(**{key: value for key, value in method["train"].items() if key in own})
 
-    pipeline = models.load_pipeline(
-        config["model"], device, config["revision"], config["variant"], config["model_config"]
-    )
+    # Offloaded until there are latents and conditions: the denoiser does not run for them, and training needs it alone.
+    inverting = method["train"]["inversion_steps"] > 0
+    given = {key: config[key] for key in models.OF_TRAINING}
+    pipeline = models.load_pipeline(config["model"], device, **given, offload=not inverting)
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
-    denoiser = models.denoiser_of(pipeline).requires_grad_(False)
     size, said = resolution or models.resolution_of(pipeline), sampler["arguments"]
     [images] = [entry["images"] for entry in config["concepts"] if entry["name"] == concept["name"]]
     how = {"arguments": said, **{key: method["train"][key] for key in ("flip", "buckets")}}
@@ -90,15 +90,16 @@ def learn(
     if not is_flow(scheduler):
         scheduler = DDPMScheduler.from_config(scheduler.config)
     word = {}
-    if steps := method["train"]["inversion_steps"]:
+    if inverting:
         inverted = Word(pipeline, concept["identifier"])
-        brief = replace(settings, steps=steps, learning_rate=method["train"]["inversion_rate"], **PLAIN)
-        data = training_data(pipeline, images, concept, size, **how, live=True)
-        folder = path.parent / "inversion"
-        train(denoiser, inverted, data, scheduler, brief, folder, run=digest(recipe), trackers=())
+        more = {"steps": method["train"]["inversion_steps"], "learning_rate": method["train"]["inversion_rate"]}
+        data, folder = training_data(pipeline, images, concept, size, **how, live=True), path.parent / "inversion"
+        frozen, brief = models.denoiser_of(pipeline).requires_grad_(False), replace(settings, **more, **PLAIN)
+        train(frozen, inverted, data, scheduler, brief, folder, run=digest(recipe), trackers=())
         word = inverted.tensors()
         inversion.install(pipeline, concept["identifier"], dict(inverted.requires_grad_(False).vectors))
     data = training_data(pipeline, images, concept, size, **how, **prior)
+    denoiser = models.denoiser_alone(pipeline, device, keep=config["validate"]["every"] > 0)
     torch.manual_seed(settings.seed)
     if ours := method["method"] == "nullbooth":
         adapter, timesteps = protected_adapter(denoiser, projectors, config["protect"]["pack"], sites, method, identity)
@@ -113,7 +114,10 @@ def learn(
         steps, guidance = min(20, config["sampler"]["steps"]), config["sampler"]["guidance"]
         seeds = list(range(len(prompts)))
         how = {"steps": steps, "guidance": guidance, "resolution": size, "arguments": said}
-        return sample(pipeline, prompts, seeds, **how) / 2 + 0.5
+        models.move_beside(pipeline, device)
+        drawn = sample(pipeline, prompts, seeds, precision=settings.precision, **how)
+        models.move_beside(pipeline, "cpu")
+        return drawn / 2 + 0.5
 
     train(
         denoiser,

@@ -11,9 +11,7 @@ from nullbooth.statistics import moments_at
 
 def main(out: str, trajectory: str, sites: list[str], steps: int, identity: dict, config: dict) -> None:
     device = models.pick_device(config["device"])
-    denoiser = models.load_denoiser(
-        config["model"], device, config["revision"], config["variant"], config["model_config"]
-    )
+    denoiser = models.load_denoiser(config["model"], device, **{key: config[key] for key in models.OF_DENOISER})
     arrays, rows, report = {}, {}, reporter("timesteps")
     with torch.no_grad(), models.autocast(device, config["precision"]):
         for step in range(steps):

@@ -40,11 +40,10 @@ def measure(adapter: LoadedAdapter, covariances: list, heldout, weights: dict[st
 def main(
     out: dict, adapter: str, covariances: list[str], heldout: str, identity: dict, others: dict, config: dict
 ) -> None:
-    denoiser = models.load_denoiser(
-        config["model"], models.pick_device("cpu"), config["revision"], config["variant"], config["model_config"]
-    )
+    device = models.pick_device("cpu")
+    denoiser = models.load_denoiser(config["model"], device, **{key: config[key] for key in models.OF_DENOISER})
     loaded = LoadedAdapter(denoiser, *read_adapter(adapter, identity["model"]), scale=1.0)
-    weights = {name: p.numpy() for name, p in loaded.original.items() if p.ndim == 2}
+    weights = {name: p.float().numpy() for name, p in loaded.original.items() if p.ndim == 2}
     groups, other = [store.read(path, identity) for path in covariances], store.read(heldout, others)
     rows = measure(loaded, groups, other, weights)
     with whole(out["table"]) as partial, open(partial, "w", newline="") as file:

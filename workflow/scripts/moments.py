@@ -11,9 +11,7 @@ from nullbooth.statistics import moments_at
 
 def main(out: str, trajectory: str, step: int, sites: list[str], identity: dict, config: dict) -> None:
     device = models.pick_device(config["device"])
-    denoiser = models.load_denoiser(
-        config["model"], device, config["revision"], config["variant"], config["model_config"]
-    )
+    denoiser = models.load_denoiser(config["model"], device, **{key: config[key] for key in models.OF_DENOISER})
     with torch.no_grad(), models.autocast(device, config["precision"]):
         moments, features, timesteps = moments_at(
             denoiser,

@@ -54,7 +54,7 @@ def main(work: cost.Work, config: dict) -> None:
         config["revision"],
         tuple(config["protect"]["sites"]),
         config["precision"],
-        config["train"]["gradient_checkpointing"],
+        config["weights"],
         config["resolution"],
         config["sampler"]["arguments"].get("max_sequence_length"),
     )

@@ -35,9 +35,7 @@ def main(
     out: str, adapter: str | None, prompts: dict, sampler: dict, sampling: dict, identity: dict, config: dict
 ) -> None:
     device = models.pick_device(config["device"])
-    pipeline = models.load_pipeline(
-        config["model"], device, config["revision"], config["variant"], config["model_config"]
-    )
+    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     if adapter is not None:
         load_adapter(pipeline, adapter, model=identity["model"])

@@ -7,9 +7,7 @@ from nullbooth.trajectories import record, step_timesteps
 
 def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict, config: dict) -> None:
     device = models.pick_device(config["device"])
-    pipeline = models.load_pipeline(
-        config["model"], device, config["revision"], config["variant"], config["model_config"]
-    )
+    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     with models.autocast(device, config["precision"]):
         trajectory = record(
