@@ -88,6 +88,7 @@ IDENTITY = {
     "prompts": digest(PROTECTED),
     "sampler": digest([config["sampler"], config["protect"]["seed"], config["resolution"]]),
     "sites": digest(config["protect"]["sites"]),
+    "precision": config["precision"],
 }
 
 # What takes long is kept under a name that says what it was made from, so that nothing is computed twice and nothing
