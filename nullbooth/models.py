@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,16 @@ def load_denoiser(
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """The denoiser alone, without text encoder and VAE, frozen and in evaluation mode. Raises as `load_pipeline`."""
-    parts = _classes(model, revision)
+    parts = _classes(model, revision, DENOISERS)
     name = next(name for name in DENOISERS if name in parts)
     return _load(model, name, parts[name], revision, variant, dtype).to(device).eval().requires_grad_(False)
 
 
-def _classes(model: str, revision: str | None) -> dict[str, type]:
-    """Classes of a pipeline's parts by name, but for those that only one kind of pipeline knows."""
+def _classes(model: str, revision: str | None, wanted: Collection[str] | None = None) -> dict[str, type]:
+    """Classes of a pipeline's parts by name, but for those that only one kind of pipeline knows; all, or the `wanted`.
+
+    What nobody wants is not imported: text encoders take seconds.
+    """
     index = Path(model) / "model_index.json"
     if not index.is_file():
         from huggingface_hub import hf_hub_download
@@ -103,7 +106,7 @@ def _classes(model: str, revision: str | None) -> dict[str, type]:
         index = Path(hf_hub_download(model, "model_index.json", revision=revision))
     found = {}
     for name, (library, cls) in components(read_json(index), f"model: {index}").items():
-        if library in ("diffusers", "transformers"):
+        if library in ("diffusers", "transformers") and (wanted is None or name in wanted):
             found[name] = getattr(importlib.import_module(library), cls, None)
             if found[name] is None:
                 raise InputError(f"model: {index}: {name}: {cls!r} is no class of the installed {library}; update it")

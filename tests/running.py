@@ -16,6 +16,7 @@ import warm
 import yaml
 
 ROOT = Path(__file__).parents[1]
+WIDE = ("trajectory", "adapter", "base_images", "class_images", "tuned_images")  # take all cores
 
 
 @cache
@@ -29,7 +30,8 @@ def snakemake(
 ) -> subprocess.CompletedProcess:
     """A run to its end, however it ends. fresh: in a new Python, as users have it, with another order of sets."""
     program = sys.executable if fresh else python()
-    command = [program, "-m", "snakemake", "--nolock", "--cores", "2", *map(str, arguments)]
+    threads = [] if fresh else ["--set-threads", *(f"{rule}=1" for rule in WIDE)]  # forks have one: two jobs at a time
+    command = [program, "-m", "snakemake", *threads, "--nolock", "--cores", "2", *map(str, arguments)]
     environ = {**os.environ, "PYTHONPATH": str(cwd), **environment}
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=1200)
 
