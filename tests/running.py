@@ -1,5 +1,6 @@
 """Runs of the workflow for tests: a config of its own on top of config/minimal.yaml, and what jobs ran."""
 
+import atexit
 import importlib.util
 import os
 import re
@@ -22,7 +23,9 @@ WIDE = ("trajectory", "adapter", "base_images", "class_images", "tuned_images") 
 @cache
 def python() -> Path:
     """What starts as Python does, with libraries loaded; one for all tests."""
-    return warm.start(Path(tempfile.mkdtemp(prefix="nullbooth-tests-")))
+    folder = Path(tempfile.mkdtemp(prefix="nullbooth-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return warm.start(folder)
 
 
 def snakemake(

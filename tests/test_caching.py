@@ -172,11 +172,34 @@ def test_a_changed_weight_runs_everything_and_going_back_nothing(run, tmp_path):
     ],
 )
 def test_what_runs_again(finished, change, runs):
-    changes = {
-        key: {**finished.settings.get(key, {}), **value} if isinstance(value, dict) else value
-        for key, value in change.items()
-    }
-    assert set(planned(*finished.arguments(**changes))) == runs
+    assert set(planned(*finished.arguments(**changed(finished, change)))) == runs
+
+
+def changed(run: Run, change: dict) -> dict:
+    """Settings of a run with those below a key beside its own."""
+    return {k: {**run.settings.get(k, {}), **v} if isinstance(v, dict) else v for k, v in change.items()}
+
+
+LEARNED = {"adapter": 2, "shown": 2, "adapters": 1}
+SUMMED = {
+    "trajectory": 1, "moments": 3, "covariance": 3, "pool": 1, "projector": 4, "shown": 4, "projectors": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "target", "jobs"),
+    [
+        ({"protect": {"rule": {"energy": 0.01}}}, "adapters", LEARNED),
+        ({"train": {"steps": 2, "batch": 2}}, "adapters", LEARNED),
+        ({"seeds": [1]}, "adapters", LEARNED),
+        ({"sampler": {"steps": 3, "guidance": 2.0}}, "projectors", SUMMED),
+    ],
+)
+def test_what_is_planned_is_what_runs(run, change, target, jobs):
+    """And that nothing does, twice."""
+    arguments = run.arguments(**changed(run, change))
+    assert executed(target, *arguments) == jobs
+    assert executed(target, *arguments) == {}
 
 
 def test_another_subject_leaves_the_first_alone(finished):
