@@ -76,7 +76,9 @@ def test_accounts_and_partitions_stand_in_the_profile_alone():
         *(p for name in ("rules", "config", "profiles/default") for p in (ROOT / name).glob("*.*")),
     ]
     assert len(files) > 8
-    assert [p.name for p in files if re.search("account|partition|qos", p.read_text())] == []
+    assert [
+        p.name for p in files if re.search(r"slurm_(account|partition|extra)|--(account|partition|qos)", p.read_text())
+    ] == []
     assert "slurm_account" in (ROOT / "profiles/slurm/config.yaml").read_text()
 
 
