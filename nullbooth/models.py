@@ -6,7 +6,7 @@ import gc
 import importlib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from math import prod
 from pathlib import Path
@@ -123,7 +123,7 @@ def load_denoiser(
 ) -> nn.Module:
     """The denoiser alone, without text encoder and VAE, frozen and in evaluation mode. Raises as `load_pipeline`."""
     folder = _config_folder(model, model_config, revision) if Path(model).is_file() else None
-    parts = _classes(str(folder or model), revision)
+    parts = _classes(str(folder or model), revision, DENOISERS)
     name = next(name for name in DENOISERS if name in parts)
     if folder is None:
         module = _load(model, name, parts[name], revision, variant, DTYPES[weights])
@@ -278,11 +278,12 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _classes(model: str, revision: str | None) -> dict[str, type]:
-    """Classes of a pipeline's parts by name, but for those that only one kind of pipeline knows."""
+def _classes(model: str, revision: str | None, wanted: Collection[str] | None = None) -> dict[str, type]:
+    """Classes of a pipeline's parts by name, but for those that only one kind of pipeline knows. wanted: names of those
+    to import, or None for all."""
     index, found = _index(model, revision), {}
     for name, (library, cls) in components(read_json(index), f"model: {index}").items():
-        if library in ("diffusers", "transformers"):
+        if library in ("diffusers", "transformers") and (wanted is None or name in wanted):
             found[name] = getattr(importlib.import_module(library), cls, None)
             if found[name] is None:
                 raise InputError(f"model: {index}: {name}: {cls!r} is no class of the installed {library}; update it")

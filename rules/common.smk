@@ -124,6 +124,7 @@ OF_SHARDS = {
     "prompts": digest(PROTECTED),
     "sampler": digest([config["sampler"], config["protect"]["seed"], config["resolution"]]),
     "sites": digest(config["protect"]["sites"]),
+    "precision": config["precision"],
     **COMPUTED,
 }
 UNTIL = None if PACKS else config["protect"]["prompts_until"]

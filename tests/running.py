@@ -1,34 +1,52 @@
 """Runs of the workflow for tests: a config of its own on top of config/minimal.yaml, and what jobs ran."""
 
+import atexit
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import warm
 import yaml
 
 ROOT = Path(__file__).parents[1]
+WIDE = ("trajectory", "adapter", "base_images", "class_images", "tuned_images")  # take all cores
 
 
-def snakemake(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--nolock", "--cores", "2", *map(str, arguments)]
+@cache
+def python() -> Path:
+    """What starts as Python does, with libraries loaded; one for all tests."""
+    folder = Path(tempfile.mkdtemp(prefix="nullbooth-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return warm.start(folder)
+
+
+def snakemake(
+    *arguments: str, cwd: Path = ROOT, fresh: bool = False, **environment: str
+) -> subprocess.CompletedProcess:
+    """A run to its end, however it ends. fresh: in a new Python, as users have it, with another order of sets."""
+    program = sys.executable if fresh else python()
+    threads = [] if fresh else ["--set-threads", *(f"{rule}=1" for rule in WIDE)]  # forks have one: two jobs at a time
+    command = [program, "-m", "snakemake", *threads, "--nolock", "--cores", "2", *map(str, arguments)]
     environ = {**os.environ, "PYTHONPATH": str(cwd), **environment}
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=1200)
 
 
-def executed(*arguments: str, **options: str) -> dict[str, int]:
+def executed(*arguments: str, **options) -> dict[str, int]:
     """Jobs by rule that Snakemake ran to their end, of a run that must succeed."""
     done = snakemake(*arguments, **options)
     assert done.returncode == 0, done.stderr[-6000:]
     return dict(Counter(re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", done.stderr, re.MULTILINE)))
 
 
-def planned(*arguments: str, **options: str) -> dict[str, int]:
+def planned(*arguments: str, **options) -> dict[str, int]:
     """Jobs by rule that Snakemake would run."""
     done = snakemake("--dry-run", *arguments, **options)
     assert done.returncode == 0, done.stderr + done.stdout

@@ -7,16 +7,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import damage
 import pytest
-from running import ROOT, Run
+import warm
+from running import ROOT, Run, python
 
 from nullbooth import store
 from nullbooth.adapter import read_adapter
@@ -59,7 +58,7 @@ class Project:
     def results(self) -> Path:
         return self.run.folder / "results"
 
-    def start(self, *arguments: str, moments: list | None = None, changes: dict | None = None) -> subprocess.Popen:
+    def start(self, *arguments: str, moments: list | None = None, changes: dict | None = None) -> warm.Fork:
         """Snakemake at the head of a process group, its output in a file that no orphan keeps us from reading.
 
         `moments`: (event, pattern, what happens at each hit).
@@ -67,12 +66,9 @@ class Project:
         faults = json.dumps({"marks": str(self.marks), "moments": moments or []})
         environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests/hooks'}:{self.root}", "FAULTS": faults}
         settings = self.run.arguments(**(changes or {}))
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *map(str, arguments), *settings]
+        command = ["-m", "snakemake", "--cores", "2", *map(str, arguments), *settings]
         with open(self.output, "w") as output:
-            # In the background of a shell, processes ignore Ctrl-C, and so do those that they start.
-            heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-            options = {"stdout": output, "stderr": subprocess.STDOUT, "start_new_session": True, "preexec_fn": heeds}
-            self.started.append(subprocess.Popen(command, cwd=self.root, env=environment, **options))
+            self.started.append(warm.leader(python(), command, self.root, environment, output.fileno()))
         return self.started[-1]
 
     def snakemake(self, *arguments: str, **options) -> tuple[int, str]:

@@ -47,6 +47,12 @@ def name_of(job: dict[str, str]) -> str:
     return job["Comment"].removeprefix("rule_").split("_wildcards_")[0]
 
 
+def listing(jobs: list[dict[str, str]]) -> str:
+    """A line for each: number, state, run time, GPU or none, rule or group."""
+    rows = [(j["JobId"], j["JobState"], j["RunTime"], j.get("TresPerJob") or "no GPU", name_of(j)) for j in jobs]
+    return "\n".join("{:>4}  {:9}  {}  {:11}  {}".format(*row) for row in rows)
+
+
 def expected_jobs(jobs: dict[str, int]) -> Counter:
     """SLURM jobs by rule or group that the profile makes of jobs by rule; links are made by Snakemake itself."""
     groups, components = PROFILE["groups"], PROFILE["group-components"]
@@ -64,6 +70,18 @@ def test_the_profile_keeps_what_the_default_one_says():
     assert {key: PROFILE.get(key) for key in default} == default
 
 
+def test_accounts_and_partitions_stand_in_the_profile_alone():
+    files = [
+        ROOT / "Snakefile",
+        *(p for name in ("rules", "config", "profiles/default") for p in (ROOT / name).glob("*.*")),
+    ]
+    assert len(files) > 8
+    assert [
+        p.name for p in files if re.search(r"slurm_(account|partition|extra)|--(account|partition|qos)", p.read_text())
+    ] == []
+    assert "slurm_account" in (ROOT / "profiles/slurm/config.yaml").read_text()
+
+
 @pytest.mark.parametrize("option", ["--profile", "--workflow-profile"])
 def test_a_dry_run_needs_no_slurm(option, tmp_path):
     assert planned(option, "profiles/slurm", "--config", f"results={tmp_path}")["gallery"] == 1
@@ -74,13 +92,14 @@ def test_the_minimal_config_runs_through_slurm(cluster):
     results = cluster / "results"
     arguments = [results / "samples", "--configfile", "config/minimal.yaml", "--config", f"results={results}"]
     wanted = planned(*arguments)
-    done = snakemake(*THROUGH_SLURM, "--slurm-logdir", cluster / "logs", *arguments)
+    done = snakemake(*THROUGH_SLURM, "--slurm-logdir", cluster / "logs", *arguments, fresh=True)
     assert done.returncode == 0, done.stderr[-6000:]
     addresses = re.findall(r'src="([^"]+)"', (results / "samples/index.html").read_text())
     assert len(addresses) > 10
     assert all((results / "samples" / address).is_file() for address in addresses)
 
     jobs = submitted(done.stderr)
+    print(listing(jobs))  # pytest -rP shows it
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
     assert Counter(map(name_of, jobs)) == expected_jobs(wanted)
 
@@ -117,7 +136,7 @@ rule greedy:
         "{sys.executable} take.py && touch {{output}}"
 '''
     (tmp_path / "Snakefile").write_text((ROOT / "Snakefile").read_text() + rule)
-    done = snakemake(*THROUGH_SLURM, "--", "results/greedy.txt", cwd=tmp_path)
+    done = snakemake(*THROUGH_SLURM, "--", "results/greedy.txt", cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr[-6000:]
     killed, retried = submitted(done.stderr)
     assert (killed["MinMemoryNode"], retried["MinMemoryNode"]) == ("700M", "1400M")

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import statistics
+from pathlib import Path
 
 import browser
 import pytest
@@ -221,11 +222,23 @@ def test_another_encoder_in_the_same_place_measures_again(finished):
 
 
 @pytest.mark.slow
-def test_a_store_of_another_model_is_refused(finished):
-    path = (finished.folder / "results/figures").resolve().parent / "projectors/pooled.zarr"
-    identity = store.read(path).attrs["identity"]
-    with pytest.raises(store.StoreError, match="made for model"):
-        store.read(path, {**identity, "model": "another"})
+def test_stores_of_another_model_sampler_or_prompts_are_refused_by_jobs(finished, tmp_path):
+    """Whole ones, in the place of those that the jobs are to read."""
+    run = finished.copy(tmp_path / "run")
+    sums = (run.folder / "results/figures").resolve().parent
+    for step, key in enumerate(("model", "sampler", "prompts")):
+        path = sums / f"covariances/{step:02d}.zarr"
+        group = store.read(path)
+        own = ("identity", "versions", "arrays", "spent", "checksums", "seal")
+        attributes = {name: value for name, value in group.attrs.items() if name not in own}
+        arrays = {name: group[name][:] for name in group.attrs["arrays"]}
+        store.write(path, arrays, {**group.attrs["identity"], key: "another"}, **attributes)
+    wanted = [str(sums / f"projectors/{step:02d}.zarr") for step in range(3)]
+    done = snakemake(*wanted, *run.arguments())
+    assert done.returncode != 0
+    for step, key in enumerate(("model", "sampler", "prompts")):
+        assert f"covariances/{step:02d}.zarr: made for {key} 'another', but this run has" in done.stderr
+    assert not any(Path(path).exists() for path in wanted), "nor is an older result left that looks as if it were new"
 
 
 @pytest.mark.slow
