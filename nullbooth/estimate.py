@@ -69,12 +69,8 @@ def sampling(model: Model, work: Work, machine: Machine, passes: float, decoded:
     copies = model.copied * (model.parameters + model.text_parameters + model.vae_parameters)
     if not (work.offload and machine.gpus):
         return copies + model.weight_bytes + max(passes, decoded)
-    return copies + max(one_by_one(model, decoded), model.denoiser_bytes + passes)
-
-
-def one_by_one(model: Model, decoded: float) -> float:
-    """Bytes of the largest text encoder, or of the VAE at work."""
-    return max(model.itemsize * model.largest_text, 4 * model.vae_parameters + decoded)
+    largest = max(model.itemsize * model.largest_text, 4 * model.vae_parameters + decoded)
+    return copies + max(largest, model.denoiser_bytes + passes)
 
 
 def cpu_job(rule: str, count: int, start: str, seconds: float, host: float, size: tuple[float, float]) -> Job:
@@ -231,13 +227,14 @@ def training(model: Model, work: Work, machine: Machine, run: Run) -> list[Job]:
 
 
 def learning(model: Model, work: Work, machine: Machine, run: Run) -> float:
-    """Bytes on the device at the peak of a training: while photographs and captions are encoded, one part after the
-    other on a GPU and without the denoiser; while it learns; or while it draws to validate, with all parts."""
+    """Bytes on the device at the peak of a training: while photographs and captions are encoded, on a GPU with the VAE
+    and one text encoder alone; while it learns; or while it draws to validate, with all parts."""
     held = model.denoiser_bytes + projector_bytes(model, run, work.steps) + 16 * trained(model, run)
     if run.method in OF_WEIGHTS and run.method not in FULL:
         held += model.denoiser_bytes  # a copy, to tell the change
     others, decoded = model.weight_bytes - model.denoiser_bytes, activations(model.decode_bytes, 1)
-    encoding = one_by_one(model, decoded) if machine.gpus else model.weight_bytes + decoded
+    parts = model.itemsize * model.largest_text + 4 * model.vae_parameters
+    encoding = (parts if machine.gpus else model.weight_bytes) + decoded
     steps = model.checkpointed_bytes if run.checkpointing else model.train_bytes
     peaks = [encoding, held + activations(steps, run.microbatch)]
     if run.validated:
