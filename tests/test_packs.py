@@ -1,6 +1,7 @@
 """Packs: the same projectors as from the stores, in few bytes; refused at once where they do not fit."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,20 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from damage import flip_bit, truncate
 from running import ROOT, Run, executed, planned, snakemake
 
 from nullbooth import estimate, headers, packs, store
-from nullbooth.adapter import read_adapter
+from nullbooth.adapter import Adapter, read_adapter
 from nullbooth.cost import Machine
 from nullbooth.identity import digest, model_identity
 from nullbooth.plan import work_of
 from nullbooth.projector import decompose
 from nullbooth.selection import DEFAULT
 from nullbooth.settings import SettingsError, complete, sweep_points
-from nullbooth.statistics import site_projectors
+from nullbooth.sites import find_sites
+from nullbooth.statistics import in_order, site_projectors
 from nullbooth.tensors import load_tensors, save_tensors
 from nullbooth.text import InputError
 
@@ -112,6 +115,46 @@ def test_gains_are_there_for_the_soft_rule_only(tmp_path):
     for rule in ({"soft": 0.1}, {"energy": 0.01}):
         tensors, _ = load_tensors(write(tmp_path, rule), packs.FORMAT, "", "")
         assert any(name.endswith(":gain") for name in tensors) == ("soft" in rule)
+
+
+def write_moments(unet, protected, folder: Path, pooled: bool) -> list[str]:
+    """Eigenvectors of a real denoiser's features, as rule projector stores them."""
+    found = tiny.moments(unet, protected, pooled)
+    paths = []
+    for s in range(1 if pooled else len(protected.timesteps)):
+        arrays, features = {}, {}
+        for site, moments in found.items():
+            static = len(moments) == 1 and site.endswith(("to_k", "to_v"))
+            if s < len(moments) and id(moments) not in features:
+                features[id(moments)] = {"name": site, "sites": [], "width": tiny.WIDTH, "static": static}
+                w, u = decompose(moments[s].mean().numpy())
+                arrays |= {f"{site}:values": w, f"{site}:vectors": u}
+            if s < len(moments):
+                features[id(moments)]["sites"].append(site)
+        paths.append(str(folder / f"{s:02d}.zarr"))
+        said = {"timestep": None if pooled else protected.timesteps[s], "timesteps": protected.timesteps}
+        store.write(paths[-1], arrays, IDENTITY, features=list(features.values()), **said, denoiser="UNet")
+    return paths
+
+
+@pytest.mark.parametrize("scope", ["pooled", "timestep"])
+def test_what_is_learned_from_a_pack_is_what_is_learned_from_the_stores(unet, protected, tmp_path, scope):
+    """In float32 the same, Adam and all; in float16, as it protects what is protected no less."""
+    rule, value = "energy", 1e-3
+    stores = write_moments(unet, protected, tmp_path, scope == "pooled")
+    stacks = [site_projectors(stores, IDENTITY, rule, value)[0]]
+    stacks += [packs.read(write(tmp_path, {rule: value}, scope, stores, half=half))[0] for half in (False, True)]
+    learned, changed, before = [], [], tiny.predictions(unet, protected)
+    for found in stacks:
+        torch.manual_seed(3)
+        adapter = Adapter(in_order(find_sites(unet), found), found, protected.timesteps, scope, 4)
+        tiny.fit(unet, adapter)
+        learned.append(adapter.tensors())
+        with adapter.attached(unet):
+            changed.append(tiny.change(tiny.predictions(unet, protected), before))
+    for name, value in learned[0].items():
+        torch.testing.assert_close(learned[1][name], value, rtol=1e-3, atol=1e-4)
+    assert 0 < changed[2] < 1.2 * changed[0]
 
 
 # --- what a pack says of itself --------------------------------------------------------------------------
@@ -345,6 +388,24 @@ def test_a_comparison_that_a_pack_does_not_serve_is_refused_when_it_is_asked_for
     done = snakemake("--dry-run", str(run.folder / "results/comparison"), *arguments)
     assert done.returncode != 0
     assert "the method t has scope timestep" in done.stdout + done.stderr
+
+
+def test_adapters_depend_on_the_pack_and_not_on_the_prompts(world):
+    run, pack = world
+
+    def keys() -> set[str]:
+        done = snakemake("--dry-run", "adapters", *with_pack(run, pack))
+        assert done.returncode == 0, done.stderr
+        return set(re.findall(r"kept/runs/(starling/\S+)/adapter\.safetensors", done.stdout + done.stderr))
+
+    before = keys()
+    run.prompts.write_text("something else\n")
+    assert keys() == before
+    assert len(before) == 2
+    tensors, metadata = load_tensors(pack / "pooled.safetensors", packs.FORMAT, "", "")
+    save_tensors(pack / "pooled.safetensors", tensors, {**metadata, "note": "other bytes"})
+    changed = keys() - before
+    assert [key.split("/")[1] for key in changed] == ["pooled"], "the other scope has a file of its own"
 
 
 @pytest.mark.slow
