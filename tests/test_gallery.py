@@ -34,8 +34,7 @@ def pictures(folder: Path, groups: list[str], words: tuple[str, ...] = ()) -> No
     (folder / "images.json").write_text(json.dumps({"images": images, "attention": maps}))
 
 
-@pytest.fixture
-def page(tmp_path):
+def build(tmp_path, figures=("spectra", "free_directions"), protecting=True):
     results = tmp_path / "results"
     words = ("sks", "<i>dog</i>")
     pictures(results / "images/base/unrelated", ["unrelated", "protected"])
@@ -46,10 +45,8 @@ def page(tmp_path):
     (results / "evaluation").mkdir()
     (results / "evaluation/metrics.csv").write_text("concept,method\n")
     drawing = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><rect width="40" height="20"/></svg>'
-    for path in (
-        run / "change_protected.svg", run / "change_heldout.svg",
-        results / "figures/spectra.svg", results / "figures/free_directions.svg",
-    ):  # fmt: skip
+    changes = [run / f"change_{prompts}.svg" for prompts in ("protected", "heldout")]
+    for path in [*changes, *(results / f"figures/{name}.svg" for name in figures)]:
         path.write_text(drawing)
     (run / "metrics.json").write_text(json.dumps({"metrics": FIGURES}))
     (run / "loss.csv").write_text("step,loss\n1,2.0\n2,1.0\n")
@@ -58,8 +55,14 @@ def page(tmp_path):
     Image.new("RGB", (8, 8), "blue").save(photographs / "a.png")
     concept = {"name": "thing", "images": str(photographs), "holdout": None, "identifier": "sks", "class": "<b>dog</b>"}
     about = {"model": "m", "steps": 2, "guidance": 1.0, "methods": 1, "seeds": 1, "small": True}
-    write_gallery(tmp_path / "page", TEMPLATE, results, ["thing/pooled/0"], [concept], about)
+    runs = ["thing/pooled/0"]
+    write_gallery(tmp_path / "page", TEMPLATE, results, runs, [concept], about, protecting=protecting)
     return tmp_path / "page"
+
+
+@pytest.fixture
+def page(tmp_path):
+    return build(tmp_path)
 
 
 def test_prompts_and_names_are_escaped(page):
@@ -98,6 +101,21 @@ def test_figures_of_run_and_statistics_are_beside_the_page(page):
         assert (page / file).is_file()
     assert 'href="metrics.csv"' in html
     assert (page / "metrics.csv").is_file()
+
+
+def test_leak_is_shown_where_shards_were_added(page, tmp_path):
+    assert "Enough prompts?" not in (page / "index.html").read_text()
+    (tmp_path / "more").mkdir()
+    more = build(tmp_path / "more", ("spectra", "free_directions", "leak"))
+    assert 'src="leak.svg"' in (more / "index.html").read_text()
+    assert (more / "leak.svg").is_file()
+
+
+def test_statistics_of_before_are_not_shown_beside_a_pack(tmp_path):
+    """Their figures may be there still."""
+    page = build(tmp_path, protecting=False)
+    assert "spectra" not in (page / "index.html").read_text()
+    assert not (page / "spectra.svg").exists()
 
 
 def test_contact_sheet_has_photographs_a_row_per_model_and_a_column_per_prompt(page):
