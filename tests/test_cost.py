@@ -299,7 +299,8 @@ def test_simulated_memory_of_half_precision_weights_is_that_of_real_tensors(site
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake.to_empty(device="cpu")
         simulated = peak_bytes(fake, inputs, 32, "bf16", sites)
-    assert simulated == memory.peak > 50_000
+    assert simulated == pytest.approx(memory.peak, rel=0.02), "but for states of random numbers"
+    assert memory.peak > 50_000
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16"])
