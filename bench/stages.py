@@ -89,7 +89,7 @@ def run_stage(args: Namespace) -> None:
         },
         **{
             "resolution": None,
-            "protect": {"batch": args.batch},
+            "protect": {"batch": args.batch, "pack": None},
             "validate": {"prompts": [], "every": 0},
             "trackers": [],
         },

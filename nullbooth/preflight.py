@@ -124,13 +124,16 @@ def check_training(config: dict[str, Any]) -> None:
     several = [key for key, train in settings.items() if train.get("gpus", 1) > 1]
     if several and "cuda:" in config["device"]:
         raise SettingsError(f"{several[0]}.gpus: device {config['device']} is one GPU; set device: auto for several")
-    if any(train.get("inversion_steps") for train in settings.values()):
-        check_identifiers(config)
+    if config["protect"]["pack"] is None:  # whose prompts would be the protected ones
+        check_identifiers(config, read_prompts(config["protect"]["prompts"], "protect.prompts"))
 
 
-def check_identifiers(config: dict[str, Any]) -> None:
+def check_identifiers(config: dict[str, Any], protected: list[str]) -> None:
     """Refuse identifiers that stand in a protected prompt, if they are to be given a meaning of their own."""
-    protected = read_prompts(config["protect"]["prompts"], "protect.prompts")
+    methods = [*config["methods"], *config["comparison"]["methods"]]
+    settings = [config["train"], *(train for m in methods for train in (m["train"], *m["sweep"]))]
+    if not any(train.get("inversion_steps") for train in settings):
+        return
     for i, concept in enumerate(config["concepts"]):
         word = re.compile(rf"\b{re.escape(concept['identifier'])}\b", re.IGNORECASE)
         if named := next(filter(word.search, protected), None):

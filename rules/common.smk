@@ -24,7 +24,7 @@ from nullbooth.identity import (
 )
 from nullbooth.images import captions, list_images
 from nullbooth.plan import work_of
-from nullbooth.preflight import check_inputs
+from nullbooth.preflight import check_identifiers, check_inputs
 from nullbooth.settings import (
     SettingsError,
     complete,
@@ -67,6 +67,7 @@ try:
     CONTENTS = {scope: packs.content(path) for scope, (path, _) in PACKS.items()}
     if PACKS:
         PROTECTED = next(about["prompts"] for _, about in PACKS.values())
+        check_identifiers(config, PROTECTED)
     else:
         PROTECTED = read_prompts(config["protect"]["prompts"])
     PROMPTS = {group: read_prompts(path) for group, path in config["sample"]["prompts"].items()}

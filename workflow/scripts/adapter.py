@@ -58,6 +58,17 @@ def protected_adapter(
     return Adapter(sites, stacks, timesteps, method["scope"], method["rank"], method["alpha"]), timesteps
 
 
+def learn_word(
+    pipeline, identifier: str, data: list, scheduler, settings: TrainSettings, options: dict, path: Path, recipe: dict
+) -> dict[str, torch.Tensor]:
+    """Vectors for the identifier, which the pipeline's text encoders read from now on."""
+    word, denoiser = Word(pipeline, identifier), models.denoiser_of(pipeline).requires_grad_(False)
+    brief = replace(settings, steps=options["inversion_steps"], learning_rate=options["inversion_rate"], **PLAIN)
+    train(denoiser, word, data, scheduler, brief, path.parent / "inversion", run=digest(recipe), trackers=())
+    inversion.install(pipeline, identifier, dict(word.requires_grad_(False).vectors))
+    return word.tensors()
+
+
 def learn(
     out: dict,
     projectors: list[str],
@@ -91,13 +102,8 @@ def learn(
         scheduler = DDPMScheduler.from_config(scheduler.config)
     word = {}
     if inverting:
-        inverted = Word(pipeline, concept["identifier"])
-        more = {"steps": method["train"]["inversion_steps"], "learning_rate": method["train"]["inversion_rate"]}
-        data, folder = training_data(pipeline, images, concept, size, **how, live=True), path.parent / "inversion"
-        frozen, brief = models.denoiser_of(pipeline).requires_grad_(False), replace(settings, **more, **PLAIN)
-        train(frozen, inverted, data, scheduler, brief, folder, run=digest(recipe), trackers=())
-        word = inverted.tensors()
-        inversion.install(pipeline, concept["identifier"], dict(inverted.requires_grad_(False).vectors))
+        data = training_data(pipeline, images, concept, size, **how, live=True)
+        word = learn_word(pipeline, concept["identifier"], data, scheduler, settings, method["train"], path, recipe)
     data = training_data(pipeline, images, concept, size, **how, **prior)
     denoiser = models.denoiser_alone(pipeline, device, keep=config["validate"]["every"] > 0)
     torch.manual_seed(settings.seed)
