@@ -34,6 +34,13 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[st
             if number := re.search(r"os error (\d+)", str(error)):  # it knows no OSError
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
             raise
+        partial.chmod(0o666 & ~_umask())  # safetensors lets nobody else read them, whom others may want to share with
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def load_tensors(path: Path | str, form: str, what: str, mend: str) -> tuple[dict[str, Tensor], dict[str, str]]:

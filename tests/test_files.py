@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 
 from nullbooth import figures, files, store
 from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
+from nullbooth.checkpoints import FORMAT as CHECKPOINT
 from nullbooth.comparison import read_runs
 from nullbooth.files import read_json, whole, write_text
 from nullbooth.images import read_drawn
 from nullbooth.tensors import checksum, load_tensors, save_tensors
-from nullbooth.training import CHECKPOINT
 
 INFO = AdapterInfo("pooled", 4, (1.0,), "UNet2DConditionModel", "abc", "a sks dog", "energy: 0.001")
 
@@ -45,6 +45,17 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
         assert partial.suffix == ".txt"
     assert path.read_text() == "half"
     assert names(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_tensors_are_readable_by_whom_the_user_lets(tmp_path, mask, mode):
+    """Safetensors alone would let nobody else read them."""
+    before = os.umask(mask)
+    try:
+        save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(3)}, {"format": "f"})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_a_folder_replaces_the_one_before(tmp_path):
