@@ -158,10 +158,10 @@ def write_pictures(path, seed: int) -> None:
     module = script("sample")
     module.models = type("models", (), {name: staticmethod(lambda *_: None) for name in ("pick_device", "set_sampler")})
     module.models.load_pipeline = staticmethod(lambda *_, **__: None)
+    module.models.OF_PIPELINE = ()
     module.sample = lambda *_, **__: torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (4, 3, 128, 128)))
     sampling = {"precision": "fp32", "resolution": None, "per_prompt": 1, "seed": 0}
-    config = {"device": "cpu", "model": "m", "sample": {"batch": 1}, "weights": "fp32", "offload": False}
-    config |= dict.fromkeys(("revision", "variant", "model_config", "attention"))
+    config = {"device": "cpu", "model": "m", "sample": {"batch": 1}}
     sampler = {"scheduler": None, "options": {}, "arguments": {}, "steps": 1, "guidance": 1.0}
     module.main(path, None, {"class": ["a", "b", "c", "d"]}, sampler, sampling, {"model": "m"}, config)
 
