@@ -22,7 +22,8 @@ from common import (
 )
 from torch import Tensor, nn
 
-from nullbooth.adapter import AdapterInfo, LoadedAdapter
+from nullbooth.adapter import AdapterInfo
+from nullbooth.loaded import LoadedAdapter
 from nullbooth.models import autocast
 from nullbooth.sites import find_sites
 

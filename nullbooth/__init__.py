@@ -7,7 +7,7 @@ __all__ = ["export_lora", "fuse", "load_adapter"]
 def __getattr__(name: str):
     # Late, so that jobs that only need NumPy do not import torch.
     if name in __all__:
-        from nullbooth import adapter, export
+        from nullbooth import export, loaded
 
-        return getattr(adapter if name == "load_adapter" else export, name)
+        return getattr(loaded if name == "load_adapter" else export, name)
     raise AttributeError(f"module 'nullbooth' has no attribute {name!r}")

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nullbooth.adapter import AdapterInfo, LoadedAdapter, read_adapter, split_word
+from nullbooth.adapter import AdapterInfo, read_adapter, split_word
 from nullbooth.files import whole, write_text
+from nullbooth.loaded import LoadedAdapter
 from nullbooth.models import denoiser_of, pipeline_class
 from nullbooth.tensors import save_tensors
 from nullbooth.text import InputError

@@ -9,8 +9,9 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from nullbooth.adapter import Adapter, AdapterInfo, load_adapter, nearest_index, read_adapter
+from nullbooth.adapter import Adapter, AdapterInfo, nearest_index, read_adapter
 from nullbooth.export import export_lora
+from nullbooth.loaded import load_adapter
 from nullbooth.moments import collecting
 from nullbooth.projector import Projector, decompose, projector
 from nullbooth.sites import find_sites

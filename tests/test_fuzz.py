@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from nullbooth.adapter import FORMAT, AdapterInfo, load_adapter
+from nullbooth.adapter import FORMAT, AdapterInfo
 from nullbooth.export import export_lora
 from nullbooth.identity import digest, read_prompts
 from nullbooth.images import captions, list_images, open_image
+from nullbooth.loaded import load_adapter
 from nullbooth.preflight import check_inputs
 from nullbooth.settings import complete
 from nullbooth.tensors import save_tensors

@@ -11,8 +11,9 @@ from accelerate.state import AcceleratorState
 from test_training import SETTINGS, assert_same, data, scheduler
 from test_training import losses as read_losses
 
-from nullbooth.adapter import AdapterInfo, LoadedAdapter, read_adapter, write_adapter
+from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
 from nullbooth.export import export_lora
+from nullbooth.loaded import LoadedAdapter
 from nullbooth.rivals import FineTune
 from nullbooth.settings import OF_WEIGHTS, RIVALS, prior_of
 from nullbooth.sites import find_sites

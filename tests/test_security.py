@@ -20,8 +20,8 @@ from hostile import TOKEN
 from running import ROOT, Run, script, snakemake
 from test_hostile import SCRIPT, SMILE, UNUSUAL
 
-from nullbooth.adapter import load_adapter
 from nullbooth.gallery import render
+from nullbooth.loaded import load_adapter
 from nullbooth.metrics import load_encoder
 from nullbooth.modelfiles import check_encoder, check_pipeline
 from nullbooth.models import load_denoiser, load_pipeline

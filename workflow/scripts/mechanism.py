@@ -6,8 +6,9 @@ import csv
 import numpy as np
 
 from nullbooth import figures, models, store
-from nullbooth.adapter import LoadedAdapter, read_adapter
+from nullbooth.adapter import read_adapter
 from nullbooth.files import whole
+from nullbooth.loaded import LoadedAdapter
 from nullbooth.mechanism import output_change, relative_norm, short_name
 from nullbooth.progress import log_to, reporter
 
