@@ -6,6 +6,7 @@ import gc
 import importlib
 import inspect
 import os
+import platform
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from math import prod
@@ -51,12 +52,34 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device((f"cuda:{rank}" if rank else "cuda") if usable else "cpu")
 
 
+def half_is_fast(device: torch.device) -> bool:
+    """Whether a device has arithmetic of half precision: without it (x86 before AVX-512), a processor takes ten times
+    as long as in float32."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return device.type != "cpu" or not x86 or "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
+def computed_in(device: torch.device, precision: str, weights: torch.dtype = torch.float32) -> str:
+    """The precision that passes are computed in: `precision`, or float32 where that is faster, and exacter. weights:
+    their type; what is in half precision already is computed so."""
+    if precision not in DTYPES:
+        raise ValueError(f"precision {precision!r}: use one of {', '.join(DTYPES)}")
+    return precision if weights != torch.float32 or half_is_fast(device) else "fp32"
+
+
 def autocast(device: torch.device, precision: str):
     """Mixed precision as a context: `fp32` (off), `bf16` or `fp16`."""
     if precision not in DTYPES:
         raise ValueError(f"precision {precision!r}: use one of {', '.join(DTYPES)}")
     on = precision != "fp32"
     return torch.autocast(device.type, DTYPES[precision] if on else None, enabled=on)
+
+
+def passes_in(device: torch.device, precision: str, weights: torch.dtype = torch.float32):
+    """The context that passes of a denoiser run in: mixed precision, as `computed_in` says."""
+    if (used := computed_in(device, precision, weights)) != precision:
+        print(f"precision: {precision}: this processor is faster in fp32, which is exacter too, and is used")
+    return autocast(device, used)
 
 
 def load_pipeline(

@@ -18,7 +18,7 @@ from nullbooth.adapter import Adapter
 from nullbooth.checkpoints import Learning, resume, save_checkpoint
 from nullbooth.files import whole
 from nullbooth.inversion import Word
-from nullbooth.models import latents_name
+from nullbooth.models import computed_in, latents_name
 from nullbooth.optimizers import make_optimizer
 from nullbooth.rivals import FineTune
 from nullbooth.trajectories import unflatten
@@ -142,8 +142,9 @@ def train(
     """
     s = settings
     _refuse(s, adapter, scheduler)
+    precision = computed_in(adapter.timesteps.device, s.precision, next(denoiser.parameters()).dtype)
     accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(s.precision, s.precision),
+        mixed_precision={"fp32": "no"}.get(precision, precision),
         cpu=adapter.timesteps.device.type == "cpu",
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),

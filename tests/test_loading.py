@@ -18,12 +18,14 @@ from nullbooth.modelfiles import attention_names, check_pipeline
 from nullbooth.models import (
     autocast,
     beside_denoiser,
+    computed_in,
     denoiser_alone,
     denoiser_of,
     device_of,
     load_denoiser,
     load_pipeline,
     move_beside,
+    passes_in,
     set_attention,
 )
 from nullbooth.preflight import check_attention
@@ -190,9 +192,18 @@ def test_a_whole_training(pipeline_folder, tmp_path, request, weights, every):
     config = {"device": "cpu", "model": str(pipeline_folder), "revision": None, "variant": None, "weights": weights}
     config |= {"concepts": [{"name": "starling", "images": images}], "sampler": {"steps": 2, "guidance": 3.0}}
     config["validate"] = {"every": every, "prompts": ["a photo of a {subject}"]}
-    precision = "fp32" if weights == "fp32" else "bf16"
-    train = {"steps": 2, "batch": 2, "flip": True, "precision": precision, "seed": 0}
-    method = {"method": "lora", "scope": "pooled", "rank": 4, "alpha": None, "rule": None, "train": train}
+    config |= {"protect": {"pack": None}, "model_config": None, "trackers": ["tensorboard"]}
+    train = {"steps": 2, "batch": 2, "flip": True, "buckets": False, "precision": weights, "seed": 0}
+    train |= {"gpus": 1, "inversion_steps": 0}
+    method = {
+        "method": "lora",
+        "scope": "pooled",
+        "rank": 4,
+        "alpha": None,
+        "rule": None,
+        "prior": None,
+        "train": train,
+    }
     out = {"adapter": str(tmp_path / "adapter.safetensors"), "config": str(tmp_path / "config.yaml")}
     given = ([], [], None, concept, method, sampler, None, list(DEFAULT), {"model": "m"}, config)
     script("adapter").main(out, *given)
@@ -252,3 +263,30 @@ def test_attention_back_ends_are_those_of_diffusers():
         check_attention("flsh")
     with pytest.raises(SettingsError, match="flash_hub"):
         check_attention("flash_hub")
+
+
+# --- precision -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "used"),
+    [
+        ("x86_64", "AVX2", "fp32"),
+        ("AMD64", "DEFAULT", "fp32"),
+        ("x86_64", "AVX512", "bf16"),
+        ("aarch64", "NEON", "bf16"),
+    ],
+)
+def test_half_precision_is_for_processors_that_have_it(monkeypatch, capsys, machine, capability, used):
+    """It is said where float32 is taken instead, and weights in half precision are computed with as they are."""
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    assert computed_in(CPU, "bf16") == used
+    assert computed_in(CPU, "bf16", torch.bfloat16) == "bf16"
+    assert computed_in(torch.device("cuda"), "bf16") == "bf16"
+    assert computed_in(CPU, "fp32") == "fp32"
+    with passes_in(CPU, "bf16"):
+        assert torch.is_autocast_enabled("cpu") == (used == "bf16")
+    assert ("precision: bf16: this processor is faster in fp32" in capsys.readouterr().out) == (used == "fp32")
+    with pytest.raises(ValueError, match="precision 'int8': use one of fp32, bf16, fp16"):
+        computed_in(CPU, "int8")

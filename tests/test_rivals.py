@@ -63,7 +63,9 @@ def test_factors_are_float32_beside_half_precision_weights(method, tmp_path, req
     unet = tiny.unet().to(torch.bfloat16)
     before, made = {name: p.clone() for name, p in unet.named_parameters()}, rival(unet, method)
     assert {p.dtype for p in made.parameters()} == {torch.float32}
-    train(unet, made, [own_data(method)], scheduler(), replace(BRIEF, precision="bf16"), tmp_path, log=lambda line: None)
+    train(
+        unet, made, [own_data(method)], scheduler(), replace(BRIEF, precision="bf16"), tmp_path, log=lambda line: None
+    )
     assert any(value.count_nonzero() for key, value in made.tensors().items() if key.endswith(".up"))
     weights = {name.replace(".base_layer", ""): p for name, p in unet.named_parameters() if "lora" not in name}
     assert_same(weights, before)

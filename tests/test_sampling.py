@@ -59,7 +59,8 @@ def test_pictures_are_those_of_the_pipeline(pipeline):
     torch.testing.assert_close(draw(pipeline), images * 2 - 1, rtol=0, atol=1e-6)
 
 
-def test_precision(pipeline):
+def test_precision(monkeypatch, pipeline):
+    monkeypatch.setattr("nullbooth.models.half_is_fast", lambda device: True)  # whatever processor this is
     full, half = draw(pipeline), draw(pipeline, precision="bf16")
     assert half.dtype == torch.float32
     assert 0 < tiny.change(half, full) < 0.2

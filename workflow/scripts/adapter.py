@@ -1,7 +1,6 @@
 """Rule adapter: learn a concept from its photographs, within the free directions or as a rival does."""
 
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -153,12 +152,24 @@ def learn(
     write_text(out["config"], yaml.safe_dump({**recipe, "sampler": sampler}, sort_keys=False))
 
 
-def main(*given, method: dict, config: dict, **params) -> None:
-    gpus, arguments = method["train"]["gpus"], {"method": method, "config": config, **params}
-    if gpus > 1:
-        devices.side_by_side(partial(learn, **arguments), given, gpus, config["device"])
+def main(
+    out: dict,
+    projectors: list[str],
+    trajectories: list[str],
+    class_images: str | None,
+    concept: dict,
+    method: dict,
+    sampler: dict,
+    resolution: int | None,
+    sites: list[str],
+    identity: dict,
+    config: dict,
+) -> None:
+    given = out, projectors, trajectories, class_images, concept, method, sampler, resolution, sites, identity, config
+    if (gpus := method["train"]["gpus"]) > 1:
+        devices.side_by_side(learn, given, gpus, config["device"])
     else:
-        learn(*given, **arguments)
+        learn(*given)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ def main(out: str, trajectory: str, sites: list[str], steps: int, identity: dict
     device = models.pick_device(config["device"])
     denoiser = models.load_denoiser(config["model"], device, **{key: config[key] for key in models.OF_DENOISER})
     arrays, rows, report = {}, {}, reporter("timesteps")
-    with torch.no_grad(), models.autocast(device, config["precision"]):
+    with torch.no_grad(), models.passes_in(device, config["precision"], denoiser.dtype):
         for step in range(steps):
             moments, features, timesteps = moments_at(
                 denoiser, trajectory, step, sites, config["protect"]["batch"], identity

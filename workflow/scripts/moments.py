@@ -12,7 +12,7 @@ from nullbooth.statistics import moments_at
 def main(out: str, trajectory: str, step: int, sites: list[str], identity: dict, config: dict) -> None:
     device = models.pick_device(config["device"])
     denoiser = models.load_denoiser(config["model"], device, **{key: config[key] for key in models.OF_DENOISER})
-    with torch.no_grad(), models.autocast(device, config["precision"]):
+    with torch.no_grad(), models.passes_in(device, config["precision"], denoiser.dtype):
         moments, features, timesteps = moments_at(
             denoiser,
             trajectory,

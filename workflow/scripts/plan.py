@@ -16,7 +16,7 @@ GIB = 2**30
 def product_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of a large product on the GPU, or on one core."""
     n = 8192 if device.type == "cuda" else 1024
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = models.DTYPES[precision]
     a = torch.randn(n, n, device=device).to(dtype)
     clock, wait = (time.perf_counter, torch.cuda.synchronize) if device.type == "cuda" else (time.process_time, int)
     for repeats in (1, 5):  # the first one is not counted
@@ -48,7 +48,8 @@ def card_memory(settings: dict, device: torch.device) -> float | None:
 
 def main(work: cost.Work, config: dict) -> None:
     settings, device = config["plan"], models.pick_device(config["device"])
-    machine = machine_of(settings, device, config["precision"])
+    precision = models.computed_in(device, config["precision"], models.DTYPES[config["weights"]])
+    machine = machine_of(settings, device, precision)
     model = pipeline_shapes(
         config["model_config"] or config["model"],
         config["revision"],

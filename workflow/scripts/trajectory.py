@@ -9,7 +9,7 @@ def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict,
     device = models.pick_device(config["device"])
     pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
-    with models.autocast(device, config["precision"]):
+    with models.passes_in(device, config["precision"], models.denoiser_of(pipeline).dtype):
         trajectory = record(
             pipeline,
             prompts,
