@@ -88,7 +88,7 @@ def run_stage(args: Namespace) -> None:
             "precision": args.precision,
         },
         **{
-            "resolution": None,
+            "resolution": args.resolution,
             "protect": {"batch": args.batch, "pack": None},
             "validate": {"prompts": [], "every": 0},
             "trackers": [],
@@ -122,7 +122,7 @@ def run_stage(args: Namespace) -> None:
                 {"method": "nullbooth", "scope": args.scope, "rank": 16, "alpha": None, "prior": None, "train": options}
                 | {"rule": {"fraction": 0.25}},
                 sampler,
-                None,
+                args.resolution,
                 ["cross-attention"],
                 {"model": "random"},
                 config,
@@ -180,6 +180,7 @@ if __name__ == "__main__":
     p.add_argument("--prompts", type=int, default=2)
     p.add_argument("--steps", type=int, default=2, help="of the sampler, and projectors in training")
     p.add_argument("--batch", type=int, help="protected prompts in a pass; what fits by default")
+    p.add_argument("--resolution", type=int, help="pixels of a side; the model's own by default")
     p.add_argument("--scope", choices=("pooled", "timestep"), default="timestep")
     p.add_argument("--train-steps", type=int, default=2)
     p.add_argument("--train-batch", type=int, default=1)

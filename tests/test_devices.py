@@ -23,7 +23,8 @@ GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-8932f937-d72c)
 TAKE = """
 import os, sys, time
 from nullbooth import devices
-taken = devices.take(pause=0.05, say=lambda text: print(text, flush=True))
+count = int(sys.argv[1])
+taken = devices.take(pause=0.05, say=lambda text: print(text, flush=True), count=count)
 print("sees", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 sys.stdin.read()
 """
@@ -48,11 +49,11 @@ def pretend(tmp_path, monkeypatch):
 
 @pytest.fixture
 def job():
-    """Starts a job that takes a GPU, in a folder of its own if wanted, and keeps it until it is killed."""
+    """Starts a job that takes GPUs, in a folder of its own if wanted, and keeps them until it is killed."""
     started = []
 
-    def start(**options) -> subprocess.Popen:
-        command = [sys.executable, "-c", TAKE]
+    def start(count: int = 1, **options) -> subprocess.Popen:
+        command = [sys.executable, "-c", TAKE, str(count)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command, **pipes, **options))
         return started[-1]
@@ -104,6 +105,44 @@ def test_jobs_side_by_side_take_different_gpus_and_the_next_one_waits(pretend, j
     os.kill(second.pid, signal.SIGKILL)
     assert third.stdout.readline().strip() == taken[second], "the killed job's GPU is free again"
     assert first.poll() is None
+
+
+def test_a_job_takes_several_gpus_or_none(pretend, job):
+    """One that waits for two holds none meanwhile, which another one can have."""
+    uuids = pretend(3)
+    one = job()
+    assert one.stdout.readline() == f"GPU: {uuids[0]}\n"
+    first = job(count=2)
+    assert first.stdout.readline() == f"GPU: {uuids[1]}, {uuids[2]}\n"
+    assert first.stdout.readline() == f"sees {uuids[1]},{uuids[2]}\n"
+    two = job(count=2)
+    assert two.stdout.readline().startswith("waiting for a GPU: ")
+    os.kill(one.pid, signal.SIGKILL)
+    single = job()
+    said = single.stdout.readline()
+    while said.startswith("waiting"):  # for as long as the other one looks whether it can have two
+        said = single.stdout.readline()
+    assert said == f"GPU: {uuids[0]}\n"
+    os.kill(first.pid, signal.SIGKILL)
+    assert two.stdout.readline() == f"GPU: {uuids[1]}, {uuids[2]}\n"
+
+
+def test_more_gpus_than_there_are_are_refused(pretend, monkeypatch):
+    pretend(2)
+    monkeypatch.setattr(devices, "_held", {})
+    with pytest.raises(RuntimeError, match=r"train\.gpus: 3: this machine has 2; take fewer"):
+        devices.take(count=3)
+    assert not devices._held
+
+
+@pytest.mark.parametrize(("rank", "device"), [("1", "cuda:1"), ("", "cuda")])
+def test_processes_of_one_training_have_a_gpu_each(monkeypatch, rank, device):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert models.pick_device("auto") == torch.device(device)
+    assert models.pick_device("cuda") == torch.device(device)
+    assert models.pick_device("cpu") == torch.device("cpu")
 
 
 def test_a_job_takes_one_gpu_however_often_it_asks(pretend, monkeypatch):
