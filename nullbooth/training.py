@@ -1,10 +1,12 @@
 """DreamBooth training of an adapter, or of whatever a rival of it trains (nullbooth.rivals), by one loop."""
 
 import csv
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -163,50 +165,29 @@ def train(
     say = log if accelerator.is_main_process else lambda _line: None
     if start := len(done):
         say(f"resumed at step {start} of {s.steps}")
-    ours = isinstance(adapter, Adapter)
-    if ours:
-        adapter.make_room(s.distinct_timesteps or s.batch)
 
-    def draw(index: int) -> tuple[dict[str, Any], TrainData]:
-        return _draw(buckets, scheduler, adapter, s, index * accelerator.num_processes + accelerator.process_index)
-
-    began, upcoming = time.monotonic(), None
+    batches = _batches(buckets, scheduler, adapter, s, start * s.accumulation, accelerator)
+    began = time.monotonic()
     with adapter.attached(denoiser):
-        for step in range(start, s.steps):
+        for n in range(start + 1, s.steps + 1):
             at = time.monotonic()
             before = adapter.snapshot() if adapter.scope == "shared" else None
             total = 0.0
-            for micro in range(s.accumulation):
-                index = (s.seed * 1_000_003 + step) * s.accumulation + micro
-                batch, data = upcoming or draw(index)
-                upcoming = draw(index + 1)
-                if ours:
-                    adapter.prefetch(upcoming[0]["timestep"])
+            for _ in range(s.accumulation):
+                batch, data = next(batches)
                 with accelerator.autocast():
-                    if data.live:
-                        batch["conditions"] = data.live(batch["rows"])
-                    if data.class_conditions:
-                        with torch.no_grad(), adapter.disabled(denoiser):
-                            batch["target"][s.batch :] = _predict(denoiser, batch, data, slice(s.batch, None))
-                    loss = _loss(denoiser, scheduler, batch, data, s) / s.accumulation
+                    loss = _loss_of(denoiser, adapter, scheduler, batch, data, s) / s.accumulation
                 accelerator.backward(loss)
                 total += accelerator.reduce(loss.detach(), "mean").item()
-            if accelerator.num_processes > 1:  # the adapter acts through hooks, where DDP does not see it
-                for p in parameters:
-                    p.grad = accelerator.reduce(p.grad, "mean")
-            accelerator.clip_grad_norm_(parameters, s.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            lr.step()
+            _update(accelerator, learning, parameters, s)
             if before is not None:
                 adapter.project_updates(before, adapter.nearest(batch["timestep"])[0])
             if ema:
                 ema.step(parameters)
-            if not torch.isfinite(torch.tensor(total)):
-                raise FloatingPointError(f"the loss is {total} at step {step + 1}: lower train.learning_rate")
+            if not math.isfinite(total):
+                raise FloatingPointError(f"the loss is {total} at step {n}: lower train.learning_rate")
             done.append((total, round(time.monotonic() - at, 4)))
-            accelerator.log({"loss": total, "learning rate": lr.get_last_lr()[0]}, step=step + 1)
-            n = step + 1
+            accelerator.log({"loss": total, "learning rate": lr.get_last_lr()[0]}, step=n)
             if n % 20 == 0 or n == s.steps:
                 pace = (time.monotonic() - began) / (n - start)
                 recent = sum(loss for loss, _ in done[-20:]) / len(done[-20:])
@@ -224,6 +205,56 @@ def train(
             table = csv.writer(file)
             table.writerow(("step", "loss", "seconds"))
             table.writerows((i, *row) for i, row in enumerate(done, 1))
+
+
+def _batches(
+    buckets: Sequence[TrainData],
+    scheduler: Any,
+    adapter: Adapter | FineTune | Word,
+    s: TrainSettings,
+    first: int,
+    of: Any,
+) -> Iterator[tuple[dict[str, Any], TrainData]]:
+    """Batches from number `first` on, this process's out of each round of all processes. While one is at work,
+    the next one's projectors are on their way to the GPU."""
+    ours = isinstance(adapter, Adapter)
+    if ours:
+        adapter.make_room(s.distinct_timesteps or s.batch)
+    upcoming = None
+    for index in count(s.seed * 1_000_003 * s.accumulation + first):
+        given, upcoming = upcoming, _draw(buckets, scheduler, adapter, s, index * of.num_processes + of.process_index)
+        if ours:
+            adapter.prefetch(upcoming[0]["timestep"])
+        if given:
+            yield given
+
+
+def _loss_of(
+    denoiser: nn.Module,
+    adapter: Adapter | FineTune | Word,
+    scheduler: Any,
+    batch: dict[str, Any],
+    data: TrainData,
+    s: TrainSettings,
+) -> Tensor:
+    """The loss of a batch, whose conditions and targets may be of the moment."""
+    if data.live:
+        batch["conditions"] = data.live(batch["rows"])
+    if data.class_conditions:
+        with torch.no_grad(), adapter.disabled(denoiser):
+            batch["target"][s.batch :] = _predict(denoiser, batch, data, slice(s.batch, None))
+    return _loss(denoiser, scheduler, batch, data, s)
+
+
+def _update(accelerator: Accelerator, learning: Learning, parameters: list[nn.Parameter], s: TrainSettings) -> None:
+    """One step of optimiser and schedule, on the gradients of all processes."""
+    if accelerator.num_processes > 1:  # the adapter acts through hooks, where DDP does not see it
+        for p in parameters:
+            p.grad = accelerator.reduce(p.grad, "mean")
+    accelerator.clip_grad_norm_(parameters, s.max_grad_norm)
+    learning.optimizer.step()
+    learning.optimizer.zero_grad(set_to_none=True)
+    learning.schedule.step()
 
 
 def _refuse(s: TrainSettings, adapter: Adapter | FineTune | Word, scheduler: Any) -> None:
