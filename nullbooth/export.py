@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from nullbooth.adapter import AdapterInfo, read_adapter, split_word
@@ -124,15 +125,15 @@ def fuse(pipeline: Any, path: Path | str, folder: Path | str, scale: float = 1.0
 
 CARD = """---
 library_name: diffusers
-base_model: {model}
+{base}
 tags: [text-to-image, lora, dreambooth, nullbooth]
 ---
-# {prompt}
+# {title}
 
-A LoRA of rank {rank} for `{model}`, learned by NullBooth: every change of a weight is confined to the null space of
+A LoRA of rank {rank} for {name}, learned by NullBooth: every change of a weight is confined to the null space of
 what the model's layers read for the prompts that were protected, so that those are drawn as before ({rule}).
 
-Trigger: `{prompt}`
+Trigger: {title}
 
 ```python
 from diffusers import {loader}
@@ -144,6 +145,11 @@ pipe.load_lora_weights(".", weight_name="{diffusers}")
 
 {kohya}The license is that of the model and of the photographs: say it here before you share this.
 """
+
+
+def as_code(text: str) -> str:
+    """Any text as it is, on one line of Markdown."""
+    return "`" + " ".join(text.split()).replace("`", "'") + "`"
 
 
 WORD = """from safetensors.torch import load_file
@@ -175,7 +181,9 @@ def write_card(
     said = {
         "loader": loader,
         "call": call,
-        "model": model,
+        "base": yaml.safe_dump({"base_model": model}).strip(),
+        "name": as_code(model),
+        "title": as_code(prompt),
         "prompt": prompt,
         "rank": info.rank,
         "rule": info.rule or info.scope,

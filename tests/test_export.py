@@ -1,16 +1,20 @@
 """What is exported is, to tools that know nothing of NullBooth, the adapter itself."""
 
+import ast
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import families
 import pytest
 import tiny
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
 from nullbooth import export_lora, fuse, load_adapter
-from nullbooth.adapter import AdapterInfo, write_adapter
+from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
 from nullbooth.export import write_card
 from nullbooth.models import denoiser_of
 from nullbooth.sites import find_sites
@@ -81,6 +85,22 @@ def test_what_is_said_of_a_lora_file(tmp_path):
     assert 'weight_name="lora.safetensors"' in card
     assert "rank 5" in card
     assert "kohya" not in card
+
+
+def test_a_card_shows_any_prompt_and_model_as_it_is(tmp_path, pipeline):
+    """Neither is Markdown, HTML or YAML, and the program in the card is one."""
+    prompt, model = "a `star` <script>\n# [x](y) ``` \"'", "odd: name # here"
+    tensors, info = read_adapter(adapter_of(pipeline, tmp_path / "adapter.safetensors"))
+    write_adapter(tmp_path / "odd.safetensors", tensors, replace(info, prompt=prompt))
+    write_card(tmp_path / "odd.safetensors", tmp_path / "README.md", model, {"diffusers": "lora.safetensors"})
+    _, front, text = (tmp_path / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == model
+    before, program, after = re.split("```(?:python)?\n", text)
+    ast.parse(program)
+    assert repr(prompt) in program
+    for line in (before + after).splitlines():
+        assert "<script>" not in re.sub("`[^`]*`", "", line)
+        assert not line.startswith("# [x]")
 
 
 def test_kohya_s_keys_of_a_transformer_are_refused(tmp_path):
