@@ -131,8 +131,9 @@ def test_protected_prompts_stay_as_they_were(collected, tmp_path):
 def test_protected_prompts_stay_with_weights_in_half_precision(family, tmp_path):
     """Statistics by the workflow's scripts, and an adapter at work, in bfloat16: what is left is its rounding."""
     folder, small = families.save(family, tmp_path / "model"), families.SMALL.get(family, {})
-    config = {"model": str(folder), "revision": None, "variant": None, "device": "cpu", "precision": "bf16"}
-    config |= {"weights": "bf16", "offload": True, "attention": None, "protect": {"batch": 1}}
+    config = {"model": str(folder), "device": "cpu", "precision": "bf16"}
+    config |= {"weights": "bf16", "offload": True, "protect": {"batch": 1}}
+    config |= dict.fromkeys(("revision", "variant", "model_config", "attention"))
     config["resolution"] = small.get("resolution")
     sampler = {**SAMPLER, "arguments": small.get("arguments", {})}
     script("trajectory").main(tmp_path / "trajectory.zarr", PROTECTED, sampler, 0, {}, config)
