@@ -149,7 +149,7 @@ def read(
     texts = [path for path in folder.glob("text_encoder*") if path.is_dir()]
     if file:  # whose names of attention layers end like those of diffusers
         tensors, decoder = (shapes_of(file, places) for places in (places_of(name), places_of("vae")))
-        encoders = [count(shapes_of(file, (place,))) for place in TEXTS]
+        encoders = [count(shapes_of(file, places)) for places in TEXTS]
     else:
         tensors, decoder = shapes_in(folder / name, variant), shapes_in(folder / "vae", variant)
         encoders = [count(shapes_in(path, variant)) for path in texts]

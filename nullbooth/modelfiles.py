@@ -26,7 +26,7 @@ _PLACES = {
     "text_encoder_2": ("conditioner.embedders.1.", "text_encoders.clip_g."),
 }
 _T5 = ("text_encoders.t5xxl.",)
-TEXTS = ("cond_stage_model.", "conditioner.", "text_encoders.")  # of all text encoders
+TEXTS = (_PLACES["text_encoder"], _PLACES["text_encoder_2"], _T5)  # of each text encoder
 # What any pipeline has, where its configs are not here.
 _LEAST = {"unet": "", "vae": "", "text_encoder": ""}
 _LEFT_OUT = "safety_checker"  # which diffusers never takes from one file
