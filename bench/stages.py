@@ -10,7 +10,7 @@ kept.
 
 import importlib.util
 import json
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -26,6 +26,7 @@ from common import ROOT, UNETS, parser, report
 sys.path.insert(0, str(ROOT))
 from world import tokenizer as tokens
 
+MADE_OF = {"model": "random"}
 STEPS, PROMPTS, SHARD = 50, 1000, 512  # of the extrapolation
 NOISE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
@@ -101,13 +102,13 @@ def run_stage(args: Namespace) -> None:
     stores = {name: str(folder / f"{name}.zarr") for name in ("trajectory", "moments", "covariance", "projector")}
     match args.stage:
         case "trajectory":
-            script("trajectory").main(stores["trajectory"], prompts, sampler, 0, {}, config)
+            script("trajectory").main(stores["trajectory"], prompts, sampler, 0, MADE_OF, config)
         case "moments":
-            script("moments").main(stores["moments"], stores["trajectory"], 0, ["cross-attention"], {}, config)
+            script("moments").main(stores["moments"], stores["trajectory"], 0, ["cross-attention"], MADE_OF, config)
         case "covariance":
-            script("covariance").main(stores["covariance"], [stores["moments"]], {"all": {}}, {})
+            script("covariance").main(stores["covariance"], [stores["moments"]], {"all": MADE_OF}, MADE_OF)
         case "projector":
-            script("projector").main(stores["projector"], stores["covariance"], {})
+            script("projector").main(stores["projector"], stores["covariance"], MADE_OF)
         case "training":
             concept = {"name": "starling", "identifier": "vbk", "class": "star", "prompt": "a photo of a {subject}"}
             options = {"steps": args.train_steps, "batch": args.train_batch, "precision": args.precision, "flip": False}
@@ -124,13 +125,19 @@ def run_stage(args: Namespace) -> None:
                 sampler,
                 args.resolution,
                 ["cross-attention"],
-                {"model": "random"},
+                MADE_OF,
                 config,
             )
-    found = {"seconds": time.perf_counter() - began, "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    found = {"seconds": time.perf_counter() - began, "host": peak_memory()}
     if torch.cuda.is_available():
         found["card"] = torch.cuda.max_memory_reserved()
     print("TOOK " + json.dumps(found))
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process, in bytes. getrusage would begin with that of the process it came from."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 def took(args: Namespace, stage: str, **changes) -> dict[str, float]:
