@@ -4,7 +4,6 @@ Neither tokenizer nor text encoder changes. A prompt without the identifier is r
 protects prompts is not touched.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nullbooth.adapter import WORD
-from nullbooth.models import denoiser_of, device_of, latents_name
+from nullbooth.models import denoiser_of
 from nullbooth.text import InputError
-from nullbooth.trajectories import POSITIONS, call_options, flatten, initial_latents
+from nullbooth.trajectories import spoken
 
 
 def readers(pipeline: Any) -> dict[str, tuple[Any, nn.Module]]:
@@ -100,41 +99,6 @@ class Word(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """What is saved."""
         return {f"{WORD}{name}": v.detach().float().cpu().clone() for name, v in self.vectors.items()}
-
-
-class _Heard(Exception):  # noqa: N818 (no error)
-    """Ends a pipeline's call when its denoiser is called."""
-
-
-def spoken(pipeline: Any, prompts: list[str], resolution: Any, arguments: dict[str, Any]) -> dict[str, Tensor]:
-    """What the denoiser is given for each prompt without guidance, one row a prompt, with gradients to what the text
-    encoders read; as `nullbooth.photographs.conditions`, which has none."""
-    denoiser, heard = denoiser_of(pipeline), {}
-
-    def hear(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        given = dict(inspect.signature(denoiser.forward).bind(*args, **kwargs).arguments)
-        for name in (latents_name(denoiser), "timestep"):
-            given.pop(name)
-        heard.update({key: value for key, value in flatten(given).items() if key not in POSITIONS})
-        raise _Heard
-
-    latents = initial_latents(pipeline, [0] * len(prompts), resolution)
-    handle = denoiser.register_forward_pre_hook(hear, with_kwargs=True)
-    try:
-        type(pipeline).__call__.__wrapped__(  # without the no_grad around it
-            pipeline,
-            prompts,
-            num_inference_steps=2,
-            guidance_scale=1.0,
-            latents=latents.to(device_of(pipeline), denoiser.dtype),
-            output_type="latent",
-            **call_options(pipeline, resolution, arguments),
-        )
-    except _Heard:
-        return heard
-    finally:
-        handle.remove()
-    raise RuntimeError(f"{type(pipeline).__name__} did not call its denoiser")
 
 
 def speaker(pipeline: Any, texts: list[str], resolution: Any, arguments: dict[str, Any]) -> Callable:

@@ -122,8 +122,9 @@ class LoadedAdapter:
     @torch.no_grad()
     def _set(self, names: Iterable[str]) -> None:
         """Give weights their own values and the changes of all adapters at work."""
-        names = list(names)
-        for adapter in {self, *self._together} if names else ():
+        if not (names := list(names)):  # and what autocast has cast is good for the next step too
+            return
+        for adapter in {self, *self._together}:
             adapter._follow()
         with torch.autocast(self._device.type, enabled=False):
             for name in names:

@@ -191,7 +191,9 @@ def _from_file(cls: Any, file: Path, configs: Path, **options: Any) -> Any:
         raise InputError(f"{where}: diffusers reads none from one file; give the folder or Hub id of the pipeline")
     try:
         return cls.from_single_file(str(file), config=str(configs), local_files_only=True, **options)
-    except NotImplementedError as error:  # what was not in the file has no numbers
+    except NotImplementedError as error:
+        if "meta tensor" not in str(error):  # which is what torch says of weights that were never filled
+            raise
         raise InputError(f"{where}: some of its weights are missing; {mend}") from error
     except (SingleFileComponentError, LookupError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0].partition("If you want")[0]

@@ -109,13 +109,19 @@ def check_sampler(config: dict[str, Any]) -> None:
             raise SettingsError(f"{key}.steps: {steps}: the scheduler has {limit} (num_train_timesteps); take fewer")
 
 
-def check_training(config: dict[str, Any]) -> None:
-    """Refuse what no training can do: packages that are not installed, several GPUs where one is named."""
+def train_settings(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every part of the config that sets how training goes, by its key."""
     methods = {f"methods.{i}": method for i, method in enumerate(config["methods"])}
     methods |= {f"comparison.methods.{i}": method for i, method in enumerate(config["comparison"]["methods"])}
     settings = {"train": config["train"]} | {f"{key}.train": method["train"] for key, method in methods.items()}
     for key, method in methods.items():
         settings |= {f"{key}.sweep.{i}": point for i, point in enumerate(method["sweep"])}
+    return settings
+
+
+def check_training(config: dict[str, Any]) -> None:
+    """Refuse what no training can do: packages that are not installed, several GPUs where one is named."""
+    settings = train_settings(config)
     used = {f"{key}.optimizer": train["optimizer"] for key, train in settings.items() if "optimizer" in train}
     used |= {f"trackers.{i}": tracker for i, tracker in enumerate(config["trackers"])}
     for key, name in used.items():
@@ -130,9 +136,7 @@ def check_training(config: dict[str, Any]) -> None:
 
 def check_identifiers(config: dict[str, Any], protected: list[str]) -> None:
     """Refuse identifiers that stand in a protected prompt, if they are to be given a meaning of their own."""
-    methods = [*config["methods"], *config["comparison"]["methods"]]
-    settings = [config["train"], *(train for m in methods for train in (m["train"], *m["sweep"]))]
-    if not any(train.get("inversion_steps") for train in settings):
+    if not any(train.get("inversion_steps") for train in train_settings(config).values()):
         return
     for i, concept in enumerate(config["concepts"]):
         word = re.compile(rf"\b{re.escape(concept['identifier'])}\b", re.IGNORECASE)

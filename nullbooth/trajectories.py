@@ -45,6 +45,7 @@ class _SeenError(Exception):
 @dataclass
 class _Recorder:
     only_first: bool = False
+    gradients: bool = False  # keep them, where things lie and in the type that they have
     samples: list[Tensor] = field(default_factory=list)
     timesteps: list[float] = field(default_factory=list)
     conditions: dict[str, Tensor] = field(default_factory=dict)
@@ -64,7 +65,7 @@ class _Recorder:
                     f"{type(denoiser).__name__} is given {key} of shape {tuple(value.shape)}, not one row for each of "
                     f"{len(sample)} samples: this pipeline is not supported yet"
                 )
-            kept[key] = value.detach().float().cpu()
+            kept[key] = value if self.gradients else value.detach().float().cpu()
         if self.only_first:
             raise _SeenError
 
@@ -93,8 +94,8 @@ def unflatten(flat: dict[str, Tensor]) -> dict[str, Any]:
 
 
 @contextmanager
-def _recording(denoiser: nn.Module, only_first: bool) -> Iterator[_Recorder]:
-    recorder = _Recorder(only_first)
+def _recording(denoiser: nn.Module, only_first: bool, gradients: bool) -> Iterator[_Recorder]:
+    recorder = _Recorder(only_first, gradients)
     handle = denoiser.register_forward_pre_hook(recorder, with_kwargs=True)
     try:
         yield recorder
@@ -139,12 +140,15 @@ def _call(
     resolution: Resolution,
     options: dict,
     only_first: bool = False,
+    gradients: bool = False,
 ) -> _Recorder:
-    """What a pipeline gives its denoiser in one call, or before the first pass of it."""
+    """What a pipeline gives its denoiser in one call, or before the first pass of it; with gradients on request."""
+    call = inspect.unwrap(type(pipeline).__call__) if gradients else type(pipeline).__call__  # in no_grad by default
     seeds = [prompt_seed(text, seed) for text in texts]
     latents = initial_latents(pipeline, seeds, resolution)
-    with _recording(denoiser_of(pipeline), only_first) as seen, suppress(_SeenError):
-        pipeline(
+    with _recording(denoiser_of(pipeline), only_first, gradients) as seen, suppress(_SeenError):
+        call(
+            pipeline,
             texts,
             num_inference_steps=steps,
             guidance_scale=guidance,
@@ -177,6 +181,12 @@ def first_call(
     options = _checked(pipeline, prompts, resolution, arguments or {})
     seen = _call(pipeline, prompts, 2, guidance, seed, resolution, options, only_first=True)
     return _split_branches(seen, len(prompts))
+
+
+def spoken(pipeline: Any, prompts: list[str], resolution: Resolution, arguments: dict[str, Any]) -> dict[str, Tensor]:
+    """The conditions of `first_call` without guidance, one row a prompt, with gradients to what text encoders read."""
+    options = call_options(pipeline, resolution, arguments)
+    return _call(pipeline, prompts, 2, 1.0, 0, resolution, options, only_first=True, gradients=True).conditions
 
 
 @torch.no_grad()

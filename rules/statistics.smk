@@ -1,6 +1,45 @@
 """Statistics of the protected prompts: once per model and prompt set, one job per timestep."""
 
 
+def shard_prompts(wildcards):
+    return SHARD_PROMPTS[wildcards.shard]
+
+
+def identity_of_shard(wildcards):
+    return shard_identity(OF_SHARDS, SHARD_PROMPTS[wildcards.shard])
+
+
+def taken():
+    """The shards that are protected: all, or the first ones until another one does not lower the leak by enough."""
+    leaks = []
+    for count in range(1, len(SHARDS) if UNTIL else 0):
+        leaks.append(read_json(checkpoints.leak.get(number=count).output[0])["leak"])
+        if enough(leaks, UNTIL):
+            return list(SHARDS)[:count]
+    return list(SHARDS)
+
+
+def first_identities(wildcards):
+    """By name, what the first so many shards are made from."""
+    return dict(list(SHARD_IDENTITIES.items())[: int(wildcards.number)])
+
+
+def first_shards(wildcards):
+    return collect("<kept>/shards/{shard}/pooled.zarr", shard=list(SHARDS)[: int(wildcards.number)])
+
+
+def moments_taken(wildcards):
+    return collect(f"<kept>/shards/{{shard}}/moments/{wildcards.step}.zarr", shard=taken())
+
+
+def leaks_taken(wildcards):
+    return collect("<statistics>/leak/{number}.json", number=[i + 1 for i in range(len(taken()))])
+
+
+def trajectories_taken(wildcards):
+    return collect("<results>/trajectories/{i:02d}.zarr", i=range(len(taken())))
+
+
 rule trajectory:
     output:
         directory("<kept>/shards/{shard}/trajectory.zarr"),

@@ -1,5 +1,6 @@
 """Rule adapter: learn a concept from its photographs, within the free directions or as a rival does."""
 
+import inspect
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -152,24 +153,14 @@ def learn(
     write_text(out["config"], yaml.safe_dump({**recipe, "sampler": sampler}, sort_keys=False))
 
 
-def main(
-    out: dict,
-    projectors: list[str],
-    trajectories: list[str],
-    class_images: str | None,
-    concept: dict,
-    method: dict,
-    sampler: dict,
-    resolution: int | None,
-    sites: list[str],
-    identity: dict,
-    config: dict,
-) -> None:
-    given = out, projectors, trajectories, class_images, concept, method, sampler, resolution, sites, identity, config
-    if (gpus := method["train"]["gpus"]) > 1:
-        devices.side_by_side(learn, given, gpus, config["device"])
+def main(*given, **named) -> None:
+    """`learn`, in as many processes as the method takes GPUs."""
+    bound = inspect.signature(learn).bind(*given, **named)
+    gpus, device = bound.arguments["method"]["train"]["gpus"], bound.arguments["config"]["device"]
+    if gpus > 1:
+        devices.side_by_side(learn, bound.args, gpus, device)
     else:
-        learn(*given)
+        learn(*bound.args)
 
 
 if __name__ == "__main__":
