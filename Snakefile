@@ -20,6 +20,7 @@ include: "rules/statistics.smk"
 include: "rules/train.smk"
 include: "rules/sample.smk"
 include: "rules/evaluation.smk"
+include: "rules/edit.smk"
 include: "rules/gallery.smk"
 include: "rules/plan.smk"
 
@@ -52,9 +53,3 @@ rule projectors:
 rule adapters:
     input:
         collect("<results>/runs/{run}", run=RUNS),
-
-
-rule exports:
-    input:
-        collect("<kept>/runs/{run}/lora", run=kept_runs(EXPORTABLE)),
-        collect("<results>/runs/{run}", run=EXPORTABLE),

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nullbooth.files import read_json
 from nullbooth.images import list_images, open_image, read_drawn
+from nullbooth.wording import concerns, edits_of
 
 GROUPS = {
     "subject": "The subject, in new places",
@@ -18,6 +19,7 @@ GROUPS = {
     "unrelated": "Everything else: prompts that were not protected",
     "protected": "Protected prompts",
 }
+EDITED = {"edited": "as taught", "paraphrased": "in another context"}
 STATISTICS = {
     "free": "free_directions.svg",
     "spectra": "spectra.svg",
@@ -110,11 +112,12 @@ def write_gallery(
     about: dict[str, Any],
     trade_off: str | None = None,
     protecting: bool = True,
+    edits: list[dict[str, str]] | None = None,
 ) -> None:
     """Write `page/index.html`, the pictures that it shows and `page/<concept>.png`; everything by relative address.
 
     Heat maps of a run are shown where they are, and so are figures of the statistics, if these are `protecting` the
-    runs; `trade_off` is SVG text.
+    runs; `trade_off` is SVG text; edits: those of the config, if there are any.
     """
     page.mkdir(parents=True, exist_ok=True)
     unrelated = collect_images(results / "images/base/unrelated", page, "base/unrelated")
@@ -125,6 +128,7 @@ def write_gallery(
             statistics[name] = shutil.copy(results / "figures" / file, page / file).name
     shutil.copy(results / "evaluation" / "metrics.csv", page / "metrics.csv")
     context = {"sections": sections, "about": about, "figure": figure, "statistics": statistics}
+    context["edits"] = edits_section(page, results / "edits", edits) if edits else None
     render(template, page / "index.html", trade_off=trade_off, **context)
 
 
@@ -175,6 +179,20 @@ def concept_section(page: Path, results: Path, concept: dict, runs: list[str], a
     contact_sheet(page / f"{name}.png", page, copies, rows, [k[1] for k in shown])
     attention = attention_maps(drawn)
     return {"concept": concept, "photographs": copies, "tuned": tuned, "groups": groups, "attention": attention}
+
+
+def edits_section(page: Path, folder: Path, edits: list[dict[str, str]]) -> dict:
+    """What the page says of edits; copies their pictures beside it. folder: of the edits' results."""
+    base, edited = (collect_images(folder / name, page, f"edits/{name}") for name in ("base", "images"))
+    metrics = read_json(folder / "metrics.json")["metrics"]
+    shutil.copy(folder / "metrics.csv", page / "edits.csv")
+    sections = []
+    for edit in edits_of(edits):
+        keys = [key for key in edited if key[0] in EDITED and concerns(key[1], edit.source)]
+        rows = [{"prompt": key[1], "base": base[key], "edited": edited[key], "group": EDITED[key[0]]} for key in keys]
+        name = f"{edit.source} -> {edit.target}"
+        sections.append({"edit": edit, "rows": rows, "metrics": [m for m in metrics if m["edit"] == name]})
+    return {"sections": sections, "metrics": [m for m in metrics if m["edit"] == "all"]}
 
 
 def render(template: Path, path: Path, **context: Any) -> None:

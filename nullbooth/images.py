@@ -129,6 +129,22 @@ def read_drawn(folder: Path, identity: dict[str, Any] | None = None) -> dict[str
     return found
 
 
+def read_group(
+    folders: dict[Path, list[dict]], group: str, only: set[tuple[str, int]] | None = None
+) -> tuple[list[dict], "Tensor"]:
+    """Entries and pictures `[n, 3, h, w]` in [-1, 1] of one group of prompts. folders: what each of them lists; only:
+    prompts and seeds to read, or None for all."""
+    import torch
+
+    listed = [(entry, folder / entry["file"]) for folder, entries in folders.items() for entry in entries]
+    found = [(entry, path) for entry, path in listed if entry["group"] == group]
+    if only is not None:
+        found = [(entry, path) for entry, path in found if (entry["prompt"], entry["seed"]) in only]
+    with Image.open(found[0][1]) as first:
+        size = (first.height, first.width)
+    return [entry for entry, _ in found], torch.stack([load_image(path, size) for _, path in found])
+
+
 def captions(paths: list[Path], default: str) -> list[str]:
     """Caption of each image: from `metadata.jsonl` (file_name, text), else from a .txt beside it, else `default`.
 

@@ -25,6 +25,7 @@ from nullbooth.modelfiles import (
 from nullbooth.settings import PACKAGES, SettingsError, fill_prompt, subject_words
 from nullbooth.text import InputError, shown
 from nullbooth.tokens import check_lengths
+from nullbooth.wording import edits_of
 
 
 def check_inputs(config: dict[str, Any]) -> list[str]:
@@ -159,6 +160,7 @@ def prompts_of(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     files = {"protect.prompts": config["protect"]["prompts"]}
     files |= {f"sample.prompts.{group}": path for group, path in config["sample"]["prompts"].items()}
     common = {key: read_prompts(path, key) for key, path in files.items()}
+    common |= edited_prompts(config)
     common["validate.prompts"] = config["validate"]["prompts"]
     for i, concept in enumerate(config["concepts"]):
         texts = {f"concepts.{i}.images": photographed(concept, f"concepts.{i}"), **common}
@@ -168,6 +170,26 @@ def prompts_of(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield from [(key, fill_prompt(text, words)) for text in part]
             except SettingsError as error:
                 raise SettingsError(f"{key}: {error}") from error
+
+
+def edited_prompts(config: dict[str, Any]) -> dict[str, list[str]]:
+    """The prompts that edits are solved and measured with, by the setting of their contexts; none without edits."""
+    found = {}
+    for key in ("templates", "paraphrases") if config["edits"] else ():
+        found[f"edit.{key}"] = texts = []
+        for context in read_prompts(config["edit"][key], f"edit.{key}"):
+            if "{concept}" not in context:
+                raise SettingsError(
+                    f"edit.{key}: {shown(context)}: {{concept}} is not in it; say where the edit stands"
+                )
+            try:
+                texts += [prompt for edit in edits_of(config["edits"]) for prompt in edit.filled(context)]
+            except SettingsError as error:
+                raise SettingsError(f"edit.{key}: {error}") from error
+    for i, edit in enumerate(edits_of(config["edits"])):
+        if edit.source == edit.target:
+            raise SettingsError(f"edits.{i}: from and to are both {shown(edit.source)}; nothing would change")
+    return found
 
 
 def photographed(concept: dict[str, Any], key: str) -> list[str]:

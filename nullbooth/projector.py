@@ -92,11 +92,11 @@ def projector(w: NDArray, u: NDArray, rule: str, value: float, site: str = "?") 
     if rule == "soft":
         gain = value / (w + value)
         if gain.sum() < 1e-3:
-            raise ProjectorError(_nothing_free(site, rule, value, w))
+            raise ProjectorError(nothing_free(site, rule, value, w))
         return Projector(u, gain.astype(np.float32), False, float(gain.sum()))
     k = free_directions(w, rule, value)
     if k == 0:
-        raise ProjectorError(_nothing_free(site, rule, value, w))
+        raise ProjectorError(nothing_free(site, rule, value, w))
     if k == n:
         warnings.warn(
             f"{site}: rule {rule}: {value} leaves all {n} directions free: nothing is protected", stacklevel=2
@@ -106,7 +106,8 @@ def projector(w: NDArray, u: NDArray, rule: str, value: float, site: str = "?") 
     return Projector(u[:, k:].copy(), np.ones(n - k, np.float32), True, float(k))
 
 
-def _nothing_free(site: str, rule: str, value: float, w: NDArray) -> str:
+def nothing_free(site: str, rule: str, value: float, w: NDArray) -> str:
+    """What to say of a site at which a rank rule leaves nothing free, by its eigenvalues `w: [n]`."""
     quantiles = ", ".join(f"{q:.3g}" for q in np.quantile(w, (0, 0.25, 0.5, 0.75, 1)))
     return (
         f"{site}: no free direction under protect.rule {rule}: {value}; its {len(w)} eigenvalues have quartiles "

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from diffusers.models.attention import FeedForward
@@ -104,16 +105,27 @@ def find_features(sites: dict[str, nn.Linear], forward: Callable[[int], object])
     ]
 
 
+class _SeenAllError(Exception):
+    """Every site has read: no error, but the way out of a pass."""
+
+
 def read_inputs(sites: dict[str, nn.Linear], run: Callable[[], object]) -> dict[str, Tensor]:
-    """The very tensors that the sites read. They are kept alive, so that identities stay distinct."""
+    """The very tensors that the sites read, in a pass that ends there. They are kept alive, so that identities stay
+    distinct."""
     seen: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable:
-        return lambda _module, args: seen.update({name: args[0]})
+        def read(_module: nn.Module, args: tuple) -> None:
+            seen[name] = args[0]
+            if len(seen) == len(sites):
+                raise _SeenAllError
+
+        return read
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in sites.items()]
     try:
-        run()
+        with suppress(_SeenAllError):
+            run()
     finally:
         for handle in handles:
             handle.remove()

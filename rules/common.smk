@@ -36,6 +36,7 @@ from nullbooth.settings import (
     sweep_points,
 )
 from nullbooth.shards import choose_shards, cut_shards, enough, shard_identity
+from nullbooth.wording import edits_of, not_concerned
 
 with open(Path(workflow.basedir) / "config" / "schema.yaml") as file:
     SCHEMA = yaml.safe_load(file)
@@ -79,6 +80,12 @@ try:
         )
     # By their hashes, so that another protected prompt leaves the choice as it is, mostly.
     PROMPTS["protected"] = sorted(sorted(PROTECTED, key=digest)[: config["sample"]["protected"]])
+    EDITS = edits_of(config["edits"])
+    CONTEXTS = {key: read_prompts(config["edit"][key], f"edit.{key}") for key in ("templates", "paraphrases") if EDITS}
+    # What speaks of an edit is not to stay as it is.
+    UNEDITED = {group: not_concerned(PROMPTS[group], EDITS) for group in ("unrelated", "protected")}
+    if EDITS and not (RETAINED := not_concerned(PROTECTED, EDITS)):
+        raise SettingsError("edits: every protected prompt speaks of what is edited; protect others (protect.prompts)")
     ENCODERS = {
         name: model_identity(path, key=f"evaluate.{name}", index="config.json")
         for name, path in config["evaluate"].items()
@@ -199,6 +206,18 @@ RECIPES = {run: recipe(*run.split("/")) for run in dict.fromkeys([*RUNS, *COMPAR
 KEYS = {run: digest(made_from) for run, made_from in RECIPES.items()}
 DRAWN = KEPT / "drawn" / digest(MODEL)
 
+EDITING = {
+    "edits": config["edits"],
+    "rule": config["edit"]["rule"] or config["protect"]["rule"],
+    "l2": config["edit"]["l2"],
+    "templates": CONTEXTS.get("templates"),
+    "protected": RETAINED if EDITS else None,
+    "arguments": config["sampler"]["arguments"],
+    "resolution": config["resolution"],
+    "identity": {key: IDENTITY[key] for key in ("model", "weights") if key in IDENTITY},
+}
+EDITED = KEPT / "edits" / digest(EDITING)
+
 RULE = digest(config["protect"]["rule"])
 # Of the packs that can be made: what the config's methods read, or else the smallest.
 SCOPES = sorted({packs.scope_of(m) for m in LEARNED.values() if m["method"] == "nullbooth"}) or ["pooled"]
@@ -217,6 +236,7 @@ if PACKS:
 # What a person looks for under a plain name is a link to what is kept: name, target, and the file that it stands for.
 SHOWN = {
     "figures": (STATISTICS / "figures", "free_directions.csv"),
+    **({"edits": (EDITED, "edit.safetensors")} if EDITS else {}),
     "packs": (STATISTICS / "packs" / RULE, f"{SCOPES[0]}.safetensors"),
     **{f"runs/{run}": (KEPT / "runs" / run / key, "adapter.safetensors") for run, key in KEYS.items()},
     **{f"images/base/{part}": (DRAWN / part, "") for part in [*PARTS, *(part + FEWER_STEPS for part in PARTS)]},
@@ -294,6 +314,7 @@ pathvars:
     kept=str(KEPT),
     statistics=str(STATISTICS),
     drawn=str(DRAWN),
+    edited=str(EDITED),
     run="runs/{concept}/{method}/{seed}",
 
 

@@ -11,6 +11,7 @@ rule gallery:
         shown=collect("<results>/runs/{run}", run=RUNS),
         table=rules.evaluation.output.table,
         statistics=["<results>/figures"] if PROTECTING else [],
+        edits=[*rules.measure_edits.output, *rules.measure_edits.input, "<results>/edits"] if EDITS else [],
         leaks=rules.leaks.output.leak if PROTECTING and len(SHARDS) > 1 else [],
     output:
         report(
@@ -40,6 +41,7 @@ rule gallery:
         model=str(config["model"]),
         sampler=config["sampler"],
         protecting=PROTECTING,
+        edits=config["edits"],
     message:
         "Writing the gallery"
     script:

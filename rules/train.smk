@@ -50,3 +50,10 @@ rule export:
         "Exporting {wildcards.concept}, learned with {wildcards.method}, seed {wildcards.seed}"
     script:
         "../workflow/scripts/export.py"
+
+
+rule exports:
+    input:
+        collect("<kept>/runs/{run}/lora", run=kept_runs(EXPORTABLE)),
+        collect("<results>/runs/{run}", run=EXPORTABLE),
+        collect("<edited>/{form}", form=["pipeline", "lora"] if EDITS else []),

@@ -4,25 +4,15 @@ import json
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from nullbooth import metrics
 from nullbooth.distances import DISTANCES
 from nullbooth.files import write_text
-from nullbooth.images import list_images, load_image, read_drawn
+from nullbooth.images import list_images, load_image, read_drawn, read_group
 from nullbooth.intervals import bootstrap_mean, half_samples
 from nullbooth.progress import log_to
 
 GROUPS = ("subject", "class", "unrelated", "protected")
-
-
-def read_group(folders: dict[Path, list[dict]], group: str) -> tuple[list[dict], torch.Tensor]:
-    """Entries and pictures `[n, 3, h, w]` in [-1, 1] of one group of prompts. folders: what each of them lists."""
-    listed = [(entry, folder / entry["file"]) for folder, entries in folders.items() for entry in entries]
-    found = [(entry, path) for entry, path in listed if entry["group"] == group]
-    with Image.open(found[0][1]) as first:
-        size = (first.height, first.width)
-    return [entry for entry, _ in found], torch.stack([load_image(path, size) for _, path in found])
 
 
 def by_prompt(prompts: list[str], values: list[float | None]) -> list[float | None]:

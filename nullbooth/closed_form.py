@@ -1,0 +1,84 @@
+"""Weight edits in closed form, within the null space of what is protected (AlphaEdit, arXiv 2410.02355, eq. 14).
+
+With the features `K1` of an edit in columns, the residual `R = V1 - W K1`, the features `Kp` of earlier edits and the
+projector `P`, the paper has
+
+    dW = R K1^T P (K1 K1^T P + Kp Kp^T P + l2 I)^-1,
+
+which minimises |(W + dW) K1 - V1|^2 + |dW Kp|^2 + l2 |D|^2 over `dW = D P`. The matrix that it inverts is not
+symmetric. With `P = F F^T`, where `F: [in, f]` spans the free directions, and `A = K1 K1^T + Kp Kp^T`,
+
+    F^T (A F F^T + l2 I) = (F^T A F + l2 I) F^T,    hence    F^T (A P + l2 I)^-1 = (F^T A F + l2 I)^-1 F^T, and
+
+    dW = R K1^T F G^-1 F^T    with    G = F^T A F + l2 I: [f, f],
+
+symmetric and positive definite: one Cholesky factorisation of the size of the free subspace. It holds for any F with
+`P = F F^T`. Those of the `soft` rule are the eigenvectors, each times sqrt(rho / (w + rho)), and the penalty then is
+l2 (|dW|^2 + tr(dW C dW^T) / rho): the ridge on retained features of UCE (arXiv 2308.14761).
+
+Where targets are features too, `V1 = W T1`, every layer that reads these features has one solution in common,
+`dW = W M`: R = W (T1 - K1 - M K1) is linear in W, so that M is solved once, for any number of layers and edits.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from nullbooth.projector import ProjectorError, decompose, free_directions, nothing_free
+
+
+def free_factor(c: Tensor, rule: str, value: float, site: str = "?") -> Tensor:
+    """`F: [in, f]` float64 with `P = F F^T`, of a second moment `c: [in, in]` and a rank rule.
+
+    Raises ProjectorError if nothing is free.
+    """
+    w, u = decompose(c.numpy(), site)
+    vectors = torch.from_numpy(u).double()
+    if rule == "soft":
+        return vectors * torch.from_numpy(value / (w + value)).sqrt()
+    if (k := free_directions(w, rule, value)) == 0:
+        raise ProjectorError(nothing_free(site, rule, value, w))
+    return vectors[:, :k]
+
+
+def solve(k1: Tensor, a: Tensor, free: Tensor, l2: float) -> Tensor:
+    """`K1^T F G^-1 F^T: [m, in]`, what a residual `R: [out, m]` is multiplied by to give `dW`.
+
+    k1: `[m, in]`, a feature in each row; a: `K1 K1^T + Kp Kp^T: [in, in]`; free: `F: [in, f]`; all float64.
+    """
+    g = free.T @ a @ free
+    g.diagonal().add_(l2)
+    return torch.cholesky_solve(free.T @ k1.T, torch.linalg.cholesky(g)).T @ free.T
+
+
+def edit_map(pairs: Iterable[tuple[Tensor, Tensor]], free: Tensor, l2: float, retained: Tensor | None = None) -> Tensor:
+    """`M: [in, in]` float64 of edits one after another: every weight `W` that reads the features becomes `W (I + M)`.
+
+    pairs: of each edit the features to change and those that they are to be taken for, `[m, in]` each; free: `F` with
+    `P = F F^T`; l2: of the ridge, as a share of the edit's own tr(K1 K1^T), so that it means the same for any model and
+    any number of rows; retained: a sum of outer products `[in, in]` that counts as if edited before (UCE's ridge).
+    """
+    width = len(free)
+    m = torch.zeros(width, width, dtype=torch.float64)
+    earlier = torch.zeros_like(m) if retained is None else retained.double().clone()
+    for given, wanted in pairs:
+        k1, target = given.double(), wanted.double()
+        outer = k1.T @ k1
+        missing = target - k1 - k1 @ m.T
+        m += missing.T @ solve(k1, outer + earlier, free, l2 * float(outer.trace()))
+        earlier += outer
+    return m
+
+
+def factors(m: Tensor, c: Tensor, tolerance: float = 1e-2) -> tuple[Tensor, Tensor]:
+    """`M` as a product of `[in, r]` and `[r, in]`, of the smallest `r` that misses at most this share of what `M` adds
+    to features of second moment `c: [in, in]` (root mean square). What it says of other features need not be stored.
+
+    The second factor has the rows of `M` for its own, so that what is protected stays so.
+    """
+    w, v = torch.linalg.eigh(c)
+    u, s, _ = torch.linalg.svd(m @ (v * w.clamp(min=0).sqrt()))
+    missed = s.square().flip(0).cumsum(0).flip(0).sqrt()  # by what is left out from each singular value on
+    rank = max(1, int((missed > tolerance * missed[0]).sum()))
+    return u[:, :rank], u[:, :rank].T @ m

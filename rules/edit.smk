@@ -1,0 +1,148 @@
+"""What prompts mean, edited in closed form, one edit after another; how well that holds, and what it did elsewhere."""
+
+
+def in_contexts(context, target=False):
+    """Prompts of all edits in their first contexts, as they are to be drawn or as they are to be understood."""
+    chosen = CONTEXTS.get(context, [])[: config["edit"]["pictures"]]
+    return list(dict.fromkeys(edit.filled(c)[target] for edit in EDITS for c in chosen))
+
+
+rule edit:
+    output:
+        edit="<edited>/edit.safetensors",
+        about="<edited>/edit.json",
+        config="<edited>/config.yaml",
+    log:
+        "<results>/logs/edits/edit.log",
+    benchmark:
+        "<results>/benchmarks/edits/edit.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: workflow.cores or 1
+    resources:
+        gpu=1,
+        mem_mb=grown(4000, "trajectory"),
+        runtime=60,
+    params:
+        recipe=EDITING,
+    message:
+        "Editing what the model understands"
+    script:
+        "../workflow/scripts/edit.py"
+
+
+rule unedited_images:
+    output:
+        directory("<edited>/base"),
+    log:
+        "<results>/logs/edits/base.log",
+    benchmark:
+        "<results>/benchmarks/edits/base.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: workflow.cores or 1
+    resources:
+        gpu=1,
+        mem_mb=grown(6000, "base_images"),
+        runtime=60,
+    params:
+        prompts={
+            "edited": in_contexts("templates"),
+            "paraphrased": in_contexts("paraphrases"),
+            "meant": in_contexts("templates", target=True) + in_contexts("paraphrases", target=True),
+        },
+        sampler=config["sampler"],
+        sampling=SAMPLING,
+        identity={"model": MODEL},
+    message:
+        "Drawing what is edited with the base model"
+    script:
+        "../workflow/scripts/sample.py"
+
+
+rule edited_images:
+    input:
+        adapter=rules.edit.output.edit,
+    output:
+        directory("<edited>/images"),
+    log:
+        "<results>/logs/edits/images.log",
+    benchmark:
+        "<results>/benchmarks/edits/images.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: workflow.cores or 1
+    resources:
+        gpu=1,
+        mem_mb=grown(6000, "tuned_images"),
+        runtime=60,
+    params:
+        prompts={
+            "edited": in_contexts("templates"),
+            "paraphrased": in_contexts("paraphrases"),
+            **UNEDITED,
+        },
+        sampler=config["sampler"],
+        sampling=SAMPLING,
+        identity={"model": MODEL},
+    message:
+        "Drawing with the edited model"
+    script:
+        "../workflow/scripts/sample.py"
+
+
+rule measure_edits:
+    input:
+        edited=rules.edited_images.output[0],
+        base=[rules.unedited_images.output[0], "<drawn>/unrelated"],
+    output:
+        "<edited>/metrics.json",
+        "<edited>/metrics.csv",
+    log:
+        "<results>/logs/edits/metrics.log",
+    benchmark:
+        "<results>/benchmarks/edits/metrics.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(4000, "evaluate"),
+        runtime=30,
+    params:
+        identity=ENCODERS,
+        edits=config["edits"],
+        contexts={
+            "edited": CONTEXTS.get("templates", []),
+            "paraphrased": CONTEXTS.get("paraphrases", []),
+        },
+    message:
+        "Measuring the edits"
+    script:
+        "../workflow/scripts/measure_edits.py"
+
+
+rule export_edits:
+    input:
+        edit=rules.edit.output.edit,
+    output:
+        pipeline=directory("<edited>/pipeline"),
+        lora=directory("<edited>/lora"),
+    log:
+        "<results>/logs/edits/export.log",
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(6000, "base_images"),
+        runtime=30,
+    message:
+        "Exporting the edited model"
+    script:
+        "../workflow/scripts/export_edits.py"
+
+
+rule edits:
+    input:
+        rules.edit.output if EDITS else [],
+        rules.measure_edits.output if EDITS else [],
+        "<results>/edits" if EDITS else [],

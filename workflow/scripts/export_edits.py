@@ -1,0 +1,25 @@
+"""Rule export_edits: the edited model as a pipeline folder, and the edits as LoRA files, for other tools."""
+
+from pathlib import Path
+
+from nullbooth import models
+from nullbooth.adapter import read_adapter
+from nullbooth.export import KEYS, export_lora, fuse, of_unet
+from nullbooth.files import whole
+from nullbooth.progress import log_to
+
+
+def main(out: dict, edit: str, config: dict) -> None:
+    device = models.pick_device("cpu")
+    given = {key: config[key] for key in models.OF_PIPELINE if key != "offload"}
+    fuse(models.load_pipeline(config["model"], device, **given), edit, out["pipeline"])
+    _, info = read_adapter(edit)
+    with whole(out["lora"]) as folder:
+        for keys in KEYS:
+            if keys == "diffusers" or of_unet(info):
+                export_lora(edit, Path(folder) / f"{keys}.safetensors", keys)
+
+
+if __name__ == "__main__":
+    log_to(snakemake.log[0])
+    main(dict(snakemake.output.items()), snakemake.input.edit, snakemake.config)
