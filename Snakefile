@@ -21,6 +21,7 @@ include: "rules/train.smk"
 include: "rules/sample.smk"
 include: "rules/evaluation.smk"
 include: "rules/edit.smk"
+include: "rules/lifelong.smk"
 include: "rules/gallery.smk"
 include: "rules/plan.smk"
 

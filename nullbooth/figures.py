@@ -52,6 +52,51 @@ def style(i: int) -> dict:
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[(i + i // 8) % 8], "linestyle": dashes}
 
 
+def retention(
+    fidelity: dict[str, dict[str, list[tuple[int, dict]]]], drift: dict[str, list[tuple[int, dict]]]
+) -> plt.Figure:
+    """A column for each method: above, each subject's fidelity by how many are known, below, the drift of all else.
+
+    Points are (number of subjects known, {value, low, high}).
+    """
+    figure, axes = plt.subplots(
+        2, len(fidelity), figsize=(1.4 + 2.5 * len(fidelity), 5.4), sharex=True, sharey="row", squeeze=False
+    )
+    for column, (method, subjects) in enumerate(fidelity.items()):
+        above, below = axes[:, column]
+        for i, (subject, points) in enumerate(subjects.items()):
+            with_bars(above, points, **style(i), label=subject)
+        with_bars(below, drift[method], **style(6))
+        above.set_title(method, fontsize=10)
+        below.set_xlabel("subjects learned")
+        below.set_xticks([count for count, _ in drift[method]])
+    axes[0, 0].set_ylabel("fidelity (DINO)")
+    axes[1, 0].set_ylabel("drift of other prompts")
+    axes[1, 0].set_ylim(bottom=0)
+    axes[0, 0].legend(fontsize=8, loc="best")
+    return figure
+
+
+def with_bars(axes: plt.Axes, points: list[tuple[int, dict]], **options) -> None:
+    """A line through points (x, {value, low, high}) with their intervals."""
+    x, y = [count for count, _ in points], [p["value"] for _, p in points]
+    bars = np.clip([[p["value"] - p["low"] for _, p in points], [p["high"] - p["value"] for _, p in points]], 0, None)
+    axes.errorbar(x, y, bars, capsize=2, markersize=5, linewidth=1.4, elinewidth=0.8, **options)
+
+
+def rooms(free: dict[str, list[float]], label: str) -> plt.Figure:
+    """Shares of free directions by kind of layer, against how many subjects were known before."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for i, (kind, shares) in enumerate(free.items()):
+        axes.plot(range(len(shares)), shares, label=kind, **style(i))
+    axes.set_xlabel("subjects learned before")
+    axes.set_ylabel(label)
+    axes.set_ylim(0, 1)
+    axes.set_xticks(range(max(map(len, free.values()))))
+    axes.legend(fontsize=9)
+    return figure
+
+
 def trade_off(
     curves: dict[str, list[dict]], front: list[tuple[float, float]], landmarks: dict[str, float]
 ) -> plt.Figure:

@@ -113,11 +113,13 @@ def write_gallery(
     trade_off: str | None = None,
     protecting: bool = True,
     edits: list[dict[str, str]] | None = None,
+    lifelong: bool = False,
 ) -> None:
     """Write `page/index.html`, the pictures that it shows and `page/<concept>.png`; everything by relative address.
 
     Heat maps of a run are shown where they are, and so are figures of the statistics, if these are `protecting` the
-    runs; `trade_off` is SVG text; edits: those of the config, if there are any.
+    runs; `trade_off` is SVG text; edits: those of the config, if there are any;
+    lifelong: whether some method learned the concepts one after another.
     """
     page.mkdir(parents=True, exist_ok=True)
     unrelated = collect_images(results / "images/base/unrelated", page, "base/unrelated")
@@ -129,6 +131,7 @@ def write_gallery(
     shutil.copy(results / "evaluation" / "metrics.csv", page / "metrics.csv")
     context = {"sections": sections, "about": about, "figure": figure, "statistics": statistics}
     context["edits"] = edits_section(page, results / "edits", edits) if edits else None
+    context["lifelong"] = lifelong_section(page, results / "lifelong") if lifelong else None
     render(template, page / "index.html", trade_off=trade_off, **context)
 
 
@@ -193,6 +196,28 @@ def edits_section(page: Path, folder: Path, edits: list[dict[str, str]]) -> dict
         name = f"{edit.source} -> {edit.target}"
         sections.append({"edit": edit, "rows": rows, "metrics": [m for m in metrics if m["edit"] == name]})
     return {"sections": sections, "metrics": [m for m in metrics if m["edit"] == "all"]}
+
+
+def lifelong_section(page: Path, folder: Path) -> dict:
+    """What the page says of subjects learned one after another; copies its files. folder: of their results."""
+    found = read_json(folder / "lifelong.json")
+    (page / "lifelong").mkdir()
+    figures = [name for name in ("retention.svg", "room.svg") if (folder / name).is_file()]
+    for name in ("lifelong.csv", *figures):
+        shutil.copy(folder / name, page / "lifelong" / name)
+    strips: dict[str, dict[str, list]] = {}
+    for entry in found["shown"]:
+        run = f"{entry['method']} {entry['seed']}"
+        drawn = next(e for e in read_drawn(Path(entry["images"]))["images"] if e["group"] == "subject")
+        name = f"lifelong/{run.replace(' ', '-')}-{entry['concept']}-{entry['known']}.png"
+        shutil.copy(Path(entry["images"]) / drawn["file"], page / name)
+        picture = {"file": name, "known": entry["known"], "prompt": drawn["prompt"]}
+        strips.setdefault(run, {}).setdefault(entry["concept"], []).append(picture)
+    together = {}
+    for entry in found["together"]:
+        address = f"lifelong/together/{entry['run']}"
+        together[entry["run"]] = list(collect_images(Path(entry["images"]), page, address).items())
+    return {**found, "figures": figures, "strips": strips, "together": together}
 
 
 def render(template: Path, path: Path, **context: Any) -> None:

@@ -133,6 +133,17 @@ class LoadedAdapter:
                 self._weights[name].copy_(self.original[name].float() + changes if acting else self.original[name])
         torch.clear_autocast_cache()  # it would keep the low-precision copies of the step before
 
+    def merge(self) -> None:
+        """Make the change part of the denoiser's own weights, for good, so that another can be learned on top of it.
+
+        Raises InputError where it is another one at each timestep: that stays at work, for batches of one timestep.
+        """
+        if any(map(self.varies, self._weights)):
+            raise InputError(f"scope {self.info.scope} has other weights at each timestep, which cannot be merged")
+        self.set_step(0)
+        self._handles.pop(0).remove()  # the denoiser's; those of a word stay
+        self._together.remove(self)
+
     def unload(self) -> None:
         """Give the denoiser its own weights back, bit by bit, but for what other adapters at work change."""
         for handle in self._handles:

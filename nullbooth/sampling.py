@@ -1,5 +1,6 @@
 """Pictures from a pipeline, with noise that belongs to the seed: the same for every method and batch size."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from nullbooth.identity import step_generators
 from nullbooth.models import denoiser_of, device_of, passes_in
+from nullbooth.text import InputError
 from nullbooth.trajectories import call_options, initial_latents
 
 
@@ -42,3 +44,57 @@ def sample(
             pictures.append(images.float().cpu() * 2 - 1)
             progress(i + len(texts), len(prompts))
     return torch.cat(pictures)
+
+
+def without_halves(pipeline: Any) -> str | None:
+    """Why a pipeline cannot draw two prompts in one picture, or None if it can."""
+    if hasattr(pipeline, "_pack_latents"):
+        return f"{type(pipeline).__name__} packs its latents, which have no left and right"
+    if "callback_on_step_end" not in inspect.signature(pipeline.__call__).parameters:
+        return f"{type(pipeline).__name__} lets nobody in between its steps (callback_on_step_end)"
+    return None
+
+
+@torch.no_grad()
+def sample_halves(
+    pipeline: Any,
+    left: str,
+    right: str,
+    seed: int,
+    *,
+    steps: int,
+    guidance: float,
+    precision: str = "fp32",
+    resolution: int | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> Tensor:
+    """One picture, float32 `[3, h, w]` in [-1, 1] on the CPU, whose halves obey two prompts.
+
+    Both prompts are denoised from the same noise, and after each step the left half of what the one has come to is put
+    together with the right half of the other (MultiDiffusion, arXiv 2302.08113, with two regions that do not overlap).
+    Raises InputError for pipelines that cannot (`without_halves`).
+    """
+    if why := without_halves(pipeline):
+        raise InputError(f"two prompts in one picture: {why}")
+    device, denoiser = device_of(pipeline), denoiser_of(pipeline)
+    latents = initial_latents(pipeline, [seed], resolution)
+
+    def join(_pipeline: Any, _step: int, _timestep: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        first, second = given["latents"]
+        half = first.shape[-1] // 2
+        joined = torch.cat([first[..., :half], second[..., half:]], -1)
+        return {"latents": torch.stack([joined, joined])}
+
+    with passes_in(device, precision, denoiser.dtype):
+        images = pipeline(
+            [left, right],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            latents=latents.repeat(2, 1, 1, 1).to(device, denoiser.dtype),
+            generator=step_generators([seed, seed]),
+            output_type="pt",
+            callback_on_step_end=join,
+            callback_on_step_end_tensor_inputs=["latents"],
+            **call_options(pipeline, resolution, arguments or {}),
+        ).images
+    return images[0].float().cpu() * 2 - 1

@@ -51,6 +51,7 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
                     f"{kind}.{i}.prior: {entry['prior']!r} is an addition to method nullbooth; {entry['method']} is "
                     "compared as it is: leave prior out"
                 )
+    _check_lifelong(config, lists)
     points = [p["name"] for kind in ("methods", "comparison.methods") for e in lists[kind] for p in sweep_points(e)]
     for kind, names in {
         "concepts": [entry["name"] for entry in lists["concepts"]],
@@ -71,6 +72,28 @@ def _check_weights(config: dict[str, Any]) -> None:
         )
     for i, entry in enumerate(config.get("methods", [])):
         refuse_half(f"methods.{i}.method", entry["method"], weights)
+
+
+def _check_lifelong(config: dict[str, Any], lists: dict[str, list]) -> None:
+    if named := [entry["name"] for entry in lists["comparison.methods"] if entry["lifelong"]]:
+        raise SettingsError(f"comparison.methods: {named[0]}: lifelong is for `methods`; take it away here")
+    for i, entry in enumerate(lists["methods"]):
+        if entry["lifelong"] != "sequence":
+            continue
+        where = f"methods.{i}.lifelong: sequence"
+        train = [{**config["train"], **point["train"]} for point in sweep_points(entry)]
+        if entry["method"] == "nullbooth" and config["protect"]["pack"]:
+            raise SettingsError(
+                f"{where}: a pack has no moments for those of subjects to be added to; set protect.pack to null"
+            )
+        if entry["scope"] == "timestep" and any(settings["distinct_timesteps"] != 1 for settings in train):
+            raise SettingsError(
+                f"{where}: with scope timestep, subjects that are known have other weights at each timestep, so that a "
+                "batch must have a single one: set train.distinct_timesteps to 1, or scope to pooled"
+            )
+        words = [concept["identifier"] for concept in lists["concepts"]]
+        if any(settings["inversion_steps"] for settings in train) and len(set(words)) < len(words):
+            raise SettingsError(f"{where}: with train.inversion_steps each concept needs an identifier of its own")
 
 
 def refuse_half(key: str, method: str, weights: str) -> None:

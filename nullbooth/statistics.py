@@ -1,10 +1,12 @@
 """From stored trajectories to moments, and from stored eigenvectors to projectors under a rank rule."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import zarr
+from numpy.typing import NDArray
 from torch import nn
 
 from nullbooth import store
@@ -12,7 +14,7 @@ from nullbooth.models import fitting_batch
 from nullbooth.moments import Moment, collecting
 from nullbooth.projector import Projector, projector
 from nullbooth.sites import Feature, find_features, find_sites
-from nullbooth.trajectories import calls_of, denoiser_inputs
+from nullbooth.trajectories import calls_of, denoiser_inputs, record, step_timesteps
 
 
 def moments_at(
@@ -64,9 +66,41 @@ def moments_at(
     return moments, features, cached
 
 
+def moments_of_all(
+    denoiser: nn.Module,
+    trajectory: str,
+    steps: int,
+    sites: list[str],
+    batch: int | None,
+    identity: dict,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, NDArray], dict[str, Any]]:
+    """`moments_at` for all `steps` of a trajectory: packed sums by "step:feature", and what a store says of them."""
+    arrays, rows, listed = {}, {}, []
+    for step in range(steps):
+        moments, features, timesteps = moments_at(denoiser, trajectory, step, sites, batch, identity)
+        for feature in features:
+            name = f"{step:02d}:{feature.name}"
+            arrays[name] = store.pack_symmetric(moments[feature.name].total.cpu().numpy())
+            rows[name] = moments[feature.name].rows
+        listed = listed or [asdict(feature) for feature in features]
+        progress(step + 1, steps)
+    return arrays, {"rows": rows, "features": listed, "timesteps": timesteps}
+
+
+def write_trajectory(out: str, pipeline: Any, prompts: list[str], identity: dict, **options: Any) -> None:
+    """Sample prompts (options as of `trajectories.record`) and store what the denoiser was given."""
+    found = record(pipeline, prompts, **options)
+    cached = step_timesteps(pipeline.scheduler, found.timesteps, options["steps"])
+    arrays = {"latents": found.latents.numpy(), "timesteps": found.timesteps, "cached": cached}
+    for kind, values in (("condition", found.conditions), ("constant", found.constants)):
+        arrays |= {f"{kind}:{name}": value.numpy() for name, value in values.items()}
+    store.write(out, arrays, identity, chunk_rows={"latents": 1}, prompts=prompts, seed=options["seed"])
+
+
 def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, every: int) -> Callable[[], None]:
     """A function that runs the denoiser on all stored trajectories, each `every`th step, one sample at a time."""
-    of_any_prompts = {key: value for key, value in identity.items() if key not in ("prompts", "until")}
+    of_any_prompts = {key: value for key, value in identity.items() if key not in ("prompts", "until", "earlier")}
 
     @torch.no_grad()
     def run() -> None:
@@ -114,6 +148,11 @@ def site_projectors(
 def free_share(projectors: dict[str, list[Projector]]) -> dict[str, float]:
     """Mean share of free directions of each site."""
     return {name: sum(p.free / len(p.basis) for p in ps) / len(ps) for name, ps in projectors.items()}
+
+
+def fewest_free(projectors: dict[str, list[Projector]]) -> tuple[str, float]:
+    """The site with the fewest free directions, and how many, at the timestep where they are fewest."""
+    return min(((name, min(p.free for p in ps)) for name, ps in projectors.items()), key=lambda found: found[1])
 
 
 def in_order(sites: dict[str, nn.Linear], projectors: dict[str, list[Projector]]) -> dict[str, nn.Linear]:

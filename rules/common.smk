@@ -1,5 +1,6 @@
 """Config with defaults, identities that decide what is stale, and helpers for the rules."""
 
+import itertools
 import os
 import re
 import sys
@@ -80,6 +81,7 @@ try:
         )
     # By their hashes, so that another protected prompt leaves the choice as it is, mostly.
     PROMPTS["protected"] = sorted(sorted(PROTECTED, key=digest)[: config["sample"]["protected"]])
+    SUBJECT_PROMPTS = read_prompts(path, "lifelong.prompts") if (path := config["lifelong"]["prompts"]) else None
     EDITS = edits_of(config["edits"])
     CONTEXTS = {key: read_prompts(config["edit"][key], f"edit.{key}") for key in ("templates", "paraphrases") if EDITS}
     # What speaks of an edit is not to stay as it is.
@@ -167,7 +169,15 @@ HELDOUT_IDENTITY = shard_identity(OF_SHARDS, PROMPTS["unrelated"])
 HELDOUT = digest(HELDOUT_IDENTITY)
 SHARD_PROMPTS = {**SHARDS, HELDOUT: PROMPTS["unrelated"]}
 SAMPLING = {**{key: config[key] for key in ("precision", "resolution")}, **COMPUTED}
+# What counts of earlier subjects, for later ones to leave them alone.
+LATER = {"weight": config["lifelong"]["weight"], "prompts": SUBJECT_PROMPTS}
 SAMPLING |= {key: config["sample"][key] for key in ("per_prompt", "seed")}
+
+
+def earlier_runs(concept, method, seed):
+    """The runs that one is learned on top of, in their order."""
+    before = list(CONCEPTS)[: list(CONCEPTS).index(concept)] if METHODS[method]["lifelong"] == "sequence" else []
+    return [f"{name}/{method}/{seed}" for name in before]
 
 
 def recipe(concept, method, seed):
@@ -182,6 +192,11 @@ def recipe(concept, method, seed):
         identity = own | {"pack": CONTENTS[scope]}
         freed_by = PACKS[scope][1]["rule"]
     learned = ("name", "identifier", "class", "prompt", "images_digest", "class_prompts")
+    on_top = {run: KEYS[run] for run in earlier_runs(concept, method, seed)}
+    if on_top and chosen["method"] == "nullbooth":
+        identity = identity | {"earlier": on_top, "lifelong": LATER}
+    elif on_top:
+        identity = identity | {"earlier": on_top}
     return {
         "concept": {key: CONCEPTS[concept][key] for key in learned},
         "method": {
@@ -202,9 +217,18 @@ def gpus_of(method):
     return {**config["train"], **method["train"]}["gpus"]
 
 
-RECIPES = {run: recipe(*run.split("/")) for run in dict.fromkeys([*RUNS, *COMPARED_RUNS])}
-KEYS = {run: digest(made_from) for run, made_from in RECIPES.items()}
+RECIPES, KEYS = {}, {}
+for run in dict.fromkeys([*RUNS, *COMPARED_RUNS]):  # in the order of concepts: a recipe names the keys of earlier ones
+    RECIPES[run] = recipe(*run.split("/"))
+    KEYS[run] = digest(RECIPES[run])
 DRAWN = KEPT / "drawn" / digest(MODEL)
+# What is known after each concept, of methods that learn one after another: the adapters at work, by a key of their own.
+LIFELONG = {name: method["lifelong"] for name, method in LEARNED.items() if method["lifelong"]}
+STAGES = {}
+for method, seed in itertools.product(LIFELONG, config["seeds"]):
+    for count in range(2, len(CONCEPTS) + 1):
+        runs = [f"{concept}/{method}/{seed}" for concept in list(CONCEPTS)[:count]]
+        STAGES[digest([KEYS[run] for run in runs])] = runs
 
 EDITING = {
     "edits": config["edits"],
@@ -304,6 +328,7 @@ wildcard_constraints:
     method="|".join(map(re.escape, METHODS)),
     seed=r"\d+",
     key="|".join(sorted(set(KEYS.values()))),
+    stage="|".join(STAGES) or "none",
     scope="pooled|timestep",
     number="|".join(str(i + 1) for i in range(len(SHARDS))),
     shown="|".join(map(re.escape, SHOWN)),
@@ -326,6 +351,15 @@ def made_from(key):
 def kept_runs(runs):
     """Runs with their keys, as they are kept."""
     return [f"{run}/{KEYS[run]}" for run in runs]
+
+
+def adapters_before(wildcards):
+    """Adapters that a run's is learned on top of."""
+    return collect("<kept>/runs/{run}/adapter.safetensors", run=kept_runs(earlier_runs(**run_of(wildcards))))
+
+
+def run_of(wildcards):
+    return {name: wildcards[name] for name in ("concept", "method", "seed")}
 
 
 def photographs(wildcards):
@@ -390,6 +424,9 @@ def projectors_of(method):
 
 
 def step_projectors(wildcards):
+    if RECIPES["{concept}/{method}/{seed}".format(**run_of(wildcards))]["identity"].get("lifelong"):
+        steps = ["pooled"] if METHODS[wildcards.method]["scope"] == "pooled" else STEPS
+        return collect("<kept>/<run>/{{key}}/projectors/{step}.zarr", step=steps)
     if PACKS:  # what is learned was looked at above; the comparison is another target, and only now asked for
         packs.check_method(METHODS[wildcards.method], PACKS)
     try:  # those of `methods` are refused before; of the comparison's, only what is asked for

@@ -62,7 +62,7 @@ rule unedited_images:
 
 rule edited_images:
     input:
-        adapter=rules.edit.output.edit,
+        adapters=[rules.edit.output.edit],
     output:
         directory("<edited>/images"),
     log:

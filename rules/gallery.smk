@@ -11,6 +11,7 @@ rule gallery:
         shown=collect("<results>/runs/{run}", run=RUNS),
         table=rules.evaluation.output.table,
         statistics=["<results>/figures"] if PROTECTING else [],
+        lifelong=rules.lifelong.output if STAGES else [],
         edits=[*rules.measure_edits.output, *rules.measure_edits.input, "<results>/edits"] if EDITS else [],
         leaks=rules.leaks.output.leak if PROTECTING and len(SHARDS) > 1 else [],
     output:
@@ -42,6 +43,7 @@ rule gallery:
         sampler=config["sampler"],
         protecting=PROTECTING,
         edits=config["edits"],
+        lifelong=bool(STAGES),
     message:
         "Writing the gallery"
     script:

@@ -53,7 +53,8 @@ rule class_images:
 
 rule tuned_images:
     input:
-        adapter=rules.adapter.output.adapter,
+        adapters=[rules.adapter.output.adapter],
+        earlier=adapters_before,
     output:
         directory("<kept>/<run>/{key}/images"),
     log:

@@ -6,6 +6,7 @@ rule adapter:
         projectors=step_projectors,
         trajectories=calibration,
         class_images=class_images,
+        earlier=adapters_before,
     output:
         adapter="<kept>/<run>/{key}/adapter.safetensors",
         loss="<kept>/<run>/{key}/loss.csv",

@@ -9,7 +9,7 @@ import yaml
 from accelerate import PartialState
 from diffusers import DDPMScheduler
 
-from nullbooth import devices, inversion, models, packs
+from nullbooth import devices, inversion, load_adapter, models, packs
 from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
 from nullbooth.files import write_text
 from nullbooth.identity import digest
@@ -17,11 +17,12 @@ from nullbooth.images import read_drawn
 from nullbooth.inversion import Word
 from nullbooth.photographs import Drawn, training_data
 from nullbooth.progress import log_to
+from nullbooth.projector import ProjectorError
 from nullbooth.rivals import FineTune
 from nullbooth.sampling import sample
 from nullbooth.settings import fill_prompt, prior_of, subject_words
 from nullbooth.sites import find_sites
-from nullbooth.statistics import free_share, in_order, protected_passes, site_projectors
+from nullbooth.statistics import fewest_free, free_share, in_order, protected_passes, site_projectors
 from nullbooth.training import TrainSettings, is_flow, train
 
 # Of the steps in which the identifier alone is learned.
@@ -51,11 +52,23 @@ def protected_adapter(
     else:
         stacks, timesteps = packs.read(packs.locate(pack, packs.scope_of(method))[0])
     sites = in_order(find_sites(denoiser, wanted), stacks)
+    site, fewest = fewest_free(stacks)
+    print(f"fewest free directions: {fewest:.0f}, at {site}")
+    if method["rank"] != "full" and fewest < method["rank"]:
+        print(f"that is less than the rank, {method['rank']}: little room is left there; raise the rule's value")
     for kind in ("to_q", "to_k", "to_v", "to_out.0"):
         shares = [share for name, share in free_share(stacks).items() if name.endswith(kind)]
         if shares:
             print(f"free directions of {kind}: {sum(shares) / len(shares):.0%}")
     return Adapter(sites, stacks, timesteps, method["scope"], method["rank"], method["alpha"]), timesteps
+
+
+def build_on(pipeline, earlier: list[str], model: str) -> None:
+    """Let a pipeline know the subjects that were learned before, as the model that the next one is learned on."""
+    for path in earlier:
+        adapter = load_adapter(pipeline, path, model=model)
+        if not any(map(adapter.varies, adapter.original)):
+            adapter.merge()
 
 
 def learn_word(
@@ -74,6 +87,7 @@ def learn(
     projectors: list[str],
     trajectories: list[str],
     class_images: str | None,
+    earlier: list[str],
     concept: dict,
     method: dict,
     sampler: dict,
@@ -92,6 +106,7 @@ def learn(
     given = {key: config[key] for key in models.OF_TRAINING}
     pipeline = models.load_pipeline(config["model"], device, **given, offload=not inverting)
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
+    build_on(pipeline, earlier, identity["model"])
     size, said = resolution or models.resolution_of(pipeline), sampler["arguments"]
     [images] = [entry["images"] for entry in config["concepts"] if entry["name"] == concept["name"]]
     how = {"arguments": said, **{key: method["train"][key] for key in ("flip", "buckets")}}
@@ -108,7 +123,16 @@ def learn(
     denoiser = models.denoiser_alone(pipeline, device, keep=config["validate"]["every"] > 0)
     torch.manual_seed(settings.seed)
     if ours := method["method"] == "nullbooth":
-        adapter, timesteps = protected_adapter(denoiser, projectors, config["protect"]["pack"], sites, method, identity)
+        try:
+            pack = config["protect"]["pack"]
+            adapter, timesteps = protected_adapter(denoiser, projectors, pack, sites, method, identity)
+        except ProjectorError as error:
+            if not earlier:
+                raise
+            raise ProjectorError(
+                f"{concept['name']}: the free directions are used up, by the protected prompts and the {len(earlier)} "
+                f"subjects before ({error})"
+            ) from error
     else:
         found, timesteps = find_sites(denoiser, tuple(sites)), [0.0]
         passes = protected_passes(denoiser, trajectories, identity, every=10)
@@ -170,6 +194,7 @@ if __name__ == "__main__":
         snakemake.input.get("projectors", []),
         snakemake.input.get("trajectories", []),
         snakemake.input.get("class_images"),
+        snakemake.input.get("earlier", []),
         **snakemake.params,
         config=snakemake.config,
     )

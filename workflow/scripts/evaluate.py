@@ -94,7 +94,7 @@ def main(out: str, tuned: str, base: list[str], identity: dict, concept: dict, c
     drawn = read_drawn(Path(tuned))
     ours = {Path(tuned): drawn["images"]}
     theirs = {folder: read_drawn(folder, drawn["identity"])["images"] for folder in map(Path, base)}
-    for group in GROUPS:
+    for group in [group for group in GROUPS if any(entry["group"] == group for entry in drawn["images"])]:
         entries, x = read_group(ours, group)
         base_entries, y = read_group(theirs, group)
         if [(e["prompt"], e["seed"]) for e in entries] != [(e["prompt"], e["seed"]) for e in base_entries]:

@@ -32,12 +32,12 @@ def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str],
 
 
 def main(
-    out: str, adapter: str | None, prompts: dict, sampler: dict, sampling: dict, identity: dict, config: dict
+    out: str, adapters: list[str], prompts: dict, sampler: dict, sampling: dict, identity: dict, config: dict
 ) -> None:
     device = models.pick_device(config["device"])
     pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
-    if adapter is not None:
+    for adapter in adapters:
         load_adapter(pipeline, adapter, model=identity["model"])
 
     def draw(wanted: list[dict], progress=lambda done, total: None) -> torch.Tensor:
@@ -77,4 +77,5 @@ def main(
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.get("adapter"), **snakemake.params, config=snakemake.config)
+    adapters = [*snakemake.input.get("earlier", []), *snakemake.input.get("adapters", [])]
+    main(snakemake.output[0], adapters, **snakemake.params, config=snakemake.config)

@@ -1,8 +1,8 @@
 """Rule trajectory: sample the protected prompts of one shard and keep what the denoiser was given."""
 
-from nullbooth import models, store
+from nullbooth import models
 from nullbooth.progress import log_to, reporter
-from nullbooth.trajectories import record, step_timesteps
+from nullbooth.statistics import write_trajectory
 
 
 def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict, config: dict) -> None:
@@ -10,9 +10,11 @@ def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict,
     pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     with models.passes_in(device, config["precision"], models.denoiser_of(pipeline).dtype):
-        trajectory = record(
+        write_trajectory(
+            out,
             pipeline,
             prompts,
+            identity,
             steps=sampler["steps"],
             guidance=sampler["guidance"],
             seed=seed,
@@ -21,11 +23,6 @@ def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict,
             arguments=sampler["arguments"],
             progress=reporter("protected prompts"),
         )
-    cached = step_timesteps(pipeline.scheduler, trajectory.timesteps, sampler["steps"])
-    arrays = {"latents": trajectory.latents.numpy(), "timesteps": trajectory.timesteps, "cached": cached}
-    for kind, found in (("condition", trajectory.conditions), ("constant", trajectory.constants)):
-        arrays |= {f"{kind}:{name}": value.numpy() for name, value in found.items()}
-    store.write(out, arrays, identity, chunk_rows={"latents": 1}, prompts=prompts, seed=seed)
 
 
 if __name__ == "__main__":

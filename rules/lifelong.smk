@@ -1,0 +1,261 @@
+"""Concepts one after another: each is learned with those before at work, and leaves them alone; what becomes of each."""
+
+
+def taught_prompts(wildcards):
+    """What later subjects leave alone of one: its captions, or the prompts that the config gives, with its name."""
+    concept = CONCEPTS[wildcards.concept]
+    texts = SUBJECT_PROMPTS or concept["class_prompts"]
+    return [fill_prompt(prompt, subject_words(concept)) for prompt in texts]
+
+
+def moments_identity(run):
+    """What the moments of a learned subject are made from."""
+    return {"model": MODEL, "sampler": IDENTITY["sampler"], "run": KEYS[run], "prompts": SUBJECT_PROMPTS}
+
+
+def earlier_moments(wildcards):
+    return collect("<kept>/runs/{run}/moments.zarr", run=kept_runs(earlier_runs(**run_of(wildcards))))
+
+
+def earlier_identities(wildcards):
+    return [moments_identity(run) for run in earlier_runs(**run_of(wildcards))]
+
+
+def stage_of(run, count):
+    """The key of what is known after so many concepts, by the method and seed of a run."""
+    _, method, seed = run.split("/")
+    return digest([KEYS[f"{concept}/{method}/{seed}"] for concept in list(CONCEPTS)[:count]])
+
+
+def stages_measured(name):
+    """Files of that name by (method, seed, concepts known, concept): each concept when it was learned, and ever after.
+
+    A concept that was just learned on top of others has been drawn and measured as such, as a run.
+    """
+    found = {}
+    for run in RUNS:
+        concept, method, seed = run.split("/")
+        if method not in LIFELONG:
+            continue
+        for count in range(list(CONCEPTS).index(concept) + 1, len(CONCEPTS) + 1):
+            last = list(CONCEPTS)[count - 1]
+            if count == 1 or (last == concept and LIFELONG[method] == "sequence"):
+                place = f"<kept>/runs/{run}/{KEYS[run]}"
+            else:
+                place = f"<kept>/lifelong/{method}/{seed}/{stage_of(run, count)}/{concept}"
+            found[method, int(seed), count, concept] = f"{place}/{name}"
+    return found
+
+
+def stage_adapters(wildcards):
+    return collect("<kept>/runs/{run}/adapter.safetensors", run=kept_runs(STAGES[wildcards.stage]))
+
+
+def stage_prompts(wildcards):
+    """All groups of the concept that was learned last, and of earlier ones what shows themselves."""
+    groups = run_prompts(wildcards)
+    last = STAGES[wildcards.stage][-1].split("/")[0] == wildcards.concept
+    return groups if last else {group: groups[group] for group in ("subject", "class")}
+
+
+def pairs_of(wildcards):
+    """Two prompts for each two concepts that follow each other, of the left and of the right half of one picture."""
+    words = [subject_words(CONCEPTS[run.split("/")[0]]) for run in STAGES[wildcards.stage]]
+    left, right = config["lifelong"]["pair"]
+    return [[fill_prompt(left, a), fill_prompt(right, b)] for a, b in itertools.pairwise(words)]
+
+
+def whole_stages():
+    """What is known in the end, by method and seed."""
+    return {runs[0].partition("/")[2]: key for key, runs in STAGES.items() if len(runs) == len(CONCEPTS)}
+
+
+def rooms(scope):
+    """Projectors by method, seed and concept that say how many directions were free for it, of protecting methods."""
+    found = {}
+    for run in RUNS:
+        concept, method, seed = run.split("/")
+        if method in LIFELONG and METHODS[method]["method"] == "nullbooth" and METHODS[method]["scope"] == scope:
+            step = "pooled" if scope == "pooled" else STEPS[0]
+            joined = RECIPES[run]["identity"].get("lifelong")
+            place = f"<kept>/runs/{run}/{KEYS[run]}" if joined else "<statistics>"
+            found[method, int(seed), concept] = f"{place}/projectors/{step}.zarr"
+    return found
+
+
+ROOMS = {key: path for scope in ("pooled", "timestep", "shared") for key, path in rooms(scope).items()}
+
+
+rule subject_moments:
+    input:
+        earlier=adapters_before,
+        adapter=rules.adapter.output.adapter,
+    output:
+        directory("<kept>/<run>/{key}/moments.zarr"),
+    log:
+        "<results>/logs/lifelong/moments/{concept}/{method}/{seed}/{key}.log",
+    benchmark:
+        "<results>/benchmarks/lifelong/moments/{concept}/{method}/{seed}/{key}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: workflow.cores or 1
+    resources:
+        gpu=1,
+        mem_mb=grown(4000, "heldout_moments"),
+        runtime=120,
+    params:
+        prompts=taught_prompts,
+        sampler=config["sampler"],
+        seed=config["protect"]["seed"],
+        sites=config["protect"]["sites"],
+        identity=lambda wildcards: moments_identity("{concept}/{method}/{seed}".format(**run_of(wildcards))),
+    message:
+        "Second moments of {wildcards.concept}, as {wildcards.method} has learned it, seed {wildcards.seed}"
+    script:
+        "../workflow/scripts/subject_moments.py"
+
+
+rule joined_projector:
+    input:
+        covariance="<statistics>/covariances/{step}.zarr",
+        earlier=earlier_moments,
+    output:
+        directory("<kept>/<run>/{key}/projectors/{step}.zarr"),
+    log:
+        "<results>/logs/lifelong/projectors/{concept}/{method}/{seed}/{key}/{step}.log",
+    benchmark:
+        "<results>/benchmarks/lifelong/projectors/{concept}/{method}/{seed}/{key}/{step}.tsv"
+    wildcard_constraints:
+        step="|".join([*STEPS, "pooled"]),
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(2000, "projector"),
+        runtime=30,
+    params:
+        step="{step}",
+        weight=LATER["weight"],
+        of_statistics=IDENTITY,
+        of_earlier=earlier_identities,
+        identity=made_from("identity"),
+    message:
+        "Eigenvectors at timestep {wildcards.step}, with the subjects before {wildcards.concept}"
+    script:
+        "../workflow/scripts/joined_projector.py"
+
+
+rule stage_images:
+    input:
+        adapters=stage_adapters,
+    output:
+        directory("<kept>/lifelong/{method}/{seed}/{stage}/{concept}/images"),
+    log:
+        "<results>/logs/lifelong/images/{method}/{seed}/{stage}/{concept}.log",
+    benchmark:
+        "<results>/benchmarks/lifelong/images/{method}/{seed}/{stage}/{concept}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: workflow.cores or 1
+    resources:
+        gpu=1,
+        mem_mb=grown(6000, "tuned_images"),
+        runtime=60,
+    params:
+        prompts=stage_prompts,
+        sampler=config["sampler"],
+        sampling=SAMPLING,
+        identity={"model": MODEL},
+    message:
+        "Drawing {wildcards.concept} with all that {wildcards.method} has learned by then, seed {wildcards.seed}"
+    script:
+        "../workflow/scripts/sample.py"
+
+
+rule stage_metrics:
+    input:
+        tuned=rules.stage_images.output[0],
+        base=base_parts,
+    output:
+        "<kept>/lifelong/{method}/{seed}/{stage}/{concept}/metrics.json",
+    log:
+        "<results>/logs/lifelong/metrics/{method}/{seed}/{stage}/{concept}.log",
+    benchmark:
+        "<results>/benchmarks/lifelong/metrics/{method}/{seed}/{stage}/{concept}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(4000, "evaluate"),
+        runtime=30,
+    params:
+        identity=ENCODERS,
+        concept=photographs,
+    message:
+        "Measuring {wildcards.concept} with all that {wildcards.method} has learned by then, seed {wildcards.seed}"
+    script:
+        "../workflow/scripts/evaluate.py"
+
+
+rule together:
+    input:
+        adapters=stage_adapters,
+    output:
+        directory("<kept>/lifelong/{method}/{seed}/{stage}/together"),
+    log:
+        "<results>/logs/lifelong/together/{method}/{seed}/{stage}.log",
+    benchmark:
+        "<results>/benchmarks/lifelong/together/{method}/{seed}/{stage}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: workflow.cores or 1
+    resources:
+        gpu=1,
+        mem_mb=grown(6000, "tuned_images"),
+        runtime=60,
+    params:
+        pairs=pairs_of,
+        sampler=config["sampler"],
+        sampling=SAMPLING,
+        identity={"model": MODEL},
+    message:
+        "Drawing two subjects in one picture with {wildcards.method}, seed {wildcards.seed}"
+    script:
+        "../workflow/scripts/together.py"
+
+
+rule lifelong:
+    input:
+        metrics=stages_measured("metrics.json").values(),
+        images=stages_measured("images").values(),
+        rooms=ROOMS.values(),
+        together=[f"<kept>/lifelong/{run}/{stage}/together" for run, stage in whole_stages().items()],
+    output:
+        folder=report(
+            directory("<results>/lifelong"),
+            htmlindex="retention.svg",
+            caption="../workflow/report/lifelong.rst",
+            category="Lifelong",
+            labels={"figure": "subjects one after another"},
+        ),
+    log:
+        "<results>/logs/lifelong/table.log",
+    benchmark:
+        "<results>/benchmarks/lifelong/table.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        stages=[list(key) for key in stages_measured("")],
+        rooms=[list(key) for key in ROOMS],
+        runs=list(whole_stages()),
+        rules={name: METHODS[name]["rule"] or config["protect"]["rule"] for name in LIFELONG},
+        ranks={name: METHODS[name]["rank"] for name in LIFELONG},
+        concepts=list(CONCEPTS),
+    message:
+        "Writing what became of each subject"
+    script:
+        "../workflow/scripts/lifelong.py"

@@ -1,0 +1,51 @@
+"""Rule subject_moments: second moments of a learned subject's prompts under the model that knows it, at all timesteps,
+for later subjects to leave it alone."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from nullbooth import load_adapter, models, store
+from nullbooth.progress import log_to, reporter
+from nullbooth.statistics import moments_of_all, write_trajectory
+
+
+def main(
+    out: str, adapters: list[str], prompts: list[str], sampler: dict, seed: int, sites: list[str], identity, config
+) -> None:
+    device = models.pick_device(config["device"])
+    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
+    models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
+    for path in adapters:
+        load_adapter(pipeline, path, model=identity["model"])
+    denoiser, batch = models.denoiser_of(pipeline), config["protect"]["batch"]
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with (
+        TemporaryDirectory(dir=Path(out).parent) as folder,
+        torch.no_grad(),
+        models.passes_in(device, config["precision"], denoiser.dtype),
+    ):
+        trajectory = f"{folder}/trajectory.zarr"
+        write_trajectory(
+            trajectory,
+            pipeline,
+            prompts,
+            identity,
+            steps=sampler["steps"],
+            guidance=sampler["guidance"],
+            seed=seed,
+            batch=batch,
+            resolution=config["resolution"],
+            arguments=sampler["arguments"],
+            progress=reporter("prompts of the subject"),
+        )
+        denoiser.to(device)  # with offloading it may be elsewhere
+        report = reporter("timesteps")
+        arrays, about = moments_of_all(denoiser, trajectory, sampler["steps"], sites, batch, identity, report)
+    store.write(out, arrays, identity, **about)
+
+
+if __name__ == "__main__":
+    log_to(snakemake.log[0])
+    main(snakemake.output[0], snakemake.input.adapters, **snakemake.params, config=snakemake.config)
