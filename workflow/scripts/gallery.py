@@ -33,8 +33,7 @@ def main(
     sampler,
     small,
     protecting,
-    edits,
-    lifelong,
+    **sections,
 ) -> None:
     about = {
         "model": model,
@@ -47,7 +46,7 @@ def main(
     names = [concept["name"] for concept in concepts]
     plot = plot_of_methods(Path(results), names, methods, seeds)
     with whole(out) as page:
-        write_gallery(page, Path(template), Path(results), runs, concepts, about, plot, protecting, edits, lifelong)
+        write_gallery(page, Path(template), Path(results), runs, concepts, about, plot, protecting, **sections)
 
 
 if __name__ == "__main__":

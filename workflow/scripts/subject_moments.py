@@ -48,4 +48,5 @@ def main(
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.adapters, **snakemake.params, config=snakemake.config)
+    i = snakemake.input
+    main(snakemake.output[0], [*i.earlier, i.adapter], **snakemake.params, config=snakemake.config)
