@@ -8,7 +8,7 @@ import numpy as np
 from nullbooth import store
 from nullbooth.comparison import DRIFT, FIDELITY, stacked
 from nullbooth.intervals import bootstrap_mean
-from nullbooth.projector import free_directions, free_share
+from nullbooth.projector import free_share
 
 COLUMNS = ("method", "seed", "known", "concept", "group", "metric", "value", "low", "high", "n")
 COLORS_RIGHT = ("tuned", "unrelated", "color_accuracy")
@@ -79,38 +79,37 @@ def fidelities(measured: list[Known], method: str, concepts: list[str]) -> dict[
 
 
 def free_counts(path: str, rule: str, value: float) -> dict[str, Any]:
-    """Of projectors in a store: the mean share of free directions by kind of layer, and the site with the fewest."""
+    """Of projectors in a store, under a rank rule: the mean share of free directions by kind of layer and over all
+    layers, and how many are free in each layer (of the soft rule, the sum of their weights)."""
     group = store.read(path)
     kinds: dict[str, list[float]] = {}
-    fewest = None
+    counts = []
     for feature in group.attrs["features"]:
         w = group[f"{feature['name']}:values"][:]
         share = free_share(w, rule, value)
-        count = share * len(w) if rule == "soft" else free_directions(w, rule, value)
-        if fewest is None or count < fewest[1]:
-            fewest = feature["name"], count, len(w)
         for site in feature["sites"]:
             kinds.setdefault(site.rpartition("attn2.")[2] or site, []).append(share)
+            counts.append(share * len(w))
+    every = [share for found in kinds.values() for share in found]
     shares = {kind: sum(found) / len(found) for kind, found in sorted(kinds.items())}
-    return {"kinds": shares, "site": fewest[0], "fewest": fewest[1], "width": fewest[2]}
+    return {"kinds": shares, "mean": sum(every) / len(every), "counts": counts}
 
 
 def capacity(rooms: list[dict[str, Any]], rank: int | str) -> dict[str, Any]:
-    """How much room there was for each concept in turn, at the site with the least, and for how many more there is.
+    """How much room there was for each concept in turn, and for about how many more there is, in a straight line.
 
-    Each concept takes the mean of what those before took, in a straight line; a change of rank r wants r directions.
-    rooms: `free_counts` for one concept after the other.
+    rooms: `free_counts` for one concept after the other. A change of rank r wants r free directions in a layer.
     """
-    fewest = [room["fewest"] for room in rooms]
-    taken = (fewest[0] - fewest[-1]) / max(1, len(fewest) - 1)
+    means, counts = [room["mean"] for room in rooms], rooms[-1]["counts"]
+    taken = (means[0] - means[-1]) / max(1, len(means) - 1)
     wanted = 1 if rank == "full" else int(rank)
-    more = None if taken <= 0 else max(0, int((fewest[-1] - wanted) / taken))
-    said = f"free directions at {rooms[-1]['site']}, the fewest of all: " + ", ".join(f"{n:.0f}" for n in fewest)
-    said += f" of {rooms[-1]['width']}; "
-    if fewest[-1] < wanted:
-        said += f"a change of rank {wanted} has no room left: raise protect.rule, or add to protect.sites"
-    elif more is None:
-        said += "the subjects take none of them"
+    short = sum(count < wanted for count in counts)
+    more = int(means[-1] / taken) if taken > 0 else None
+    said = "free directions, mean of all layers: " + ", ".join(f"{mean:.1%}" for mean in means)
+    if short == len(counts):
+        more = 0
+        said += f"; no layer has as many left as the rank, {wanted}: raise protect.rule, or add to protect.sites"
     else:
-        said += f"at {taken:.1f} a subject, there is room for about {more} more of rank {wanted}"
-    return {"fewest": fewest, "width": rooms[-1]["width"], "more": more, "said": said}
+        said += "; the subjects take none" if more is None else f"; at this pace there is room for about {more} more"
+        said += f"; {short} of {len(counts)} layers have fewer than the rank, {wanted}" if short else ""
+    return {"means": means, "short": short, "layers": len(counts), "more": more, "said": said}

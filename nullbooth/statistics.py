@@ -150,9 +150,9 @@ def free_share(projectors: dict[str, list[Projector]]) -> dict[str, float]:
     return {name: sum(p.free / len(p.basis) for p in ps) / len(ps) for name, ps in projectors.items()}
 
 
-def fewest_free(projectors: dict[str, list[Projector]]) -> tuple[str, float]:
-    """The site with the fewest free directions, and how many, at the timestep where they are fewest."""
-    return min(((name, min(p.free for p in ps)) for name, ps in projectors.items()), key=lambda found: found[1])
+def short_of(projectors: dict[str, list[Projector]], rank: int) -> list[str]:
+    """Sites that have fewer free directions than a change of this rank wants, at some timestep."""
+    return [name for name, ps in projectors.items() if min(p.free for p in ps) < rank]
 
 
 def in_order(sites: dict[str, nn.Linear], projectors: dict[str, list[Projector]]) -> dict[str, nn.Linear]:

@@ -22,7 +22,7 @@ from nullbooth.rivals import FineTune
 from nullbooth.sampling import sample
 from nullbooth.settings import fill_prompt, prior_of, subject_words
 from nullbooth.sites import find_sites
-from nullbooth.statistics import fewest_free, free_share, in_order, protected_passes, site_projectors
+from nullbooth.statistics import free_share, in_order, protected_passes, short_of, site_projectors
 from nullbooth.training import TrainSettings, is_flow, train
 
 # Of the steps in which the identifier alone is learned.
@@ -52,10 +52,10 @@ def protected_adapter(
     else:
         stacks, timesteps = packs.read(packs.locate(pack, packs.scope_of(method))[0])
     sites = in_order(find_sites(denoiser, wanted), stacks)
-    site, fewest = fewest_free(stacks)
-    print(f"fewest free directions: {fewest:.0f}, at {site}")
-    if method["rank"] != "full" and fewest < method["rank"]:
-        print(f"that is less than the rank, {method['rank']}: little room is left there; raise the rule's value")
+    if method["rank"] != "full" and (short := short_of(stacks, method["rank"])):
+        print(f"{len(short)} of {len(stacks)} layers have fewer free directions than the rank, {method['rank']}")
+        if len(short) == len(stacks):
+            print("there is no room left to learn in: raise the value of protect.rule, or add to protect.sites")
     for kind in ("to_q", "to_k", "to_v", "to_out.0"):
         shares = [share for name, share in free_share(stacks).items() if name.endswith(kind)]
         if shares:
