@@ -42,6 +42,7 @@ rule gallery:
         sampler=config["sampler"],
         protecting=PROTECTING,
         edits=config["edits"],
+        contexts=EDITED_CONTEXTS,
     message:
         "Writing the gallery"
     script:

@@ -22,7 +22,19 @@ def plot_of_methods(results: Path, concepts: list[str], methods: list[str], seed
 
 
 def main(
-    out: str, results: str, template: str, runs, concepts, methods, seeds, model, sampler, small, protecting, edits
+    out: str,
+    results: str,
+    template: str,
+    runs,
+    concepts,
+    methods,
+    seeds,
+    model,
+    sampler,
+    small,
+    protecting,
+    edits,
+    contexts,
 ) -> None:
     about = {
         "model": model,
@@ -35,7 +47,7 @@ def main(
     names = [concept["name"] for concept in concepts]
     plot = plot_of_methods(Path(results), names, methods, seeds)
     with whole(out) as page:
-        write_gallery(page, Path(template), Path(results), runs, concepts, about, plot, protecting, edits)
+        write_gallery(page, Path(template), Path(results), runs, concepts, about, plot, protecting, edits, contexts)
 
 
 if __name__ == "__main__":
