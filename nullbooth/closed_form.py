@@ -5,7 +5,7 @@ projector `P`, the paper has
 
     dW = R K1^T P (K1 K1^T P + Kp Kp^T P + l2 I)^-1,
 
-which minimises |(W + dW) K1 - V1|^2 + |dW Kp|^2 + l2 |D|^2 over `dW = D P`. The matrix that it inverts is not
+which minimises |(W + dW) K1 - V1|^2 + |dW Kp|^2 + l2 |dW|^2 over `dW = D P`. The matrix that it inverts is not
 symmetric. With `P = F F^T`, where `F: [in, f]` spans the free directions, and `A = K1 K1^T + Kp Kp^T`,
 
     F^T (A F F^T + l2 I) = (F^T A F + l2 I) F^T,    hence    F^T (A P + l2 I)^-1 = (F^T A F + l2 I)^-1 F^T, and
