@@ -63,6 +63,10 @@ def test_a_result_has_one_name(target):
             {"sample": {"prompts": {"unrelated": "config/prompts/minimal.txt"}}},
             "sample.prompts.unrelated: 'a large red circle on a blue background' is also protected (4 such prompts)",
         ),
+        (
+            {"edits": [{"from": word, "to": ""} for word in ("a circle", "heart", "the moon", "a star")]},
+            "edits: every protected prompt speaks of what is edited; protect others (protect.prompts)",
+        ),
     ],
 )
 def test_config_errors_name_the_key(tmp_path, change, message):
