@@ -180,6 +180,21 @@ def test_what_is_the_same_to_the_model_is_refused(pipeline):
         solved(pipeline, "Stable Diffusion 1", [EDIT, Edit("star", "Star")])
 
 
+def test_rounding_is_no_change(pipeline):
+    """Prompts that shared a pass with others may be read a little differently, on a GPU above all."""
+    texts = texts_of(pipeline, "Stable Diffusion 1")
+    [(k, t)] = texts.pairs(EDIT, ["a {concept} on"]).values()
+    [x] = texts.of("a moon on")[0].values()
+    x *= 1 + 1e-6
+    [(ours, theirs)] = texts.pairs(EDIT, ["a {concept} on"]).values()
+    torch.testing.assert_close(ours, k, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(theirs, t, rtol=1e-4, atol=1e-5)
+    for x in texts.of("a MOON")[0].values():
+        x += 1e-6
+    with pytest.raises(InputError, match="are the same to the model"):
+        texts.pairs(Edit("moon", "MOON"), ["a {concept}"])
+
+
 # --- what becomes of it ------------------------------------------------------------------------------------
 
 
