@@ -107,6 +107,8 @@ MOON = {"from": "a moon", "to": "a star"}
 editing("no target", [{"from": "a moon"}], "edits.0: missing to")
 editing("no source", [MOON, {"to": "a moon"}], "edits.1: missing from")
 editing("a blank source", [{"from": " ", "to": "a star"}], "edits.0.from: ' '")
+editing("a placeholder as source", [{"from": "a {moon}", "to": ""}], "edits.0.from: 'a {moon}'", "without { }")
+editing("a placeholder as target", [MOON, {"from": "a ring", "to": "{x}"}], "edits.1.to: '{x}'", "without { }")
 editing("a misspelt key", [{**MOON, "too": ""}], "edits.0.too: unknown key; did you mean 'to'?")
 editing("no text", [{"from": "a moon", "to": None}], "edits.0.to: None", "string")
 editing("a bell", [{"from": "a \x07", "to": ""}], "edits.0.from", "U+0007")
