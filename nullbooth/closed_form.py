@@ -5,7 +5,7 @@ projector `P`, the paper has
 
     dW = R K1^T P (K1 K1^T P + Kp Kp^T P + l2 I)^-1,
 
-which minimises |(W + dW) K1 - V1|^2 + |dW Kp|^2 + l2 |D|^2 over `dW = D P`. The matrix that it inverts is not
+which minimises |(W + dW) K1 - V1|^2 + |dW Kp|^2 + l2 |dW|^2 over `dW = D P`. The matrix that it inverts is not
 symmetric. With `P = F F^T`, where `F: [in, f]` spans the free directions, and `A = K1 K1^T + Kp Kp^T`,
 
     F^T (A F F^T + l2 I) = (F^T A F + l2 I) F^T,    hence    F^T (A P + l2 I)^-1 = (F^T A F + l2 I)^-1 F^T, and
@@ -77,8 +77,7 @@ def factors(m: Tensor, c: Tensor, tolerance: float = 1e-2) -> tuple[Tensor, Tens
 
     The second factor has the rows of `M` for its own, so that what is protected stays so.
     """
-    w, v = torch.linalg.eigh(c)
-    u, s, _ = torch.linalg.svd(m @ (v * w.clamp(min=0).sqrt()))
-    missed = s.square().flip(0).cumsum(0).flip(0).sqrt()  # by what is left out from each singular value on
-    rank = max(1, int((missed > tolerance * missed[0]).sum()))
-    return u[:, :rank], u[:, :rank].T @ m
+    w, u = torch.linalg.eigh(m @ c @ m.T)
+    missed = w.clamp(min=0).cumsum(0)  # by leaving out what comes before each eigenvector, and it
+    rank = max(1, int((missed > tolerance**2 * missed[-1]).sum()))
+    return u[:, -rank:], u[:, -rank:].T @ m

@@ -16,6 +16,7 @@ from nullbooth.trajectories import Resolution, denoiser_inputs, first_call
 from nullbooth.wording import Edit, align
 
 EDITED = ("to_k", "to_v")  # of cross-attention: what makes of a prompt's features what the picture attends to
+SAME = 1e-3  # of a feature: less than that is rounding, which differs where another number of prompts shares a pass
 BATCH = 16  # prompts in a pass, which ends where the first of these layers reads
 
 
@@ -104,7 +105,7 @@ class TextFeatures:
             both = slice(None) if read is None else read & read_there[into]
             for name, x in ours.items():
                 k, t = x[both], theirs[name][into][both]
-                changed = (k != t).any(-1)
+                changed = (t - k).norm(dim=-1) > SAME * k.norm(dim=-1)
                 found[name].append((k[changed], t[changed]))
         joined = {name: (torch.cat([k for k, _ in p]), torch.cat([t for _, t in p])) for name, p in found.items()}
         if not all(len(k) for k, _ in joined.values()):

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nullbooth.files import read_json
 from nullbooth.images import list_images, open_image, read_drawn
-from nullbooth.wording import concerns, edits_of
+from nullbooth.wording import edits_of
 
 GROUPS = {
     "subject": "The subject, in new places",
@@ -113,13 +113,14 @@ def write_gallery(
     trade_off: str | None = None,
     protecting: bool = True,
     edits: list[dict[str, str]] | None = None,
+    contexts: dict[str, list[str]] | None = None,
     lifelong: bool = False,
 ) -> None:
     """Write `page/index.html`, the pictures that it shows and `page/<concept>.png`; everything by relative address.
 
     Heat maps of a run are shown where they are, and so are figures of the statistics, if these are `protecting` the
-    runs; `trade_off` is SVG text; edits: those of the config, if there are any;
-    lifelong: whether some method learned the concepts one after another.
+    runs; `trade_off` is SVG text; edits: those of the config, if there are any, with contexts of each group of their
+    pictures; lifelong: whether some method learned the concepts one after another.
     """
     page.mkdir(parents=True, exist_ok=True)
     unrelated = collect_images(results / "images/base/unrelated", page, "base/unrelated")
@@ -130,7 +131,7 @@ def write_gallery(
             statistics[name] = shutil.copy(results / "figures" / file, page / file).name
     shutil.copy(results / "evaluation" / "metrics.csv", page / "metrics.csv")
     context = {"sections": sections, "about": about, "figure": figure, "statistics": statistics}
-    context["edits"] = edits_section(page, results / "edits", edits) if edits else None
+    context["edits"] = edits_section(page, results / "edits", edits, contexts) if edits else None
     context["lifelong"] = lifelong_section(page, results / "lifelong") if lifelong else None
     render(template, page / "index.html", trade_off=trade_off, **context)
 
@@ -184,17 +185,18 @@ def concept_section(page: Path, results: Path, concept: dict, runs: list[str], a
     return {"concept": concept, "photographs": copies, "tuned": tuned, "groups": groups, "attention": attention}
 
 
-def edits_section(page: Path, folder: Path, edits: list[dict[str, str]]) -> dict:
-    """What the page says of edits; copies their pictures beside it. folder: of the edits' results."""
+def edits_section(page: Path, folder: Path, edits: list[dict[str, str]], contexts: dict[str, list[str]]) -> dict:
+    """What the page says of edits; copies their pictures beside it. folder: of the edits' results; contexts: with
+    {concept}, by group of pictures."""
     base, edited = (collect_images(folder / name, page, f"edits/{name}") for name in ("base", "images"))
     metrics = read_json(folder / "metrics.json")["metrics"]
     shutil.copy(folder / "metrics.csv", page / "edits.csv")
     sections = []
     for edit in edits_of(edits):
-        keys = [key for key in edited if key[0] in EDITED and concerns(key[1], edit.source)]
+        own = {(group, edit.filled(context)[0]) for group, texts in contexts.items() for context in texts}
+        keys = [key for key in edited if key[:2] in own]
         rows = [{"prompt": key[1], "base": base[key], "edited": edited[key], "group": EDITED[key[0]]} for key in keys]
-        name = f"{edit.source} -> {edit.target}"
-        sections.append({"edit": edit, "rows": rows, "metrics": [m for m in metrics if m["edit"] == name]})
+        sections.append({"edit": edit, "rows": rows})
     return {"sections": sections, "metrics": [m for m in metrics if m["edit"] == "all"]}
 
 

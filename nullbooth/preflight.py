@@ -54,6 +54,7 @@ def check_results(config: dict[str, Any]) -> None:
     others = {"model_config": config["model_config"], "protect.pack": config["protect"]["pack"]}
     named |= {key: value for key, value in others.items() if value}
     named |= {f"sample.prompts.{group}": path for group, path in config["sample"]["prompts"].items()}
+    named |= {f"edit.{key}": config["edit"][key] for key in ("templates", "paraphrases")}
     for i, concept in enumerate(config["concepts"]):
         named |= {f"concepts.{i}.{key}": concept[key] for key in ("images", "holdout") if concept[key]}
     for key, value in named.items():
@@ -174,21 +175,34 @@ def prompts_of(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def edited_prompts(config: dict[str, Any]) -> dict[str, list[str]]:
     """The prompts that edits are solved and measured with, by the setting of their contexts; none without edits."""
-    found = {}
-    for key in ("templates", "paraphrases") if config["edits"] else ():
-        found[f"edit.{key}"] = texts = []
-        for context in read_prompts(config["edit"][key], f"edit.{key}"):
+    edits, found, changed = edits_of(config["edits"]), {}, {}
+    for i, edit in enumerate(edits):
+        if edit.source == edit.target:
+            raise SettingsError(f"edits.{i}: from and to are both {shown(edit.source)}; nothing would change")
+    contexts = {key: read_prompts(config["edit"][key], f"edit.{key}") for key in ("templates", "paraphrases") if edits}
+    if taught := sorted(set(contexts.get("templates", ())) & set(contexts.get("paraphrases", ()))):
+        raise SettingsError(
+            f"edit.paraphrases: {shown(taught[0])} is also one of edit.templates; what is measured here are contexts "
+            "that were not taught: take it out of one of them"
+        )
+    for key, texts in contexts.items():
+        found[f"edit.{key}"] = []
+        for context in texts:
             if "{concept}" not in context:
                 raise SettingsError(
                     f"edit.{key}: {shown(context)}: {{concept}} is not in it; say where the edit stands"
                 )
             try:
-                texts += [prompt for edit in edits_of(config["edits"]) for prompt in edit.filled(context)]
+                pairs = [edit.filled(context) for edit in edits]
             except SettingsError as error:
                 raise SettingsError(f"edit.{key}: {error}") from error
-    for i, edit in enumerate(edits_of(config["edits"])):
-        if edit.source == edit.target:
-            raise SettingsError(f"edits.{i}: from and to are both {shown(edit.source)}; nothing would change")
+            for i, (source, _) in enumerate(pairs):
+                if (first := changed.setdefault(source.casefold(), i)) != i:
+                    raise SettingsError(
+                        f"edits.{i}.from: {shown(edits[i].source)}: edits.{first} changes the prompt {shown(source)} "
+                        "too, which can have but one meaning; take one of the two away"
+                    )
+            found[f"edit.{key}"] += [prompt for pair in pairs for prompt in pair]
     return found
 
 

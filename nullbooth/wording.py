@@ -23,13 +23,14 @@ class Edit:
 
 def edits_of(listed: Iterable[dict[str, str]]) -> list[Edit]:
     """`edits` of the config."""
-    return [Edit(entry["from"].strip(), entry["to"].strip()) for entry in listed]
+    return [Edit(*(" ".join(entry[key].split()) for key in ("from", "to"))) for entry in listed]
 
 
 def concerns(prompt: str, concept: str) -> bool:
     """Whether a prompt speaks of a concept: the words of it stand there in a row, whatever the article."""
-    words = re.sub(r"^(an?|the)\s+", "", concept, flags=re.IGNORECASE)
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE) is not None
+    words = re.sub(r"^(an?|the)\s+", "", concept, flags=re.IGNORECASE).split()
+    pattern = r"\s+".join(map(re.escape, words))
+    return re.search(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE) is not None
 
 
 def not_concerned(prompts: Iterable[str], edits: Iterable[Edit]) -> list[str]:

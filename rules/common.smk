@@ -232,7 +232,7 @@ for method, seed in itertools.product(LIFELONG, config["seeds"]):
 
 EDITING = {
     "edits": config["edits"],
-    "rule": config["edit"]["rule"] or config["protect"]["rule"],
+    "rule": config["edit"]["rule"] or next((about["rule"] for _, about in PACKS.values()), config["protect"]["rule"]),
     "l2": config["edit"]["l2"],
     "templates": CONTEXTS.get("templates"),
     "protected": RETAINED if EDITS else None,

@@ -1,9 +1,13 @@
 """What prompts mean, edited in closed form, one edit after another; how well that holds, and what it did elsewhere."""
 
+# By the group of pictures that are drawn in them.
+EDITED_CONTEXTS = {"edited": CONTEXTS.get("templates", []), "paraphrased": CONTEXTS.get("paraphrases", [])}
 
-def in_contexts(context, target=False):
-    """Prompts of all edits in their first contexts, as they are to be drawn or as they are to be understood."""
-    chosen = CONTEXTS.get(context, [])[: config["edit"]["pictures"]]
+
+def in_contexts(group, target=False):
+    """Prompts of all edits in some of their contexts, as they are to be drawn or as they are to be understood."""
+    # By their hashes: by the alphabet, they would be photographs all of them.
+    chosen = sorted(EDITED_CONTEXTS[group], key=digest)[: config["edit"]["pictures"]]
     return list(dict.fromkeys(edit.filled(c)[target] for edit in EDITS for c in chosen))
 
 
@@ -47,9 +51,9 @@ rule unedited_images:
         runtime=60,
     params:
         prompts={
-            "edited": in_contexts("templates"),
-            "paraphrased": in_contexts("paraphrases"),
-            "meant": in_contexts("templates", target=True) + in_contexts("paraphrases", target=True),
+            "edited": in_contexts("edited"),
+            "paraphrased": in_contexts("paraphrased"),
+            "meant": in_contexts("edited", target=True) + in_contexts("paraphrased", target=True),
         },
         sampler=config["sampler"],
         sampling=SAMPLING,
@@ -78,8 +82,8 @@ rule edited_images:
         runtime=60,
     params:
         prompts={
-            "edited": in_contexts("templates"),
-            "paraphrased": in_contexts("paraphrases"),
+            "edited": in_contexts("edited"),
+            "paraphrased": in_contexts("paraphrased"),
             **UNEDITED,
         },
         sampler=config["sampler"],
@@ -111,10 +115,7 @@ rule measure_edits:
     params:
         identity=ENCODERS,
         edits=config["edits"],
-        contexts={
-            "edited": CONTEXTS.get("templates", []),
-            "paraphrased": CONTEXTS.get("paraphrases", []),
-        },
+        contexts=EDITED_CONTEXTS,
     message:
         "Measuring the edits"
     script:

@@ -43,6 +43,7 @@ rule gallery:
         sampler=config["sampler"],
         protecting=PROTECTING,
         edits=config["edits"],
+        contexts=EDITED_CONTEXTS,
         lifelong=bool(STAGES),
     message:
         "Writing the gallery"

@@ -89,6 +89,71 @@ changed(
 )
 
 
+# --- edits ---------------------------------------------------------------------------------------------
+
+
+def editing(name: str, edits: list[dict], *says: str, **contexts: str) -> None:
+    """A row with edits, and with files of contexts."""
+
+    def spoil(world):
+        for key, text in contexts.items():
+            (world.prompts / f"{key}.txt").write_text(text)
+        return {"edits": edits, "edit": {key: str(world.prompts / f"{key}.txt") for key in contexts}}
+
+    row(f"edits: {name}", *says)(spoil)
+
+
+MOON = {"from": "a moon", "to": "a star"}
+editing("no target", [{"from": "a moon"}], "edits.0: missing to")
+editing("no source", [MOON, {"to": "a moon"}], "edits.1: missing from")
+editing("a blank source", [{"from": " ", "to": "a star"}], "edits.0.from: ' '")
+editing("a placeholder as source", [{"from": "a {moon}", "to": ""}], "edits.0.from: 'a {moon}'", "without { }")
+editing("a placeholder as target", [MOON, {"from": "a ring", "to": "{x}"}], "edits.1.to: '{x}'", "without { }")
+editing("a misspelt key", [{**MOON, "too": ""}], "edits.0.too: unknown key; did you mean 'to'?")
+editing("no text", [{"from": "a moon", "to": None}], "edits.0.to: None", "string")
+editing("a bell", [{"from": "a \x07", "to": ""}], "edits.0.from", "U+0007")
+editing("no change", [{"from": "a moon", "to": " a  moon"}], "edits.0: from and to are both 'a moon'")
+editing("none at all", [MOON, {"from": "a ring", "to": "a ring"}], "edits.1: from and to are both 'a ring'")
+editing("two of one prompt", [MOON, {"from": "A  Moon", "to": ""}], "edits.1.from: 'A Moon': edits.0", "one meaning")
+editing(
+    "two of one prompt in other contexts",
+    [MOON, {"from": "a photo of a moon", "to": ""}],
+    "edits.1.from: 'a photo of a moon': edits.0 changes the prompt 'a photo of a moon' too",
+    templates="{concept}\na photo of {concept}\n",
+)
+for key in ("templates", "paraphrases"):
+    editing(f"{key} without edit", [MOON], f"edit.{key}: 'a photo': {{concept}} is not in it", **{key: "a photo\n"})
+    editing(
+        f"{key} with a subject",
+        [MOON],
+        f"edit.{key}: ",
+        "{subject} stands for nothing; use {concept}",
+        **{key: "a {concept} and a {subject}\n"},
+    )
+    editing(f"no {key}", [MOON], f"{key}.txt: no prompts in it; write one a line", **{key: "# {concept}\n"})
+    changed(f"edits: {key} nowhere", {"edits": [MOON], "edit": {key: "no.txt"}}, f"edit.{key}: 'no.txt': no such file")
+    editing(f"long {key}", [MOON], f"edit.{key}: ", "tokens", "reads 6", **{key: "{concept} " + "star " * 10_000})
+editing(
+    "paraphrases that are templates",
+    [MOON],
+    "edit.paraphrases: 'a {concept}' is also one of edit.templates",
+    templates="a {concept}\nthe {concept}\n",
+    paraphrases="a {concept}\n",
+)
+
+
+@row("edits: results around their contexts", "results: ", "edit.templates (", "lies in it and might be lost")
+def _(world):
+    (world.folder / "contexts").mkdir()
+    (world.folder / "contexts/a.txt").write_text("a {concept}\n")
+    return {"results": str(world.folder / "contexts"), "edit": {"templates": str(world.folder / "contexts/a.txt")}}
+
+
+changed("edits: a ridge of nothing", {"edit": {"l2": 0}}, "edit.l2: 0")
+changed("edits: no pictures", {"edit": {"pictures": 0}}, "edit.pictures: 0")
+changed("edits: no such rule", {"edit": {"rule": {"enrgy": 0.1}}}, "edit.rule")
+
+
 def nested(depth: int) -> list:
     inner: list = []
     for _ in range(depth):

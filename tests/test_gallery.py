@@ -34,7 +34,33 @@ def pictures(folder: Path, groups: list[str], words: tuple[str, ...] = ()) -> No
     (folder / "images.json").write_text(json.dumps({"images": images, "attention": maps}))
 
 
-def build(tmp_path, figures=("spectra", "free_directions"), protecting=True):
+EDITS = [{"from": "a <b>ring</b>", "to": "<i>&"}, {"from": "a big a <b>ring</b>", "to": ""}]
+CONTEXTS = {"edited": ["{concept}", "a photo of {concept}"], "paraphrased": ["{concept} <u>there</u>"]}
+
+
+def edited_pictures(folder: Path) -> dict[str, list[str]]:
+    """Pictures and figures of EDITS in CONTEXTS, which are given back; of all but the last one of the taught."""
+    prompts = [
+        (group, context.replace("{concept}", edit["from"]))
+        for group, texts in CONTEXTS.items()
+        for edit in EDITS
+        for context in texts[:1]
+    ]
+    for name in ("base", "images"):
+        (folder / name).mkdir(parents=True)
+        listed = [{"group": g, "prompt": p, "seed": 1, "file": f"{i}.png"} for i, (g, p) in enumerate(prompts)]
+        for image in listed:
+            Image.new("RGB", (8, 8), "red").save(folder / name / image["file"])
+        (folder / name / "images.json").write_text(json.dumps({"images": listed}))
+    of_all = [("edited", "clip_prefers"), ("paraphrased", "clip_prefers"), ("unrelated", "dino_drift")]
+    number = {"edit": "all", "model": "edited", "value": 0.5, "low": 0.4, "high": 0.6, "n": 1}
+    found = [{**number, "group": group, "metric": metric} for group, metric in of_all]
+    (folder / "metrics.json").write_text(json.dumps({"metrics": found}))
+    (folder / "metrics.csv").write_text("edit,model\n")
+    return CONTEXTS
+
+
+def build(tmp_path, figures=("spectra", "free_directions"), protecting=True, edits=None):
     results = tmp_path / "results"
     words = ("sks", "<i>dog</i>")
     pictures(results / "images/base/unrelated", ["unrelated", "protected"])
@@ -56,7 +82,9 @@ def build(tmp_path, figures=("spectra", "free_directions"), protecting=True):
     concept = {"name": "thing", "images": str(photographs), "holdout": None, "identifier": "sks", "class": "<b>dog</b>"}
     about = {"model": "m", "steps": 2, "guidance": 1.0, "methods": 1, "seeds": 1, "small": True}
     runs = ["thing/pooled/0"]
-    write_gallery(tmp_path / "page", TEMPLATE, results, runs, [concept], about, protecting=protecting)
+    contexts = edits and edited_pictures(results / "edits")
+    page = tmp_path / "page"
+    write_gallery(page, TEMPLATE, results, runs, [concept], about, None, protecting, edits, contexts)
     return tmp_path / "page"
 
 
@@ -72,6 +100,30 @@ def test_prompts_and_names_are_escaped(page):
     assert "<i>dog" not in html
     assert "&lt;script&gt;alert(1)" in html
     assert "星" in html
+
+
+def test_edits_are_escaped_and_shown_with_their_own_pictures(tmp_path):
+    """The words of one stand in the prompts of the other."""
+    page = build(tmp_path, edits=EDITS)
+    html = (page / "index.html").read_text()
+    assert not re.search("<[bu]>(ring|there)|<i>&", html)
+    _, first, second = html.split('<section id="edits">')[1].split("</section>")[0].split("<h3>")
+    assert "“a &lt;b&gt;ring&lt;/b&gt;” → “&lt;i&gt;&amp;”" in first
+    assert "“a big a &lt;b&gt;ring&lt;/b&gt;” → nothing" in second
+    captions = [re.findall("<figcaption>(.*?)</figcaption>", part) for part in (first, second)]
+    ring = "a &lt;b&gt;ring&lt;/b&gt;"
+    assert captions[0] == [ring, f"{ring} &lt;u&gt;there&lt;/u&gt;"]
+    assert captions[1] == [f"a big {ring}", f"a big {ring} &lt;u&gt;there&lt;/u&gt;"]
+    addresses = re.findall(r'(?:src|data-base)="(edits/[^"]+)"', html)
+    assert len(addresses) == 4 * 3
+    assert all((page / address).is_file() for address in addresses)
+    assert (page / "edits.csv").is_file()
+
+
+def test_without_edits_the_page_has_none(page):
+    html = (page / "index.html").read_text()
+    assert 'id="edits"' not in html
+    assert "#edits" not in html
 
 
 def test_base_and_tuned_stand_side_by_side(page):

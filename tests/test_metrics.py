@@ -16,6 +16,7 @@ from nullbooth.metrics import (
     Encoder,
     attribute_accuracy,
     diversity,
+    edited_attributes,
     embed_images,
     embed_texts,
     load_encoder,
@@ -260,3 +261,24 @@ def test_attribute_accuracy_counts_what_prompts_name(dino_folder):
         "size": [None, 1.0, None],
         "position": [1.0, None, None],
     }
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "as_meant", "gone"),
+    [
+        ("a moon", "a blue star", 1, 1),
+        ("a moon", "a green star", 0, 1),  # all that the target names
+        ("a star", "a ring", 0, 0),
+        ("a green star", "a blue ring", 0, 0),  # nothing of the source's
+        ("a blue ring", "a green ring", 0, 0),  # of that in which they differ
+        ("a red moon on the left", "a blue star on the left", 1, 1),
+        ("a star on a red background", "on a red background", None, 0),
+        ("a moon", "", None, 1),
+        ("a photo", "a photo of a star", 1, None),
+        ("a thing", "another thing", None, None),
+    ],
+)
+def test_edited_attributes_are_those_in_which_source_and_target_differ(dino_folder, source, target, as_meant, gone):
+    """Of a picture that shows a small blue star on the left, on a dotted red background."""
+    found = edited_attributes(load_encoder(str(dino_folder)), pictures(1, 16), [source], [target])
+    assert found == {"as_meant": [as_meant], "gone": [gone]}

@@ -408,6 +408,23 @@ def test_adapters_depend_on_the_pack_and_not_on_the_prompts(world):
     assert [key.split("/")[1] for key in changed] == ["pooled"], "the other scope has a file of its own"
 
 
+def test_edits_take_the_prompts_and_the_rule_of_a_pack(world):
+    """Beside it, other prompts are nothing to them; a rule of their own is."""
+    run, pack = world
+
+    def solved(**changes) -> str:
+        done = snakemake("--dry-run", "edit", *with_pack(run, pack, edits=[{"from": "a moon", "to": ""}], **changes))
+        assert done.returncode == 0, done.stderr
+        [key] = set(re.findall(r"kept/edits/(\w+)/edit\.safetensors", done.stdout + done.stderr))
+        return key
+
+    key = solved()
+    assert solved(edit={"rule": {"energy": 0.01}}) == key, "the pack's"
+    assert solved(edit={"rule": {"energy": 0.02}}) != key
+    run.prompts.write_text("something else\n")
+    assert solved() == key
+
+
 @pytest.mark.slow
 def test_adapters_of_a_pack_are_those_of_the_stores(finished, tmp_path):
     """The pack in float32 to rounding; as it is written, to what float16 leaves. Its prompts and its rule are used,

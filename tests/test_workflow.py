@@ -30,6 +30,15 @@ def test_dry_run(config, tmp_path):
     assert jobs["adapter"] == jobs["evaluate"] == runs
 
 
+def test_the_example_of_edits(tmp_path):
+    """Beside the config of the project, as its first line says."""
+    arguments = ("--configfile", "config/edits.yaml", "--config", f"results={tmp_path}")
+    jobs = planned(*arguments, "--", "edits")
+    made = ("edit", "unedited_images", "edited_images", "measure_edits", "base_images", "shown", "edits")
+    assert jobs == dict.fromkeys(made, 1), "nothing is learned, and no statistics are needed"
+    assert planned(*arguments)["gallery"] == 1
+
+
 @pytest.mark.parametrize("target", ["trajectories", "covariances", "projectors", "adapters", "exports", "samples"])
 def test_stage_names_are_targets(target, tmp_path):
     jobs = planned("--configfile", "config/minimal.yaml", "--config", f"results={tmp_path}", "--", target)
@@ -62,6 +71,10 @@ def test_a_result_has_one_name(target):
         (
             {"sample": {"prompts": {"unrelated": "config/prompts/minimal.txt"}}},
             "sample.prompts.unrelated: 'a large red circle on a blue background' is also protected (4 such prompts)",
+        ),
+        (
+            {"edits": [{"from": word, "to": ""} for word in ("a circle", "heart", "the moon", "a star")]},
+            "edits: every protected prompt speaks of what is edited; protect others (protect.prompts)",
         ),
     ],
 )
