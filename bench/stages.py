@@ -119,6 +119,7 @@ def run_stage(args: Namespace) -> None:
                 [stores["projector"]] * (1 if args.scope == "pooled" else args.steps),
                 [],
                 None,
+                [],
                 concept,
                 {"method": "nullbooth", "scope": args.scope, "rank": 16, "alpha": None, "prior": None, "train": options}
                 | {"rule": {"fraction": 0.25}},

@@ -205,7 +205,7 @@ def test_a_whole_training(pipeline_folder, tmp_path, request, weights, every):
         "train": train,
     }
     out = {"adapter": str(tmp_path / "adapter.safetensors"), "config": str(tmp_path / "config.yaml")}
-    given = ([], [], None, concept, method, sampler, None, list(DEFAULT), {"model": "m"}, config)
+    given = ([], [], None, [], concept, method, sampler, None, list(DEFAULT), {"model": "m"}, config)
     script("adapter").main(out, *given)
     tensors, info = read_adapter(out["adapter"], "m")
     assert info.prompt == "a photo of a vbk star"

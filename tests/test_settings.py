@@ -59,6 +59,7 @@ def test_defaults_are_filled_in_at_every_depth(schema):
         "prior": None,
         "rule": None,
         "train": {},
+        "lifelong": None,
         "sweep": [{}],
     }
     assert config["comparison"] == {
