@@ -9,7 +9,7 @@ CORES ?= all
 .PHONY: samples test fast-test lint format lock clean
 
 samples: $(VENV)/.ready
-	$(BIN)/snakemake --cores $(CORES) results/samples
+	$(BIN)/snakemake --cores $(CORES) --configfile config/edits.yaml -- results/samples
 	@echo "Open results/samples/index.html in a browser."
 
 test: $(VENV)/.ready lint

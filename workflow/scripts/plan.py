@@ -70,6 +70,8 @@ def main(work: cost.Work, config: dict) -> None:
     if config["protect"]["prompts_until"] and work.shards > 1 and not work.packed:
         print("protect.prompts_until may need fewer of the shards: this is for all of them")
     print(f"\n{plan.table(jobs)}\n\n{plan.summary(jobs, machine)}")
+    if config["edits"] or any(method["lifelong"] for method in config["methods"]):
+        print("Not counted: edits, and what is drawn and measured of subjects after others were learned (lifelong)")
     for warning in plan.warnings(jobs, limits):
         print(f"Warning: {warning}")
     print("Estimates from nothing, without what is there already; docs/scaling.md says how they are made.")
