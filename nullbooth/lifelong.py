@@ -16,7 +16,8 @@ COLORS_RIGHT = ("tuned", "unrelated", "color_accuracy")
 
 @dataclass(frozen=True)
 class Known:
-    """Measurements (metrics.json) of one concept where `count` concepts are known."""
+    """Measurements (metrics.json) of one concept where `count` concepts are known; 0 where it was learned alone, to be
+    merged with others."""
 
     method: str
     seed: int
@@ -46,8 +47,9 @@ def summary(method: str, measured: list[Known]) -> dict[str, Any]:
     the same prompts), and the drift of everything else by how many concepts are known. With intervals over prompts."""
     last = max(known.count for known in measured)
     order = list(dict.fromkeys(known.concept for known in measured))
-    # Merged adapters are known together from the second on: what each had learned, it shows alone.
-    first = {(k.seed, k.concept): k.values(FIDELITY) for k in measured if k.count == order.index(k.concept) + 1}
+    alone = any(known.count == 0 for known in measured)
+    own = {concept: 0 if alone else place for place, concept in enumerate(order, 1)}
+    first = {(k.seed, k.concept): k.values(FIDELITY) for k in measured if k.count == own[k.concept]}
     end = {(k.seed, k.concept): k.values(FIDELITY) for k in measured if k.count == last}
     then, now = (np.concatenate([found[key] for key in sorted(first)]) for found in (first, end))
     drift = {}
@@ -70,7 +72,7 @@ def fidelities(measured: list[Known], method: str, concepts: list[str]) -> dict[
     """By concept, its fidelity with an interval for each number of concepts known, from its own on."""
     found: dict[str, dict[int, list[float]]] = {concept: {} for concept in concepts}
     for known in measured:
-        if known.method == method:
+        if known.method == method and known.count:
             found[known.concept].setdefault(known.count, []).extend(known.values(FIDELITY))
     return {
         concept: [(count, bootstrap_mean(values)) for count, values in sorted(by_count.items())]

@@ -30,13 +30,16 @@ def stage_of(run, count):
 def stages_measured(name):
     """Files of that name by (method, seed, concepts known, concept): each concept when it was learned, and ever after.
 
-    A concept that was just learned on top of others has been drawn and measured as such, as a run.
+    A concept that was just learned on top of others has been drawn and measured as such, as a run; one that was learned
+    alone, to be merged, too: then none counts as known.
     """
     found = {}
     for run in RUNS:
         concept, method, seed = run.split("/")
         if method not in LIFELONG:
             continue
+        if LIFELONG[method] == "merged":
+            found[method, int(seed), 0, concept] = f"<kept>/runs/{run}/{KEYS[run]}/{name}"
         for count in range(list(CONCEPTS).index(concept) + 1, len(CONCEPTS) + 1):
             last = list(CONCEPTS)[count - 1]
             if count == 1 or (last == concept and LIFELONG[method] == "sequence"):

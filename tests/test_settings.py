@@ -254,6 +254,12 @@ def test_the_minimal_config_is_valid_on_top_of_it(config, schema, root):
     assert merged["model"] == config["model"]
 
 
+@pytest.mark.parametrize("name", ["edits", "lifelong"])
+def test_configs_to_show_something_are_valid_on_top_of_it(config, schema, root, name):
+    merged = complete(overlaid(config, yaml.safe_load((root / "config" / f"{name}.yaml").read_text())), schema)
+    assert merged["edits"] or [method for method in merged["methods"] if method["lifelong"]]
+
+
 @pytest.mark.parametrize("rule", [{"absolute": 0.02}, {"soft": 1.0}, {"energy": 0.01}])
 def test_another_rule_in_a_config_on_top_replaces_the_rule(config, schema, rule):
     """Snakemake merges dictionaries of config files key by key."""
