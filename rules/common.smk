@@ -212,6 +212,11 @@ def recipe(concept, method, seed):
     }
 
 
+def kept_runs(runs):
+    """Runs with their keys, as they are kept."""
+    return [f"{run}/{KEYS[run]}" for run in runs]
+
+
 def gpus_of(method):
     """How many GPUs a training takes at once."""
     return {**config["train"], **method["train"]}["gpus"]
@@ -228,7 +233,7 @@ STAGES = {}
 for method, seed in itertools.product(LIFELONG, config["seeds"]):
     for count in range(2, len(CONCEPTS) + 1):
         runs = [f"{concept}/{method}/{seed}" for concept in list(CONCEPTS)[:count]]
-        STAGES[digest([KEYS[run] for run in runs])] = runs
+        STAGES[digest(kept_runs(runs))] = runs
 
 EDITING = {
     "edits": config["edits"],
@@ -346,11 +351,6 @@ pathvars:
 def made_from(key):
     """A function of wildcards that gives one part of what a run is made from."""
     return lambda wildcards: RECIPES[f"{wildcards.concept}/{wildcards.method}/{wildcards.seed}"][key]
-
-
-def kept_runs(runs):
-    """Runs with their keys, as they are kept."""
-    return [f"{run}/{KEYS[run]}" for run in runs]
 
 
 def adapters_before(wildcards):

@@ -24,7 +24,7 @@ def earlier_identities(wildcards):
 def stage_of(run, count):
     """The key of what is known after so many concepts, by the method and seed of a run."""
     _, method, seed = run.split("/")
-    return digest([KEYS[f"{concept}/{method}/{seed}"] for concept in list(CONCEPTS)[:count]])
+    return digest(kept_runs(f"{concept}/{method}/{seed}" for concept in list(CONCEPTS)[:count]))
 
 
 def stages_measured(name):
