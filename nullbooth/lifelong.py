@@ -1,5 +1,6 @@
 """Subjects learned one after another: what became of each, what everything else did, and how much room is left."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ def free_counts(path: str, rule: str, value: float) -> dict[str, Any]:
         w = group[f"{feature['name']}:values"][:]
         share = free_share(w, rule, value)
         for site in feature["sites"]:
-            kinds.setdefault(site.rpartition("attn2.")[2] or site, []).append(share)
+            kinds.setdefault(re.sub(r".*\battn\d*\.", "", site), []).append(share)
             counts.append(share * len(w))
     every = [share for found in kinds.values() for share in found]
     shares = {kind: sum(found) / len(found) for kind, found in sorted(kinds.items())}

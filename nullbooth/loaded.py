@@ -136,8 +136,11 @@ class LoadedAdapter:
     def merge(self) -> None:
         """Make the change part of the denoiser's own weights, for good, so that another can be learned on top of it.
 
-        Raises InputError where it is another one at each timestep: that stays at work, for batches of one timestep.
+        Raises InputError where it is another one at each timestep: that stays at work, for batches of one timestep. And
+        where another adapter is at work, which, unloaded, would take this one with it.
         """
+        if not self.alone:
+            raise InputError("another adapter is at work in the same denoiser: unload or merge it first")
         if any(map(self.varies, self._weights)):
             raise InputError(f"scope {self.info.scope} has other weights at each timestep, which cannot be merged")
         self.set_step(0)

@@ -55,6 +55,7 @@ def check_results(config: dict[str, Any]) -> None:
     named |= {key: value for key, value in others.items() if value}
     named |= {f"sample.prompts.{group}": path for group, path in config["sample"]["prompts"].items()}
     named |= {f"edit.{key}": config["edit"][key] for key in ("templates", "paraphrases")}
+    named |= {"lifelong.prompts": path for path in [config["lifelong"]["prompts"]] if path}
     for i, concept in enumerate(config["concepts"]):
         named |= {f"concepts.{i}.{key}": concept[key] for key in ("images", "holdout") if concept[key]}
     for key, value in named.items():
@@ -163,6 +164,10 @@ def prompts_of(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     common = {key: read_prompts(path, key) for key, path in files.items()}
     common |= edited_prompts(config)
     common["validate.prompts"] = config["validate"]["prompts"]
+    if any(method["lifelong"] for method in config["methods"]):
+        common["lifelong.pair"] = config["lifelong"]["pair"]
+        if path := config["lifelong"]["prompts"]:
+            common["lifelong.prompts"] = subject_prompts(path)
     for i, concept in enumerate(config["concepts"]):
         texts = {f"concepts.{i}.images": photographed(concept, f"concepts.{i}"), **common}
         words = subject_words(concept)
@@ -171,6 +176,17 @@ def prompts_of(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield from [(key, fill_prompt(text, words)) for text in part]
             except SettingsError as error:
                 raise SettingsError(f"{key}: {error}") from error
+
+
+def subject_prompts(path: str) -> list[str]:
+    """The prompts that later subjects leave alone, of each subject under its name."""
+    found = read_prompts(path, "lifelong.prompts")
+    if nameless := [prompt for prompt in found if "{subject}" not in prompt]:
+        raise SettingsError(
+            f"lifelong.prompts: {path}: {shown(nameless[0])}: {{subject}} is not in it; protect.prompts is the place "
+            "for what names no subject"
+        )
+    return found
 
 
 def edited_prompts(config: dict[str, Any]) -> dict[str, list[str]]:

@@ -77,23 +77,30 @@ def _check_weights(config: dict[str, Any]) -> None:
 def _check_lifelong(config: dict[str, Any], lists: dict[str, list]) -> None:
     if named := [entry["name"] for entry in lists["comparison.methods"] if entry["lifelong"]]:
         raise SettingsError(f"comparison.methods: {named[0]}: lifelong is for `methods`; take it away here")
+    words = [concept["identifier"] for concept in lists["concepts"]]
     for i, entry in enumerate(lists["methods"]):
-        if entry["lifelong"] != "sequence":
+        if not entry["lifelong"]:
             continue
-        where = f"methods.{i}.lifelong: sequence"
+        where = f"methods.{i}.lifelong: {entry['lifelong']}"
         train = [{**config["train"], **point["train"]} for point in sweep_points(entry)]
-        if entry["method"] == "nullbooth" and config["protect"]["pack"]:
+        if any(settings["inversion_steps"] for settings in train) and len(set(words)) < len(words):
+            raise SettingsError(f"{where}: with train.inversion_steps each concept needs an identifier of its own")
+        if entry["lifelong"] == "merged" or entry["method"] != "nullbooth":
+            continue
+        if config["protect"]["pack"]:
             raise SettingsError(
                 f"{where}: a pack has no moments for those of subjects to be added to; set protect.pack to null"
             )
+        single = "subjects that are known have other weights at each timestep, so that a batch must have a single one"
         if entry["scope"] == "timestep" and any(settings["distinct_timesteps"] != 1 for settings in train):
             raise SettingsError(
-                f"{where}: with scope timestep, subjects that are known have other weights at each timestep, so that a "
-                "batch must have a single one: set train.distinct_timesteps to 1, or scope to pooled"
+                f"{where}: with scope timestep, {single}: set train.distinct_timesteps to 1, or scope to pooled"
             )
-        words = [concept["identifier"] for concept in lists["concepts"]]
-        if any(settings["inversion_steps"] for settings in train) and len(set(words)) < len(words):
-            raise SettingsError(f"{where}: with train.inversion_steps each concept needs an identifier of its own")
+        if entry["scope"] == "timestep" and prior_of(entry) == "images":
+            raise SettingsError(
+                f"{where}: with scope timestep, {single}, and prior: images adds another: take prior: prediction, or "
+                "scope: pooled"
+            )
 
 
 def refuse_half(key: str, method: str, weights: str) -> None:

@@ -76,7 +76,7 @@ def whole_stages():
 def rooms(scope):
     """Projectors by method, seed and concept that say how many directions were free for it, of protecting methods."""
     found = {}
-    for run in RUNS:
+    for run in RUNS if PROTECTING else []:
         concept, method, seed = run.split("/")
         if method in LIFELONG and METHODS[method]["method"] == "nullbooth" and METHODS[method]["scope"] == scope:
             step = "pooled" if scope == "pooled" else STEPS[0]

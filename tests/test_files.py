@@ -163,7 +163,7 @@ def write_pictures(path, seed: int) -> None:
     sampling = {"precision": "fp32", "resolution": None, "per_prompt": 1, "seed": 0}
     config = {"device": "cpu", "model": "m", "sample": {"batch": 1}}
     sampler = {"scheduler": None, "options": {}, "arguments": {}, "steps": 1, "guidance": 1.0}
-    module.main(path, None, {"class": ["a", "b", "c", "d"]}, sampler, sampling, {"model": "m"}, config)
+    module.main(path, [], {"class": ["a", "b", "c", "d"]}, sampler, sampling, {"model": "m"}, config)
 
 
 def write_json(path, seed: int) -> None:

@@ -130,8 +130,8 @@ def learn(
             if not earlier:
                 raise
             raise ProjectorError(
-                f"{concept['name']}: the free directions are used up, by the protected prompts and the {len(earlier)} "
-                f"subjects before ({error})"
+                f"{concept['name']}: the protected prompts and the subjects before it "
+                f"({', '.join(run.split('/')[0] for run in identity['earlier'])}) leave no direction free: {error}"
             ) from error
     else:
         found, timesteps = find_sites(denoiser, tuple(sites)), [0.0]
