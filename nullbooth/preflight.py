@@ -52,10 +52,10 @@ def check_results(config: dict[str, Any]) -> None:
         raise SettingsError(f"results: {results} is a file; name a folder")
     named = {"protect.prompts": config["protect"]["prompts"], "model": config["model"]}
     others = {"model_config": config["model_config"], "protect.pack": config["protect"]["pack"]}
+    others["lifelong.prompts"] = config["lifelong"]["prompts"]
     named |= {key: value for key, value in others.items() if value}
     named |= {f"sample.prompts.{group}": path for group, path in config["sample"]["prompts"].items()}
     named |= {f"edit.{key}": config["edit"][key] for key in ("templates", "paraphrases")}
-    named |= {"lifelong.prompts": path for path in [config["lifelong"]["prompts"]] if path}
     for i, concept in enumerate(config["concepts"]):
         named |= {f"concepts.{i}.{key}": concept[key] for key in ("images", "holdout") if concept[key]}
     for key, value in named.items():

@@ -154,6 +154,41 @@ changed("edits: no pictures", {"edit": {"pictures": 0}}, "edit.pictures: 0")
 changed("edits: no such rule", {"edit": {"rule": {"enrgy": 0.1}}}, "edit.rule")
 
 
+# --- subjects one after another ------------------------------------------------------------------------
+
+
+def in_turn(name, changes: dict, *says, prompts="a blue {subject}\n", **method):
+    """A config of lifelong learning with one fault."""
+
+    def spoil(world):
+        (world.prompts / "taught.txt").write_text(prompts)
+        given = {"prompts": str(world.prompts / "taught.txt")} | changes.get("lifelong", {})
+        ours = {"name": "ours", "lifelong": "sequence"} | method
+        return {"methods": [ours]} | changes | {"lifelong": given}
+
+    row(f"lifelong: {name}", *says)(spoil)
+
+
+in_turn("no such way", {}, "methods.0.lifelong: 'sequense'", lifelong="sequense")
+in_turn("no weight", {"lifelong": {"weight": 0}}, "lifelong.weight: 0")
+in_turn("one half", {"lifelong": {"pair": ["a {subject}"]}}, "lifelong.pair: ")
+in_turn("a stranger", {"lifelong": {"pair": ["a {subject}", "a {sbject}"]}}, "lifelong.pair: ", "{sbject}")
+long = "{subject} " + "star " * 390
+in_turn("long halves", {"lifelong": {"pair": ["a", long]}}, "lifelong.pair: ", "tokens", "reads 6")
+in_turn("prompts nowhere", {"lifelong": {"prompts": "no.txt"}}, "lifelong.prompts: 'no.txt': no such file")
+in_turn("no prompts", {}, "taught.txt: no prompts in it; write one a line", prompts="# a {subject}\n")
+in_turn("long prompts", {}, "lifelong.prompts: ", "tokens", "reads 6", prompts=long)
+in_turn("nameless prompts", {}, "lifelong.prompts: ", "'a b': {subject} is not in it", prompts="{subject}\na b\n")
+in_turn("a stranger in prompts", {}, "lifelong.prompts: ", "{x} stands for nothing", prompts="a {subject} {x}\n")
+
+
+@row("lifelong: results around its prompts", "results: ", "lifelong.prompts (", "lies in it and might be lost")
+def _(world):
+    (world.folder / "mine").mkdir()
+    (world.folder / "mine/a.txt").write_text("a {subject}\n")
+    return {"results": str(world.folder / "mine"), "lifelong": {"prompts": str(world.folder / "mine/a.txt")}}
+
+
 def nested(depth: int) -> list:
     inner: list = []
     for _ in range(depth):

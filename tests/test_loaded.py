@@ -85,3 +85,31 @@ def test_fusing_takes_no_other_adapter_along(pipeline, paths, tmp_path):
     with pytest.raises(InputError, match="another adapter is at work in the pipeline"):
         fuse(pipeline, paths[1], tmp_path / "fused")
     assert all(value.equal(before[name]) for name, value in weights(pipeline, 501.0).items())
+
+
+def test_a_merged_adapter_is_part_of_the_model(pipeline, paths):
+    """For what is loaded on top of it, and after that is unloaded again; with the scale that it had."""
+    _, pooled = paths
+    loaded = load_adapter(pipeline, pooled, scale=0.5)
+    at_work = weights(pipeline, 901.0)
+    loaded.merge()
+    assert all(value.equal(at_work[name]) for name, value in weights(pipeline, 101.0).items())
+    second = load_adapter(pipeline, pooled)
+    assert second.alone
+    assert any(not value.equal(at_work[name]) for name, value in weights(pipeline, 101.0).items())
+    second.unload()
+    assert all(value.equal(at_work[name]) for name, value in weights(pipeline, 101.0).items())
+
+
+def test_what_cannot_be_merged_stays_at_work(pipeline, paths):
+    timestep, pooled = paths
+    first = load_adapter(pipeline, timestep)
+    with pytest.raises(InputError, match="scope timestep has other weights at each timestep"):
+        first.merge()
+    second = load_adapter(pipeline, pooled)
+    with pytest.raises(InputError, match="another adapter is at work in the same denoiser: unload or merge it first"):
+        second.merge()
+    before = weights(pipeline, 901.0)
+    assert any(not value.equal(before[name]) for name, value in weights(pipeline, 101.0).items())
+    second.unload()
+    first.unload()

@@ -5,7 +5,8 @@ import tiny
 import torch
 
 from nullbooth.models import set_sampler
-from nullbooth.sampling import sample
+from nullbooth.sampling import sample, sample_halves, without_halves
+from nullbooth.text import InputError
 
 PROMPTS = ["a red star", "a small blue ring", "a heart on a green background", "a red star"]
 SEEDS = [1, 2, 3, 4]
@@ -85,3 +86,47 @@ def test_progress_counts_pictures(pipeline):
     told = []
     draw(pipeline, batch=3, steps=1, progress=lambda done, total: told.append((done, total)))
     assert told == [(3, 4), (4, 4)]
+
+
+# --- two prompts in one picture ------------------------------------------------------------------------
+
+
+def halves(pipeline, left: str, right: str, steps: int = 3):
+    return sample_halves(pipeline, left, right, 1, steps=steps, guidance=4.0)
+
+
+def test_halves_of_one_prompt_are_its_picture(pipeline):
+    torch.testing.assert_close(halves(pipeline, PROMPTS[0], PROMPTS[0]), draw(pipeline, PROMPTS[:1], [1])[0])
+
+
+def test_each_half_obeys_its_prompt_and_knows_of_the_other(pipeline):
+    """After each step the latents are put together: here by hand, with the scheduler's own steps."""
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator("cpu").manual_seed(1))
+    scheduler, unet = pipeline.scheduler, pipeline.unet
+    scheduler.set_timesteps(3)
+    latents, encoded = noise * scheduler.init_noise_sigma, []
+    for prompt in PROMPTS[:2]:
+        encoded.append(pipeline.encode_prompt(prompt, torch.device("cpu"), 1, True)[:2])
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            found = []
+            for condition, empty in encoded:
+                a, b = unet(latents.repeat(2, 1, 1, 1), t, encoder_hidden_states=torch.cat([condition, empty])).sample
+                found.append(scheduler.step((b + 4.0 * (a - b))[None], t, latents).prev_sample)
+            latents = torch.cat([found[0][..., :2], found[1][..., 2:]], -1)
+        expected = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample[0].clamp(-1, 1)
+    torch.testing.assert_close(halves(pipeline, *PROMPTS[:2]), expected, rtol=0, atol=1e-4)
+    assert (halves(pipeline, *PROMPTS[:2]) - halves(pipeline, *PROMPTS[1::-1])).abs().max() > 1e-2
+
+
+def test_pipelines_without_halves_say_why(pipeline):
+    class Packing:
+        def _pack_latents(self): ...
+
+    class Closed:
+        def __call__(self, prompt): ...
+
+    assert without_halves(pipeline) is None
+    assert without_halves(Packing()) == "Packing packs its latents, which have no left and right"
+    with pytest.raises(InputError, match=r"two prompts in one picture: Closed .*callback_on_step_end"):
+        halves(Closed(), "a", "b")

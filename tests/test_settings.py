@@ -296,6 +296,65 @@ def test_weights_are_full_or_those_of_passes(schema):
         complete({**NEEDED, "weights": "fp16"}, schema)
 
 
+def in_turn(**method) -> dict:
+    """Two concepts, learned one after the other by one method."""
+    concepts = [{"name": name, "images": name, "class": "dog", "identifier": name} for name in ("ann", "bob")]
+    return {**NEEDED, "concepts": concepts, "methods": [{"name": "ours", "lifelong": "sequence", **method}]}
+
+
+def test_what_can_be_learned_in_turn(schema):
+    for method in (
+        {"scope": "timestep", "train": {"distinct_timesteps": 1}},
+        {"scope": "timestep", "train": {"distinct_timesteps": 1}, "prior": "prediction"},
+        {"prior": "images"},
+        {"train": {"inversion_steps": 5}},
+        {"method": "dreambooth-prior"},
+        {"lifelong": "merged", "scope": "timestep", "prior": "images"},
+    ):
+        found = complete(in_turn(**method), schema)
+        assert found["lifelong"]["weight"] == 1.0
+
+
+@pytest.mark.parametrize("way", ["sequence", "merged"])
+def test_learned_words_need_identifiers_of_their_own(schema, way):
+    config = in_turn(lifelong=way, sweep=[{}, {"inversion_steps": 5}])
+    config["concepts"][1]["identifier"] = "ann"
+    with pytest.raises(SettingsError, match=rf"^methods\.0\.lifelong: {way}: with train\.inversion_steps"):
+        complete(config, schema)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"scope": "timestep"},
+            r"^methods\.0\.lifelong: sequence: .*distinct_timesteps to 1, or scope to pooled",
+        ),
+        (
+            {"scope": "timestep", "prior": "images", "train": {"distinct_timesteps": 1}},
+            r"^methods\.0\.lifelong: sequence: .*prior: images.*take prior: prediction",
+        ),
+    ],
+)
+def test_several_timesteps_in_a_batch_are_refused_where_known_subjects_have_but_one(schema, changes, says):
+    with pytest.raises(SettingsError, match=says):
+        complete(in_turn(**changes), schema)
+
+
+def test_a_pack_has_no_moments_that_those_of_subjects_could_be_added_to(schema):
+    config = {**in_turn(), "protect": {"prompts": "p.txt", "pack": "mine"}}
+    with pytest.raises(SettingsError, match=r"^methods\.0\.lifelong: sequence: a pack .*protect\.pack to null"):
+        complete(config, schema)
+    complete({**in_turn(lifelong="merged"), "protect": config["protect"]}, schema)
+    complete({**in_turn(method="lora"), "protect": config["protect"]}, schema)
+
+
+def test_the_comparison_learns_one_concept_at_a_time(schema):
+    compared = {"comparison": {"methods": [{"name": "lora", "method": "lora", "lifelong": "merged"}]}}
+    with pytest.raises(SettingsError, match=r"^comparison\.methods: lora: lifelong is for `methods`"):
+        complete({**NEEDED, **compared}, schema)
+
+
 @pytest.mark.parametrize("method", RIVALS)
 def test_methods_of_the_weights_themselves_need_them_in_full(schema, method):
     config = {**NEEDED, "methods": [{"name": "ours"}, {"name": "other", "method": method}]}
