@@ -8,9 +8,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from nullbooth import inversion
+from nullbooth import inversion, models
 from nullbooth.adapter import AdapterInfo, nearest_index, read_adapter, split_word, timestep_argument
-from nullbooth.models import denoiser_of
 from nullbooth.text import InputError
 
 
@@ -169,7 +168,7 @@ def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str
     tensors, info = read_adapter(path, model)
     _, word = split_word(tensors)
     try:
-        loaded = LoadedAdapter(denoiser_of(pipeline), tensors, info, scale)
+        loaded = LoadedAdapter(models.denoiser_of(pipeline), tensors, info, scale)
         try:
             if word:
                 loaded.learn_word(inversion.install(pipeline, info.identifier, word))
@@ -179,3 +178,16 @@ def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return loaded
+
+
+def load_tuned(config: dict[str, Any], sampler: dict[str, Any], adapters: Iterable[str], model: str) -> Any:
+    """The pipeline that a job's config names, where it is to run, with its sampler, and adapters of `model` at work.
+
+    Raises InputError as `load_adapter` does, and for what cannot be loaded.
+    """
+    device = models.pick_device(config["device"])
+    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
+    models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
+    for path in adapters:
+        load_adapter(pipeline, path, model=model)
+    return pipeline

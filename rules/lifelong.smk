@@ -145,7 +145,7 @@ rule joined_projector:
     message:
         "Eigenvectors at timestep {wildcards.step}, with the subjects before {wildcards.concept}"
     script:
-        "../workflow/scripts/joined_projector.py"
+        "../workflow/scripts/projector.py"
 
 
 rule stage_images:

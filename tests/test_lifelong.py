@@ -72,7 +72,8 @@ def joined(folder, rows, step: str, static: bool, weight: float = 1.0) -> np.nda
     store.write(covariance, arrays, OF_STATISTICS, rows={"a.to_k": count}, **about)
     subjects = write_subjects(folder, rows, static)
     identity = {"model": "abc", "earlier": {}}
-    script("joined_projector").main(out, str(covariance), subjects, step, weight, OF_STATISTICS, OF_SUBJECTS, identity)
+    given = {"step": step, "weight": weight, "of_statistics": OF_STATISTICS, "of_earlier": OF_SUBJECTS}
+    script("projector").main(out, str(covariance), identity, subjects, **given)
     group = store.read(out, identity)
     assert group.attrs["timestep"] == timestep
     w, u = group["a.to_k:values"][:], group["a.to_k:vectors"][:].astype(np.float64)
@@ -110,11 +111,10 @@ def test_moments_of_another_run_are_refused(tmp_path, rows):
     """A subject that was learned anew has other moments; those of before must not stand for them."""
     joined(tmp_path, rows, "01", False)
     subjects = [str(tmp_path / f"{name}.zarr") for name in ("first", "second")]
+    given = {"step": "01", "weight": 1.0, "of_statistics": OF_STATISTICS}
+    given["of_earlier"] = [OF_SUBJECTS[0], {"run": "anew"}]
     with pytest.raises(store.StoreError, match=r"second\.zarr"):
-        script("joined_projector").main(
-            tmp_path / "x.zarr", str(tmp_path / "01.zarr"), subjects, "01", 1.0,
-            OF_STATISTICS, [OF_SUBJECTS[0], {"run": "anew"}], {},
-        )  # fmt: skip
+        script("projector").main(tmp_path / "x.zarr", str(tmp_path / "01.zarr"), {}, subjects, **given)
 
 
 # --- one learned on top of another ---------------------------------------------------------------------------

@@ -1,17 +1,42 @@
-"""Rule projector: eigenvalues and eigenvectors of every second moment; a rank rule is applied by their readers."""
+"""Rules projector and joined_projector: eigenvalues and eigenvectors of every second moment; a rank rule is applied by
+their readers. Those of earlier subjects are added, where there are any."""
+
+import numpy as np
 
 from nullbooth import store
 from nullbooth.progress import log_to, reporter
 from nullbooth.projector import decompose
 
 
-def main(out: str, covariance: str, identity: dict) -> None:
-    group = store.read(covariance, identity)
+def subject_moment(group, name: str, steps: list[int]) -> np.ndarray:
+    """Second moment `[n, n]` of what a subject's prompts give a feature, the mean over these timesteps."""
+    keys = [f"{step:02d}:{name}" for step in steps]
+    return sum(store.unpack_symmetric(group[key][:]) / group.attrs["rows"][key] for key in keys) / len(keys)
+
+
+def main(
+    out: str,
+    covariance: str,
+    identity: dict,
+    earlier: tuple[str, ...] = (),
+    step: str = "",
+    weight: float = 0.0,
+    of_statistics: dict | None = None,
+    of_earlier: tuple[dict, ...] = (),
+) -> None:
+    """`earlier`: moments of subjects, made from `of_earlier`, for timestep number `step` or "pooled", of which each
+    counts `weight`; then the covariance is made `of_statistics`, and `identity` names both."""
+    group = store.read(covariance, of_statistics or identity)
+    subjects = [store.read(path, made_from) for path, made_from in zip(earlier, of_earlier, strict=True)]
+    every = list(range(len(group.attrs["timesteps"])))
     arrays, report = {}, reporter("features")
     for i, feature in enumerate(group.attrs["features"], 1):
         name = feature["name"]
         c = store.unpack_symmetric(group[name][:]) / group.attrs["rows"][name]
-        w, u = decompose(c, f"{name} in {covariance}")
+        if subjects:
+            steps = [0] if feature["static"] else every if step == "pooled" else [int(step)]
+            c += weight * sum(subject_moment(subject, name, steps) for subject in subjects)
+        w, u = decompose(c, f"{name} in {covariance}" + (f", with {len(subjects)} subjects" if subjects else ""))
         arrays |= {f"{name}:values": w, f"{name}:vectors": u}
         report(i, len(group.attrs["features"]))
     kept = {key: group.attrs[key] for key in ("rows", "features", "timestep", "timesteps", "denoiser")}
@@ -20,4 +45,5 @@ def main(out: str, covariance: str, identity: dict) -> None:
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.covariance, snakemake.params.identity)
+    earlier = snakemake.input.get("earlier", ())
+    main(snakemake.output[0], snakemake.input.covariance, earlier=earlier, **snakemake.params)

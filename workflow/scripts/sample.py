@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from nullbooth import load_adapter, models
+from nullbooth import models
 from nullbooth.attention import overlay, recording_attention, without_maps, word_tokens
 from nullbooth.files import whole
 from nullbooth.identity import digest, prompt_seed
 from nullbooth.images import to_pil
+from nullbooth.loaded import load_tuned
 from nullbooth.progress import log_to, reporter
 from nullbooth.sampling import sample
 
@@ -34,11 +35,7 @@ def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str],
 def main(
     out: str, adapters: list[str], prompts: dict, sampler: dict, sampling: dict, identity: dict, config: dict
 ) -> None:
-    device = models.pick_device(config["device"])
-    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
-    models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
-    for adapter in adapters:
-        load_adapter(pipeline, adapter, model=identity["model"])
+    pipeline = load_tuned(config, sampler, adapters, identity["model"])
 
     def draw(wanted: list[dict], progress=lambda done, total: None) -> torch.Tensor:
         return sample(

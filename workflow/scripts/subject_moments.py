@@ -6,7 +6,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from nullbooth import load_adapter, models, store
+from nullbooth import models, store
+from nullbooth.loaded import load_tuned
 from nullbooth.progress import log_to, reporter
 from nullbooth.statistics import moments_of_all, write_trajectory
 
@@ -14,11 +15,8 @@ from nullbooth.statistics import moments_of_all, write_trajectory
 def main(
     out: str, adapters: list[str], prompts: list[str], sampler: dict, seed: int, sites: list[str], identity, config
 ) -> None:
-    device = models.pick_device(config["device"])
-    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
-    models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
-    for path in adapters:
-        load_adapter(pipeline, path, model=identity["model"])
+    pipeline = load_tuned(config, sampler, adapters, identity["model"])
+    device = models.device_of(pipeline)
     denoiser, batch = models.denoiser_of(pipeline), config["protect"]["batch"]
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with (

@@ -2,10 +2,10 @@
 
 import json
 
-from nullbooth import load_adapter, models
 from nullbooth.files import whole
 from nullbooth.identity import digest, prompt_seed
 from nullbooth.images import to_pil
+from nullbooth.loaded import load_tuned
 from nullbooth.progress import log_to, reporter
 from nullbooth.sampling import sample_halves, without_halves
 
@@ -15,11 +15,7 @@ EACH = 3  # pictures of each pair, from other noise
 def main(
     out: str, adapters: list[str], pairs: list[list[str]], sampler: dict, sampling: dict, identity: dict, config: dict
 ) -> None:
-    device = models.pick_device(config["device"])
-    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
-    models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
-    for path in adapters:
-        load_adapter(pipeline, path, model=identity["model"])
+    pipeline = load_tuned(config, sampler, adapters, identity["model"])
     report, listed = reporter("pictures"), []
     if why := without_halves(pipeline):
         print(f"no pictures of two subjects: {why}")
