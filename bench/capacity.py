@@ -22,7 +22,7 @@ from nullbooth import figures, load_adapter
 from nullbooth.identity import prompt_seed, read_prompts
 from nullbooth.images import list_images, load_image, to_pil
 from nullbooth.intervals import bootstrap_mean
-from nullbooth.lifelong import free_counts
+from nullbooth.lifelong import capacity, free_counts
 from nullbooth.metrics import embed_images, load_encoder, paired_drift, subject_fidelity
 from nullbooth.models import load_pipeline
 from nullbooth.sampling import sample
@@ -30,8 +30,9 @@ from world.scenes import COLORS, NAMES, POSITIONS, SHAPES, Scene, caption, rende
 
 CONTEXTS = ("a photo of a {} on a red background", "a photo of a {} on a cyan background")
 CONTEXTS += ("a photo of a {} on a dotted blue background", "a photo of a large {} on a striped green background")
+RANK = 16  # of the config
 METHODS = {
-    "nullbooth": {"name": "nullbooth", "lifelong": "sequence"},
+    "nullbooth": {"name": "nullbooth", "lifelong": "sequence", "rank": RANK},
     "lora": {"name": "lora", "method": "lora", "lifelong": "sequence", "train": {"learning_rate": 5.0e-4}},
 }
 
@@ -121,7 +122,10 @@ def main(args) -> None:
         run = (results / "runs" / row["subject"] / row["method"] / "0").resolve()
         place = run / "projectors/pooled.zarr"
         place = place if place.is_dir() else (results / "projectors/pooled.zarr")
-        row["free"] = free_counts(str(place), "energy", 1e-3)["mean"] if row["method"] == "nullbooth" else None
+        row["room"] = free_counts(str(place), "energy", 1e-3) if row["method"] == "nullbooth" else None
+        row["free"] = row["room"] and row["room"]["mean"]
+    if rooms := [row["room"] for row in found if row["room"]]:
+        print(f"after {len(rooms)} subjects: {capacity(rooms, RANK)['said']}")
     (folder / "capacity.json").write_text(json.dumps(found, indent=1))
     table = [
         {
