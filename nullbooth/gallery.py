@@ -62,12 +62,13 @@ def loss_curve(path: Path, width: int = 320, height: int = 72, window: int = 20)
 def contact_sheet(
     path: Path, page: Path, photographs: list[str], rows: list[tuple[str, list[str]]], captions: list[str]
 ) -> None:
-    """Pictures of one concept: its photographs, then a column per prompt with a row per model, wrapped into lines."""
+    """Photographs, if there are any, then a column per caption with a row per model, wrapped into lines."""
     font = ImageFont.load_default(11)
     margin, head, pitch = 104, 64, TILE + 6
     lines = [slice(i, i + COLUMNS) for i in range(0, len(captions), COLUMNS)]
     width = min(COLUMNS, max(len(captions), len(photographs)))
-    height = pitch + len(lines) * (head + len(rows) * pitch)
+    top = pitch if photographs else 0
+    height = top + len(lines) * (head + len(rows) * pitch)
     sheet = Image.new("RGB", (margin + pitch * width, height), "white")
     draw = ImageDraw.Draw(sheet)
 
@@ -79,8 +80,9 @@ def contact_sheet(
             square = ImageOps.fit(picture, (TILE, TILE), method)
             sheet.paste(square, (margin + i * pitch, y))
 
-    row(0, "photographs", photographs[:COLUMNS])
-    y = pitch
+    if photographs:
+        row(0, "photographs", photographs[:COLUMNS])
+    y = top
     for line in lines:
         for i, caption in enumerate(captions[line]):
             text = textwrap.fill(caption, 21, max_lines=4, placeholder=" ...")
@@ -132,7 +134,8 @@ def write_gallery(
     shutil.copy(results / "evaluation" / "metrics.csv", page / "metrics.csv")
     context = {"sections": sections, "about": about, "figure": figure, "statistics": statistics}
     context["edits"] = edits_section(page, results / "edits", edits, contexts) if edits else None
-    context["lifelong"] = lifelong_section(page, results / "lifelong") if lifelong else None
+    photographs = {s["concept"]["name"]: s["photographs"][0] for s in sections}
+    context["lifelong"] = lifelong_section(page, results / "lifelong", photographs) if lifelong else None
     render(template, page / "index.html", trade_off=trade_off, **context)
 
 
@@ -200,8 +203,9 @@ def edits_section(page: Path, folder: Path, edits: list[dict[str, str]], context
     return {"sections": sections, "metrics": [m for m in metrics if m["edit"] == "all"]}
 
 
-def lifelong_section(page: Path, folder: Path) -> dict:
-    """What the page says of subjects learned one after another; copies its files. folder: of their results."""
+def lifelong_section(page: Path, folder: Path, photographs: dict[str, str]) -> dict:
+    """What the page says of subjects learned one after another; copies its files, and draws contact sheets of what
+    became of each and of two at once. folder: of their results; photographs: one of each concept."""
     found = read_json(folder / "lifelong.json")
     (page / "lifelong").mkdir()
     figures = [name for name in ("retention.svg", "room.svg") if (folder / name).is_file()]
@@ -219,6 +223,16 @@ def lifelong_section(page: Path, folder: Path) -> dict:
     for entry in found["together"]:
         address = f"lifelong/together/{entry['run']}"
         together[entry["run"]] = list(collect_images(Path(entry["images"]), page, address).items())
+    names = found["concepts"]
+    shown = [(name, known) for i, name in enumerate(names, 1) for known in range(i, len(names) + 1)]
+    rows = [("photograph", [photographs[name] for name, _ in shown])]
+    for run, concepts in strips.items():
+        files = {(name, p["known"]): p["file"] for name, pictures in concepts.items() for p in pictures}
+        rows.append((run, [files[key] for key in shown]))
+    contact_sheet(page / "lifelong.png", page, [], rows, [f"{name}, {known} known" for name, known in shown])
+    if pairs := {run: drawn for run, drawn in together.items() if drawn}:
+        rows = [(run.replace("/", " "), [file for _, file in drawn]) for run, drawn in pairs.items()]
+        contact_sheet(page / "together.png", page, [], rows, [key[1] for key, _ in next(iter(pairs.values()))])
     return {**found, "figures": figures, "strips": strips, "together": together}
 
 

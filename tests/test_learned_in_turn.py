@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from running import Run, executed, planned, snakemake
 
 from nullbooth import load_adapter, store
@@ -196,6 +197,10 @@ def test_the_page_shows_what_became_of_each(learned):
     assert [a for a in addresses if not (samples / a).is_file()] == []
     for name in ("retention.svg", "room.svg", "lifelong.csv"):
         assert f"lifelong/{name}" in addresses
+    for name, rows in (("lifelong", 1 + 3), ("together", 3)):  # a row per method, and one of photographs
+        with Image.open(samples / f"{name}.png") as sheet:
+            assert sheet.size == (104 + 3 * 134, 64 + rows * 134)
+        assert f"{name}.png" in addresses
     captions = Counter(re.findall("<figcaption>([^<]*)</figcaption>", section))
     assert captions["starling, 1 known"] == 3
     assert captions["starling, 2 known"] == captions["quilt, 2 known"] == 3
