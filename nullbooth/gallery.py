@@ -189,8 +189,8 @@ def concept_section(page: Path, results: Path, concept: dict, runs: list[str], a
 
 
 def edits_section(page: Path, folder: Path, edits: list[dict[str, str]], contexts: dict[str, list[str]]) -> dict:
-    """What the page says of edits; copies their pictures beside it. folder: of the edits' results; contexts: with
-    {concept}, by group of pictures."""
+    """What the page says of edits; copies their pictures beside it, and draws a contact sheet. folder: of the edits'
+    results; contexts: with {concept}, by group of pictures."""
     base, edited = (collect_images(folder / name, page, f"edits/{name}") for name in ("base", "images"))
     metrics = read_json(folder / "metrics.json")["metrics"]
     shutil.copy(folder / "metrics.csv", page / "edits.csv")
@@ -200,6 +200,9 @@ def edits_section(page: Path, folder: Path, edits: list[dict[str, str]], context
         keys = [key for key in edited if key[:2] in own]
         rows = [{"prompt": key[1], "base": base[key], "edited": edited[key], "group": EDITED[key[0]]} for key in keys]
         sections.append({"edit": edit, "rows": rows})
+    shown = [row for section in sections for row in section["rows"][:2]]
+    rows = [("base model", [row["base"] for row in shown]), ("edited", [row["edited"] for row in shown])]
+    contact_sheet(page / "edits.png", page, [], rows, [row["prompt"] for row in shown])
     return {"sections": sections, "metrics": [m for m in metrics if m["edit"] == "all"]}
 
 

@@ -10,6 +10,7 @@ import browser
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from running import Run, executed, planned
 
 from nullbooth import load_adapter
@@ -93,6 +94,8 @@ def test_the_page_shows_each_edit_with_its_own_pictures(edited):
     assert [a for a in addresses if not (samples / a).is_file()] == []
     assert sum(a.startswith("edits/images/") for a in addresses) == 8
     assert (samples / "edits.csv").read_text() == (results(edited) / "edits/metrics.csv").read_text()
+    with Image.open(samples / "edits.png") as sheet:
+        assert sheet.size == (104 + 4 * 134, 64 + 2 * 134), "base and edited, two prompts of each edit"
     moon, ring = re.split("<h3>“a ring”", page.split('<section id="edits">')[1])
     assert len(re.findall("<figcaption>[^<]*a moon[^<]*</figcaption>", moon)) == 4
     assert len(re.findall("<figcaption>[^<]*a ring[^<]*</figcaption>", ring)) == 4
