@@ -9,7 +9,7 @@ import numpy as np
 from nullbooth import store
 from nullbooth.comparison import DRIFT, FIDELITY, stacked
 from nullbooth.intervals import bootstrap_mean
-from nullbooth.projector import free_share
+from nullbooth.projector import eigenvalues, free_share
 
 COLUMNS = ("method", "seed", "known", "concept", "group", "metric", "value", "low", "high", "n")
 COLORS_RIGHT = ("tuned", "unrelated", "color_accuracy")
@@ -88,8 +88,8 @@ def free_counts(path: str, rule: str, value: float) -> dict[str, Any]:
     kinds: dict[str, list[float]] = {}
     counts = []
     for feature in group.attrs["features"]:
-        w = group[f"{feature['name']}:values"][:]
-        share = free_share(w, rule, value)
+        w, of = eigenvalues(group, feature["name"])
+        share = free_share(w, rule, value, of)
         for site in feature["sites"]:
             kinds.setdefault(re.sub(r".*\battn\d*\.", "", site), []).append(share)
             counts.append(share * len(w))

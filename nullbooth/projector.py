@@ -5,6 +5,7 @@ P = U_free U_free^T (AlphaEdit, arXiv 2410.02355, section 3.2).
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,25 +35,37 @@ def decompose(c: NDArray, site: str = "?") -> tuple[NDArray, NDArray]:
     return w.clip(min=0.0), u.astype(np.float32)
 
 
-def free_directions(w: NDArray, rule: str, value: float) -> int:
-    """How many of the ascending eigenvalues `w: [n]` a hard rank rule calls free."""
+def eigenvalues(group: Mapping[str, NDArray], name: str) -> tuple[NDArray, NDArray | None]:
+    """Those of a feature in a store of projectors; and those of the protected prompts alone, to which shares refer, if
+    subjects were added to them."""
+    alone = f"{name}:protected"
+    return group[f"{name}:values"][:], group[alone][:] if alone in group else None
+
+
+def free_directions(w: NDArray, rule: str, value: float, of: NDArray | None = None) -> int:
+    """How many of the ascending eigenvalues `w: [n]` a hard rank rule calls free.
+
+    of: the eigenvalues that shares refer to, if not `w`. Where more is added to what they came from, what is free then
+    never grows, and lets through no more of either than `value` allows of what was there before.
+    """
+    of = w if of is None else of
     match rule:
         case "energy":
-            return int(np.searchsorted(np.cumsum(w), value * w.sum(), side="right"))
+            return int(np.searchsorted(np.cumsum(w), value * of.sum(), side="right"))
         case "absolute":
             return int((w < value).sum())
         case "relative":
-            return int((w < value * w[-1]).sum())
+            return int((w < value * of[-1]).sum())
         case "fraction":
             return int(value * len(w) + 1e-6)
     raise ValueError(f"unknown rank rule {rule!r}; use one of {', '.join(RULES)}")
 
 
-def free_share(w: NDArray, rule: str, value: float) -> float:
+def free_share(w: NDArray, rule: str, value: float, of: NDArray | None = None) -> float:
     """Share of the directions of `w: [n]` that a rank rule leaves free; under the soft rule, their mean weight."""
     if rule == "soft":
         return float((value / (w + value)).mean())
-    return free_directions(w, rule, value) / len(w)
+    return free_directions(w, rule, value, of) / len(w)
 
 
 @dataclass(frozen=True)
@@ -83,8 +96,8 @@ def leak(p: Projector, c: NDArray) -> float:
     return float(np.trace(p.apply(p.apply(c))) / np.trace(c))
 
 
-def projector(w: NDArray, u: NDArray, rule: str, value: float, site: str = "?") -> Projector:
-    """The projector of a decomposition under a rank rule.
+def projector(w: NDArray, u: NDArray, rule: str, value: float, site: str = "?", of: NDArray | None = None) -> Projector:
+    """The projector of a decomposition under a rank rule, `of` as of `free_directions`.
 
     Raises ProjectorError if nothing is free; warns if everything is.
     """
@@ -94,7 +107,7 @@ def projector(w: NDArray, u: NDArray, rule: str, value: float, site: str = "?") 
         if gain.sum() < 1e-3:
             raise ProjectorError(nothing_free(site, rule, value, w))
         return Projector(u, gain.astype(np.float32), False, float(gain.sum()))
-    k = free_directions(w, rule, value)
+    k = free_directions(w, rule, value, of)
     if k == 0:
         raise ProjectorError(nothing_free(site, rule, value, w))
     if k == n:

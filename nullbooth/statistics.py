@@ -12,7 +12,7 @@ from torch import nn
 from nullbooth import store
 from nullbooth.models import fitting_batch
 from nullbooth.moments import Moment, collecting
-from nullbooth.projector import Projector, projector
+from nullbooth.projector import Projector, eigenvalues, projector
 from nullbooth.sites import Feature, find_features, find_sites
 from nullbooth.trajectories import calls_of, denoiser_inputs, record, step_timesteps
 
@@ -138,9 +138,9 @@ def site_projectors(
     for group in groups:
         for feature in group.attrs["features"]:
             name = feature["name"]
-            w, u = group[f"{name}:values"][:], group[f"{name}:vectors"][:]
+            (w, of), u = eigenvalues(group, name), group[f"{name}:vectors"][:]
             where = name if group.attrs["timestep"] is None else f"{name} at timestep {group.attrs['timestep']:g}"
-            found.setdefault(name, []).append(projector(w, u, rule, value, where))
+            found.setdefault(name, []).append(projector(w, u, rule, value, where, of))
             sites[name] = feature["sites"]
     return {site: found[name] for name in found for site in sites[name]}, groups[0].attrs["timesteps"]
 

@@ -107,6 +107,22 @@ def test_what_is_free_afterwards_is_orthogonal_to_the_features_of_all(tmp_path, 
         assert np.abs(rows[name][1] @ p.dense()).max() > 0.1, "features of other timesteps are not at stake here"
 
 
+@pytest.mark.parametrize(("rule", "value"), [("energy", 0.05), ("relative", 0.1), ("absolute", 0.2)])
+def test_no_subject_loosens_what_protects_the_prompts(tmp_path, rows, rule, value):
+    """A share of all features together would be more, the more subjects there are."""
+    for x in (found for features in rows.values() for found in features):
+        x += 0.3 * np.random.default_rng(len(x)).normal(size=x.shape)
+    joined(tmp_path, rows, "02", False)
+    found, _ = site_projectors([tmp_path / "joined.zarr"], {"model": "abc", "earlier": {}}, rule, value)
+    [p], x = found["a.to_v"], rows["protected"][2]
+    alone = projector(*decompose(x.T @ x / len(x)), rule, value)
+    assert 0 < p.free < alone.free
+    if rule == "energy":
+        everything = mean_moment([rows["protected"][2]]) + sum(mean_moment([rows[n][2]]) for n in ("first", "second"))
+        assert np.trace(p.dense() @ everything) <= value * np.square(x).sum() / len(x) * (1 + 1e-6)
+    assert free_counts(str(tmp_path / "joined.zarr"), rule, value)["counts"] == [pytest.approx(p.free)] * 2
+
+
 def test_moments_of_another_run_are_refused(tmp_path, rows):
     """A subject that was learned anew has other moments; those of before must not stand for them."""
     joined(tmp_path, rows, "01", False)

@@ -203,3 +203,17 @@ def test_asymmetry():
 def test_negative_spectrum(spectrum):
     with pytest.raises(ProjectorError, match=r"some\.site.*negative eigenvalue"):
         decompose(np.diag(spectrum), "some.site")
+
+
+@pytest.mark.parametrize(("rule", "value"), [("energy", 0.05), ("relative", 0.1), ("absolute", 0.4)])
+@given(st.integers(0, 10**6), st.floats(0.01, 100.0))
+def test_what_is_free_never_grows_by_what_is_added(rule, value, seed, weight):
+    """Weyl: no eigenvalue falls where a second moment is added; and shares refer to what was there before."""
+    c, more = (second_moment(features(40, 12, rank, seed + rank)) for rank in (9, 3))
+    w, _ = decompose(c)
+    both, u = decompose(c + weight * more)
+    assert free_directions(both, rule, value, w) <= free_directions(w, rule, value)
+    if rule == "energy" and free_directions(both, rule, value, w):
+        p = projector(both, u, rule, value, of=w).dense()
+        for part in (c, weight * more, c + weight * more):
+            assert np.trace(p @ part) <= value * w.sum() + 1e-5 * both.sum()

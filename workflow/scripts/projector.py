@@ -25,7 +25,9 @@ def main(
     of_earlier: tuple[dict, ...] = (),
 ) -> None:
     """`earlier`: moments of subjects, made from `of_earlier`, for timestep number `step` or "pooled", of which each
-    counts `weight`; then the covariance is made `of_statistics`, and `identity` names both."""
+    counts `weight`; then the covariance is made `of_statistics`, and `identity` names both. Shares of rank rules stay
+    those of the protected prompts alone, whose eigenvalues are kept for that: no subject loosens what protects others.
+    """
     group = store.read(covariance, of_statistics or identity)
     subjects = [store.read(path, made_from) for path, made_from in zip(earlier, of_earlier, strict=True)]
     every = list(range(len(group.attrs["timesteps"])))
@@ -34,6 +36,7 @@ def main(
         name = feature["name"]
         c = store.unpack_symmetric(group[name][:]) / group.attrs["rows"][name]
         if subjects:
+            arrays[f"{name}:protected"] = np.linalg.eigvalsh(c.astype(np.float64)).clip(min=0)
             steps = [0] if feature["static"] else every if step == "pooled" else [int(step)]
             c += weight * sum(subject_moment(subject, name, steps) for subject in subjects)
         w, u = decompose(c, f"{name} in {covariance}" + (f", with {len(subjects)} subjects" if subjects else ""))
