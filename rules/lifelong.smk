@@ -74,11 +74,15 @@ def whole_stages():
 
 
 def rooms(scope):
-    """Projectors by method, seed and concept that say how many directions were free for it, of protecting methods."""
+    """Projectors by method, seed and concept that say how many directions were free for it, of protecting sequences."""
     found = {}
-    for run in RUNS if PROTECTING else []:
+    for run in RUNS:
         concept, method, seed = run.split("/")
-        if method in LIFELONG and METHODS[method]["method"] == "nullbooth" and METHODS[method]["scope"] == scope:
+        if (
+            LIFELONG.get(method) == "sequence"
+            and METHODS[method]["method"] == "nullbooth"
+            and METHODS[method]["scope"] == scope
+        ):
             step = "pooled" if scope == "pooled" else STEPS[0]
             joined = RECIPES[run]["identity"].get("lifelong")
             place = f"<kept>/runs/{run}/{KEYS[run]}" if joined else "<statistics>"
