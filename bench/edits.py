@@ -1,6 +1,6 @@
 """Sequences of closed-form edits on the embedded model, and what becomes of everything else: AlphaEdit's experiment.
 
-The embedded model knows 64 names of things ("a kdz moon" is a moon of one certain fill). Each edit gives one another
+The embedded model knows 63 names of things ("a kdz moon" is a moon of one certain fill). Each edit gives one another
 meaning: "a kdz moon" is to be a red ring. After 1, 10 and 50 edits, one after another:
 
     efficacy      the edited prompts show colour and shape of the target, by the attribute heads of the evaluator
@@ -122,7 +122,7 @@ def main(args) -> None:
     for count in args.counts:
         values: dict[str, dict[str, list[float]]] = {}
         for repeat in range(REPEATS.get(count, 1)):
-            edits = named_edits(64 if count > 32 else 32, seed=3)[repeat * count :][:count]
+            edits = named_edits(max(32, count), seed=3)[repeat * count :][:count]
             edited = {edit.source.split()[1] for edit in edits}
             others = [f"a photo of a {name} {SHAPES[i % 10]}" for i, name in enumerate(NAMES) if name not in edited]
             kept = {"unrelated": not_concerned(unrelated, edits), "others": others[1::2][: args.others]}
