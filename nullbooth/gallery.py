@@ -214,18 +214,20 @@ def lifelong_section(page: Path, folder: Path, photographs: dict[str, str]) -> d
     figures = [name for name in ("retention.svg", "room.svg") if (folder / name).is_file()]
     for name in ("lifelong.csv", *figures):
         shutil.copy(folder / name, page / "lifelong" / name)
+    several = len({entry["seed"] for entry in found["shown"]}) > 1
     strips: dict[str, dict[str, list]] = {}
     for entry in found["shown"]:
-        run = f"{entry['method']} {entry['seed']}"
+        run = f"{entry['method']} {entry['seed']}" if several else entry["method"]
         drawn = next(e for e in read_drawn(Path(entry["images"]))["images"] if e["group"] == "subject")
         name = f"lifelong/{run.replace(' ', '-')}-{entry['concept']}-{entry['known']}.png"
         shutil.copy(Path(entry["images"]) / drawn["file"], page / name)
         picture = {"file": name, "known": entry["known"], "prompt": drawn["prompt"]}
         strips.setdefault(run, {}).setdefault(entry["concept"], []).append(picture)
-    together = {}
+    together: dict[str, dict[str, list[str]]] = {}
     for entry in found["together"]:
-        address = f"lifelong/together/{entry['run']}"
-        together[entry["run"]] = list(collect_images(Path(entry["images"]), page, address).items())
+        run = " ".join(entry["run"].split("/")[: 1 + several])
+        for key, file in collect_images(Path(entry["images"]), page, f"lifelong/together/{entry['run']}").items():
+            together.setdefault(run, {}).setdefault(key[1], []).append(file)
     names = found["concepts"]
     shown = [(name, known) for i, name in enumerate(names, 1) for known in range(i, len(names) + 1)]
     rows = [("photograph", [photographs[name] for name, _ in shown])]
@@ -233,9 +235,10 @@ def lifelong_section(page: Path, folder: Path, photographs: dict[str, str]) -> d
         files = {(name, p["known"]): p["file"] for name, pictures in concepts.items() for p in pictures}
         rows.append((run, [files[key] for key in shown]))
     contact_sheet(page / "lifelong.png", page, [], rows, [f"{name}, {known} known" for name, known in shown])
-    if pairs := {run: drawn for run, drawn in together.items() if drawn}:
-        rows = [(run.replace("/", " "), [file for _, file in drawn]) for run, drawn in pairs.items()]
-        contact_sheet(page / "together.png", page, [], rows, [key[1] for key, _ in next(iter(pairs.values()))])
+    if together:
+        rows = [(run, [file for files in pairs.values() for file in files]) for run, pairs in together.items()]
+        texts = [prompt for prompt, files in next(iter(together.values())).items() for _ in files]
+        contact_sheet(page / "together.png", page, [], rows, texts)
     return {**found, "figures": figures, "strips": strips, "together": together}
 
 
