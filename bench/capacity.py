@@ -121,7 +121,7 @@ def main(args) -> None:
     for row in found:
         run = (results / "runs" / row["subject"] / row["method"] / "0").resolve()
         place = run / "projectors/pooled.zarr"
-        place = place if place.is_dir() else (results / "projectors/pooled.zarr")
+        place = place if place.is_dir() else next((results / "kept/statistics").glob("*/projectors/pooled.zarr"))
         row["room"] = free_counts(str(place), "energy", 1e-3) if row["method"] == "nullbooth" else None
         row["free"] = row["room"] and row["room"]["mean"]
     if rooms := [row["room"] for row in found if row["room"]]:

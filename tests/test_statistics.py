@@ -73,6 +73,24 @@ def test_static_features_belong_to_the_first_step(pipeline, tmp_path):
         assert timesteps == store.read(paths[0])["timesteps"][:].tolist()
 
 
+def test_every_step_asks_the_same_whether_features_depend_on_the_timestep(pipeline, tmp_path):
+    """Else jobs may disagree: neighbouring timesteps give equal features in half precision, where others do not."""
+    paths, asked = write_trajectories(pipeline, tmp_path, [PROMPTS]), []
+    hook = pipeline.unet.register_forward_pre_hook(
+        lambda _m, args, given: asked[-1].append(given | dict(zip(("sample", "timestep"), args, strict=False))),
+        with_kwargs=True,
+    )
+    for step in range(STEPS):
+        asked.append([])
+        collect(pipeline, paths, step)
+    hook.remove()
+    probes = [[(float(call["timestep"]), call["sample"]) for call in calls[:2]] for calls in asked]
+    cached = store.read(paths[0])["cached"][:]
+    for probe in probes:
+        assert [timestep for timestep, _ in probe] == [cached[0], cached[-1]]
+        assert all(sample.equal(probes[0][0][1]) for _, sample in probe)
+
+
 def test_batches_make_no_difference(pipeline, tmp_path):
     paths = write_trajectories(pipeline, tmp_path, [PROMPTS])
     expected, _, _ = collect(pipeline, paths, 1, batch=3)
