@@ -84,7 +84,7 @@ def test_every_step_asks_the_same_whether_features_depend_on_the_timestep(pipeli
         asked.append([])
         collect(pipeline, paths, step)
     hook.remove()
-    probes = [[(float(call["timestep"]), call["sample"]) for call in calls[:2]] for calls in asked]
+    probes = [[(float(call["timestep"].flatten()[0]), call["sample"]) for call in calls[:2]] for calls in asked]
     cached = store.read(paths[0])["cached"][:]
     for probe in probes:
         assert [timestep for timestep, _ in probe] == [cached[0], cached[-1]]
