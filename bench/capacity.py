@@ -30,9 +30,9 @@ from world.scenes import COLORS, NAMES, POSITIONS, SHAPES, Scene, caption, rende
 
 CONTEXTS = ("a photo of a {} on a red background", "a photo of a {} on a cyan background")
 CONTEXTS += ("a photo of a {} on a dotted blue background", "a photo of a large {} on a striped green background")
-RANK = 16  # of the config
+RANK, ENERGY = 16, 1e-3  # as in the config
 METHODS = {
-    "nullbooth": {"name": "nullbooth", "lifelong": "sequence", "rank": RANK},
+    "nullbooth": {"name": "nullbooth", "lifelong": "sequence", "rank": RANK, "rule": {"energy": ENERGY}},
     "lora": {"name": "lora", "method": "lora", "lifelong": "sequence", "train": {"learning_rate": 5.0e-4}},
 }
 
@@ -72,7 +72,8 @@ def learn(folder: Path, entries: list[dict], args) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", "--configfile", folder / "config.yaml"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([*command, "--", "adapters"], cwd=ROOT, env=environ, check=True)
+    targets = ["adapters", folder / "results/projectors/pooled.zarr"]
+    subprocess.run([*command, "--", *targets], cwd=ROOT, env=environ, check=True)
     return folder / "results"
 
 
@@ -121,8 +122,8 @@ def main(args) -> None:
     for row in found:
         run = (results / "runs" / row["subject"] / row["method"] / "0").resolve()
         place = run / "projectors/pooled.zarr"
-        place = place if place.is_dir() else next((results / "kept/statistics").glob("*/projectors/pooled.zarr"))
-        row["room"] = free_counts(str(place), "energy", 1e-3) if row["method"] == "nullbooth" else None
+        place = place if place.is_dir() else results / "projectors/pooled.zarr"  # of the first, the prompts' alone
+        row["room"] = free_counts(str(place), "energy", ENERGY) if row["method"] == "nullbooth" else None
         row["free"] = row["room"] and row["room"]["mean"]
     if rooms := [row["room"] for row in found if row["room"]]:
         print(f"after {len(rooms)} subjects: {capacity(rooms, RANK)['said']}")

@@ -125,6 +125,7 @@ rule subject_moments:
 rule joined_projector:
     input:
         covariance="<statistics>/covariances/{step}.zarr",
+        alone="<statistics>/projectors/{step}.zarr",
         earlier=earlier_moments,
     output:
         directory("<kept>/<run>/{key}/projectors/{step}.zarr"),

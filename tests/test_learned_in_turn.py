@@ -17,7 +17,9 @@ from running import Run, executed, planned, snakemake
 
 from nullbooth import load_adapter, store
 from nullbooth.adapter import read_adapter
+from nullbooth.images import load_image
 from nullbooth.models import load_pipeline
+from nullbooth.sampling import sample
 
 pytestmark = pytest.mark.slow
 
@@ -152,16 +154,12 @@ def test_everything_is_measured_when_it_is_learned_and_ever_after(learned):
 
 def test_pictures_of_later_stages_are_those_of_all_adapters_together(learned, root):
     """The second of the merged adapters is at work in the first one's pictures; drawn here anew."""
-    from nullbooth.images import load_image
-    from nullbooth.sampling import sample
-
     [entry] = [e for e in told(learned)["shown"] if (e["method"], e["known"], e["concept"]) == ("side", 2, "starling")]
     listed = json.loads((Path(entry["images"]) / "images.json").read_text())["images"]
     shown = next(e for e in listed if e["group"] == "subject")
     pipeline = load_pipeline(str(root / "resources/tinyworld"), torch.device("cpu"))
     how = {"steps": 3, "guidance": 3.0}
-    with_one = load_adapter(pipeline, run_of(learned, "starling", "side") / "adapter.safetensors")
-    with_one.scale = 1.0
+    load_adapter(pipeline, run_of(learned, "starling", "side") / "adapter.safetensors")
     one = sample(pipeline, [shown["prompt"]], [shown["seed"]], **how)[0]
     load_adapter(pipeline, run_of(learned, "quilt", "side") / "adapter.safetensors")
     both = sample(pipeline, [shown["prompt"]], [shown["seed"]], **how)[0]

@@ -73,7 +73,9 @@ def joined(folder, rows, step: str, static: bool, weight: float = 1.0) -> np.nda
     subjects = write_subjects(folder, rows, static)
     identity = {"model": "abc", "earlier": {}}
     given = {"step": step, "weight": weight, "of_statistics": OF_STATISTICS, "of_earlier": OF_SUBJECTS}
-    script("projector").main(out, str(covariance), identity, subjects, **given)
+    alone = folder / "alone.zarr"
+    script("projector").main(alone, str(covariance), OF_STATISTICS)
+    script("projector").main(out, str(covariance), identity, alone, subjects, **given)
     group = store.read(out, identity)
     assert group.attrs["timestep"] == timestep
     w, u = group["a.to_k:values"][:], group["a.to_k:vectors"][:].astype(np.float64)
@@ -130,7 +132,7 @@ def test_moments_of_another_run_are_refused(tmp_path, rows):
     given = {"step": "01", "weight": 1.0, "of_statistics": OF_STATISTICS}
     given["of_earlier"] = [OF_SUBJECTS[0], {"run": "anew"}]
     with pytest.raises(store.StoreError, match=r"second\.zarr"):
-        script("projector").main(tmp_path / "x.zarr", str(tmp_path / "01.zarr"), {}, subjects, **given)
+        script("projector").main(tmp_path / "x.zarr", str(tmp_path / "01.zarr"), {}, None, subjects, **given)
 
 
 # --- one learned on top of another ---------------------------------------------------------------------------

@@ -18,6 +18,7 @@ def main(
     out: str,
     covariance: str,
     identity: dict,
+    alone: str | None = None,
     earlier: tuple[str, ...] = (),
     step: str = "",
     weight: float = 0.0,
@@ -25,10 +26,12 @@ def main(
     of_earlier: tuple[dict, ...] = (),
 ) -> None:
     """`earlier`: moments of subjects, made from `of_earlier`, for timestep number `step` or "pooled", of which each
-    counts `weight`; then the covariance is made `of_statistics`, and `identity` names both. Shares of rank rules stay
-    those of the protected prompts alone, whose eigenvalues are kept for that: no subject loosens what protects others.
+    counts `weight`; then the covariance and the projectors of it `alone` are made `of_statistics`, and `identity` names
+    both. Shares of rank rules stay those of the protected prompts alone, whose eigenvalues are kept for that: no
+    subject loosens what protects others.
     """
     group = store.read(covariance, of_statistics or identity)
+    protected = store.read(alone, of_statistics) if alone else {}
     subjects = [store.read(path, made_from) for path, made_from in zip(earlier, of_earlier, strict=True)]
     every = list(range(len(group.attrs["timesteps"])))
     arrays, report = {}, reporter("features")
@@ -36,7 +39,7 @@ def main(
         name = feature["name"]
         c = store.unpack_symmetric(group[name][:]) / group.attrs["rows"][name]
         if subjects:
-            arrays[f"{name}:protected"] = np.linalg.eigvalsh(c.astype(np.float64)).clip(min=0)
+            arrays[f"{name}:protected"] = protected[f"{name}:values"][:]
             steps = [0] if feature["static"] else every if step == "pooled" else [int(step)]
             c += weight * sum(subject_moment(subject, name, steps) for subject in subjects)
         w, u = decompose(c, f"{name} in {covariance}" + (f", with {len(subjects)} subjects" if subjects else ""))
@@ -48,5 +51,4 @@ def main(
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    earlier = snakemake.input.get("earlier", ())
-    main(snakemake.output[0], snakemake.input.covariance, earlier=earlier, **snakemake.params)
+    main(snakemake.output[0], **dict(snakemake.input.items()), **snakemake.params)
