@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nullbooth.files import read_json
-from nullbooth.images import list_images, open_image, read_drawn
+from nullbooth.images import IN_BROWSERS, list_images, open_image, read_drawn
 from nullbooth.wording import edits_of
 
 GROUPS = {
@@ -145,7 +145,7 @@ def concept_section(page: Path, results: Path, concept: dict, runs: list[str], a
     base = collect_images(results / "images/base" / name, page, f"base/{name}") | unrelated
     photographs = list_images(concept["images"])
     (page / "photographs" / name).mkdir(parents=True)
-    copies = [shutil.copy(p, page / "photographs" / name / p.name).relative_to(page).as_posix() for p in photographs]
+    copies = [shown_copy(p, page / "photographs" / name).relative_to(page).as_posix() for p in photographs]
     tuned, drawn = [], {"base model": (results / "images/base" / name, f"base/{name}")}
     for run in (r for r in runs if r.split("/")[0] == name):
         folder = results / "runs" / run
@@ -186,6 +186,14 @@ def concept_section(page: Path, results: Path, concept: dict, runs: list[str], a
     contact_sheet(page / f"{name}.png", page, copies, rows, [k[1] for k in shown])
     attention = attention_maps(drawn)
     return {"concept": concept, "photographs": copies, "tuned": tuned, "groups": groups, "attention": attention}
+
+
+def shown_copy(photograph: Path, folder: Path) -> Path:
+    """A copy of a photograph that browsers can show: as it is, or as PNG."""
+    if photograph.suffix.lower() in IN_BROWSERS:
+        return Path(shutil.copy(photograph, folder / photograph.name))
+    open_image(photograph).save(folder / f"{photograph.name}.png")
+    return folder / f"{photograph.name}.png"
 
 
 def edits_section(page: Path, folder: Path, edits: list[dict[str, str]], contexts: dict[str, list[str]]) -> dict:

@@ -23,7 +23,7 @@ from nullbooth.identity import (
     read_prompts,
     single_identity,
 )
-from nullbooth.images import captions, list_images
+from nullbooth.images import captions, content_digest, list_images
 from nullbooth.plan import work_of
 from nullbooth.preflight import check_identifiers, check_inputs
 from nullbooth.settings import (
@@ -97,8 +97,7 @@ try:
         ENCODERS["lpips"] = file_digest(Path(lpips))
     for entry in config["concepts"]:
         for key in filter(entry.get, ("images", "holdout")):
-            folder = list_images(entry[key])[0].parent  # captions beside the photographs count too
-            entry[f"{key}_digest"] = digest({p.name: file_digest(p) for p in folder.iterdir() if p.is_file()})
+            entry[f"{key}_digest"] = content_digest(entry[key])
         said = captions(list_images(entry["images"]), entry["prompt"])
         entry["class_prompts"] = sorted({*said, entry["prompt"]})
     CONCEPTS = {entry["name"]: entry for entry in config["concepts"]}
