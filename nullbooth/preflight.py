@@ -4,14 +4,14 @@ Reads JSON and the headers of weights, never the weights, and imports neither to
 """
 
 import difflib
-import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nullbooth.borrowed import borrowed
 from nullbooth.identity import read_prompts
-from nullbooth.images import captions, list_images, open_image
+from nullbooth.images import captions, list_images
 from nullbooth.modelfiles import (
     attention_names,
     check_encoder,
@@ -22,7 +22,8 @@ from nullbooth.modelfiles import (
     read_json,
     weight_names,
 )
-from nullbooth.settings import PACKAGES, SettingsError, fill_prompt, subject_words
+from nullbooth.settings import PACKAGES, SettingsError, fill_prompt, subject_words, word_in
+from nullbooth.subjects import check_named, check_subjects
 from nullbooth.text import InputError, shown
 from nullbooth.tokens import check_lengths
 from nullbooth.wording import edits_of
@@ -38,9 +39,11 @@ def check_inputs(config: dict[str, Any]) -> list[str]:
         check_results(config)
         check_models(config)
         check_sampler(config)
-        check_training(config)
+        prompts = read_all(prompt_files(config))
+        check_training(config, prompts["protect.prompts"])
         check_attention(config["attention"])
-        return check_lengths(prompts_of(config), configs_of(config))
+        warnings = [*borrowed(config), *check_subjects(config["concepts"])]
+        return [*warnings, *check_lengths(prompts_of(config, prompts), configs_of(config))]
     except OSError as error:  # a name too long for the file system, a folder that may not be read
         raise InputError(f"{shown(str(error.filename))}: {error.strerror}") from error
 
@@ -122,7 +125,7 @@ def train_settings(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def check_training(config: dict[str, Any]) -> None:
+def check_training(config: dict[str, Any], protected: list[str]) -> None:
     """Refuse what no training can do: packages that are not installed, several GPUs where one is named."""
     settings = train_settings(config)
     used = {f"{key}.optimizer": train["optimizer"] for key, train in settings.items() if "optimizer" in train}
@@ -134,7 +137,7 @@ def check_training(config: dict[str, Any]) -> None:
     if several and "cuda:" in config["device"]:
         raise SettingsError(f"{several[0]}.gpus: device {config['device']} is one GPU; set device: auto for several")
     if config["protect"]["pack"] is None:  # whose prompts would be the protected ones
-        check_identifiers(config, read_prompts(config["protect"]["prompts"], "protect.prompts"))
+        check_identifiers(config, protected)
 
 
 def check_identifiers(config: dict[str, Any], protected: list[str]) -> None:
@@ -142,8 +145,7 @@ def check_identifiers(config: dict[str, Any], protected: list[str]) -> None:
     if not any(train.get("inversion_steps") for train in train_settings(config).values()):
         return
     for i, concept in enumerate(config["concepts"]):
-        word = re.compile(rf"\b{re.escape(concept['identifier'])}\b", re.IGNORECASE)
-        if named := next(filter(word.search, protected), None):
+        if named := next((prompt for prompt in protected if word_in(concept["identifier"], prompt)), None):
             raise SettingsError(
                 f"concepts.{i}.identifier: {shown(concept['identifier'])} stands in the protected prompt "
                 f"{shown(named)}, which train.inversion_steps would let change; choose another identifier"
@@ -157,39 +159,54 @@ def check_attention(name: str | None) -> None:
         raise SettingsError(f"attention: {shown(name)} is none of diffusers' back ends; use null or one of {known}")
 
 
-def prompts_of(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every text that the model will be given, with the setting that it comes from. Photographs are checked beside."""
+def prompt_files(config: dict[str, Any]) -> dict[str, str]:
+    """Every file of prompts that is read, by the setting that names it."""
     files = {"protect.prompts": config["protect"]["prompts"]}
     files |= {f"sample.prompts.{group}": path for group, path in config["sample"]["prompts"].items()}
-    common = {key: read_prompts(path, key) for key, path in files.items()}
-    common |= edited_prompts(config)
+    if config["edits"]:
+        files |= {f"edit.{key}": config["edit"][key] for key in ("templates", "paraphrases")}
+    if config["lifelong"]["prompts"] and any(method["lifelong"] for method in config["methods"]):
+        files["lifelong.prompts"] = config["lifelong"]["prompts"]
+    return files
+
+
+def read_all(files: dict[str, str]) -> dict[str, list[str]]:
+    """The prompts of files by setting. Raises InputError with a line for each that cannot be read."""
+    found, faults = {}, []
+    for key, path in files.items():
+        try:
+            found[key] = read_prompts(path, key)
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError("\n".join(faults))
+    return found
+
+
+def prompts_of(config: dict[str, Any], prompts: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+    """Every text that the model will be given, with the setting that it comes from. prompts: of `prompt_files`."""
+    common = {key: texts for key, texts in prompts.items() if not key.startswith("edit.")}
+    common |= edited_prompts(config, prompts)
     common["validate.prompts"] = config["validate"]["prompts"]
     if any(method["lifelong"] for method in config["methods"]):
         common["lifelong.pair"] = config["lifelong"]["pair"]
-        if path := config["lifelong"]["prompts"]:
-            common["lifelong.prompts"] = subject_prompts(path)
+    if nameless := [prompt for prompt in prompts.get("lifelong.prompts", ()) if "{subject}" not in prompt]:
+        raise SettingsError(
+            f"lifelong.prompts: {config['lifelong']['prompts']}: {shown(nameless[0])}: {{subject}} is not in it; "
+            "protect.prompts is the place for what names no subject"
+        )
     for i, concept in enumerate(config["concepts"]):
-        texts = {f"concepts.{i}.images": photographed(concept, f"concepts.{i}"), **common}
+        said = captions(list_images(concept["images"]), concept["prompt"])
         words = subject_words(concept)
-        for key, part in texts.items():
+        for key, part in {f"concepts.{i}.images": said, **common}.items():
             try:
                 yield from [(key, fill_prompt(text, words)) for text in part]
             except SettingsError as error:
                 raise SettingsError(f"{key}: {error}") from error
+        check_named(prompts["sample.prompts.subject"], concept)
 
 
-def subject_prompts(path: str) -> list[str]:
-    """The prompts that later subjects leave alone, of each subject under its name."""
-    found = read_prompts(path, "lifelong.prompts")
-    if nameless := [prompt for prompt in found if "{subject}" not in prompt]:
-        raise SettingsError(
-            f"lifelong.prompts: {path}: {shown(nameless[0])}: {{subject}} is not in it; protect.prompts is the place "
-            "for what names no subject"
-        )
-    return found
-
-
-def edited_prompts(config: dict[str, Any]) -> dict[str, list[str]]:
+def edited_prompts(config: dict[str, Any], prompts: dict[str, list[str]]) -> dict[str, list[str]]:
     """The prompts that edits are solved and measured with, by the setting of their contexts; none without edits."""
     edits, found, changed = edits_of(config["edits"]), {}, {}
     for i, edit in enumerate(edits):
@@ -220,12 +237,3 @@ def edited_prompts(config: dict[str, Any]) -> dict[str, list[str]]:
                     )
             found[f"edit.{key}"] += [prompt for pair in pairs for prompt in pair]
     return found
-
-
-def photographed(concept: dict[str, Any], key: str) -> list[str]:
-    """Captions of a concept's photographs, which are opened, as those held out are."""
-    for name in filter(concept.get, ("holdout", "images")):
-        paths = list_images(concept[name], f"{key}.{name}")
-        for path in paths:
-            open_image(path, check=True)
-    return captions(paths, concept["prompt"])

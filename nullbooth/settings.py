@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 
 from nullbooth.text import InputError, has_secret, shown, strange_character
+from nullbooth.typed import resolve, typed
 
 RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "replay", "oft", "corda")
 _PRIORS = {
@@ -27,6 +28,10 @@ EMBEDDED, EMBEDDED_NAMES = "resources/tinyworld", "config/prompts/names.txt"
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "wandb": "wandb"}
 # Names of results: some are taken, and tables read others as an absent value.
 _RESERVED = ("base", "class", "unrelated", "null", "none", "nan", "na")
+# Placeholders: braces, and what ai-toolkit and the web interfaces replace in captions.
+_STRAY = re.compile(
+    r"\{[^{}]*\}|\[(?:trigger|trigger[ _]?word|name|filewords|subject|class|identifier|token|instance)\]", re.IGNORECASE
+)
 _DEPTH = 20  # of dictionaries and lists within each other
 _LONGEST = 2000  # characters of one setting
 _LINES = 8  # of a message
@@ -37,9 +42,11 @@ class SettingsError(InputError):
 
 
 def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `config` with the schema's defaults filled in, at every depth. Raises SettingsError."""
-    if found := list(_unusable(config, "")):
-        raise SettingsError("\n".join(found[:_LINES]))
+    """A copy of `config` with the schema's defaults filled in, at every depth, and text read as what it spells
+    (`typed`). Raises SettingsError."""
+    _check_usable(config)
+    config = typed(config, schema, schema)
+    _check_usable(config)  # nor what was spelled as text
     config = copy.deepcopy(config)
     _fill(config, schema, schema)
     errors = sorted(_Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
@@ -154,13 +161,24 @@ def subject_words(concept: dict[str, Any]) -> dict[str, str]:
 
 
 def fill_prompt(prompt: str, words: dict[str, str]) -> str:
-    """`prompt` with its {subject} and {class} replaced. Raises SettingsError for any other placeholder."""
+    """`prompt` with its {subject} and {class} replaced. Raises SettingsError for any other placeholder, those of other
+    tools included."""
     for name, value in words.items():
         prompt = prompt.replace(f"{{{name}}}", value)
-    if stray := re.search(r"\{[^{}]*\}", prompt):
+    if stray := _STRAY.search(prompt):
         known = " or ".join(f"{{{name}}}" for name in words)
         raise SettingsError(f"{shown(prompt)}: {shown(stray[0])[1:-1]} stands for nothing; use {known}")
     return prompt
+
+
+def names_subject(text: str, concept: dict[str, Any]) -> bool:
+    """Whether a prompt or caption names a concept, by {subject} or by its identifier."""
+    return "{subject}" in text or word_in(concept["identifier"], text)
+
+
+def word_in(word: str, text: str) -> bool:
+    """Whether a word stands in a text, in whatever capitals."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _is_integer(_checker: Any, value: object) -> bool:
@@ -172,6 +190,11 @@ _Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
 )
+
+
+def _check_usable(config: dict[str, Any]) -> None:
+    if found := list(_unusable(config, "")):
+        raise SettingsError("\n".join(found[:_LINES]))
 
 
 def _unusable(value: Any, where: str, depth: int = 0) -> Iterator[str]:
@@ -204,14 +227,8 @@ def _unusable(value: Any, where: str, depth: int = 0) -> Iterator[str]:
         yield f"{where}: {value} is neither text nor a number; put it in quotes"
 
 
-def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    if "$ref" in schema:
-        return root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
-    return schema
-
-
 def _fill(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> None:
-    schema = _resolve(schema, root)
+    schema = resolve(schema, root)
     if isinstance(value, dict):
         for key, sub in schema.get("properties", {}).items():
             if "default" in sub and key not in value:
@@ -242,18 +259,6 @@ def _explain(error: jsonschema.ValidationError) -> str:
         missing = [key for key in error.validator_value if key not in error.instance]
         return f"{where or 'config'}: missing {', '.join(missing)}"
     hint = error.schema.get("description", "")
-    if error.validator == "type" and _is_number(error.instance):
-        hint = "; ".join(
-            filter(None, (hint, "this is text: YAML takes 1.0e-3 for a number, not 1e-3, and --config none inside {}"))
-        )
     value = shown(error.instance)
     said = "cannot be used" if error.validator == "pattern" else error.message.replace(repr(error.instance), "")[:200]
     return f"{where}: {value} {said.strip()}" + (f" ({hint})" if hint else "")
-
-
-def _is_number(value: Any) -> bool:
-    """Whether text spells a number."""
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False

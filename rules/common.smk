@@ -64,7 +64,7 @@ try:
             {packs.scope_of(method) for method in LEARNED.values() if method["method"] == "nullbooth"},
             MODEL,
             digest(config["protect"]["sites"]),
-            asked["protect"].get("rule"),
+            config["protect"]["rule"] if "rule" in asked["protect"] else None,
         )
         for method in LEARNED.values():
             packs.check_method(method, PACKS)

@@ -1,0 +1,48 @@
+"""Settings that were chosen for the embedded model, with another model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nullbooth.settings import EMBEDDED, sweep_points
+
+_PROMPTS = Path("config/prompts")
+_PHOTOGRAPHIC = "photographic.txt"  # of its files the one that is not the embedded model's
+_GUIDANCE, _RATE, _IDENTIFIER = 3.0, 2e-3, "vbk"
+
+
+def borrowed(config: dict[str, Any]) -> list[str]:
+    """A warning of all settings that suit the embedded model alone, with what to set instead; none with that model."""
+    if Path(config["model"]).resolve() == Path(EMBEDDED).resolve() or not (found := list(_settings(config))):
+        return []
+    return [f"model: {config['model']} has settings of the embedded model, which suit no other: set {', '.join(found)}"]
+
+
+def _settings(config: dict[str, Any]) -> Iterator[str]:
+    if not config["protect"]["pack"] and _is_embedded(config["protect"]["prompts"]):
+        yield f"protect.prompts to {_PROMPTS / _PHOTOGRAPHIC} or a file of your own"
+    groups = [group for group, path in config["sample"]["prompts"].items() if _is_embedded(path)]
+    if groups:
+        yield f"sample.prompts ({', '.join(groups)}) to files of your own"
+    contexts = [key for key in ("templates", "paraphrases") if config["edits"] and _is_embedded(config["edit"][key])]
+    if contexts:
+        yield f"edit ({', '.join(contexts)}) to files of your own"
+    for name, other in (("clip", "openai/clip-vit-large-patch14"), ("dino", "facebook/dinov2-base")):
+        if Path("resources").resolve() in Path(config["evaluate"][name]).resolve().parents:
+            yield f"evaluate.{name} to a model of photographs such as {other}"
+    if config["sampler"]["guidance"] == _GUIDANCE:
+        yield "sampler.guidance to what the model's card says (Stable Diffusion 1 and 2: 7.5, XL: 5.0, FLUX.1-dev: 3.5)"
+    if any(_rate(config, point) == _RATE for method in config["methods"] for point in sweep_points(method)):
+        yield "train.learning_rate to 1.0e-4"
+    if numbers := [str(i) for i, entry in enumerate(config["concepts"]) if entry["identifier"] == _IDENTIFIER]:
+        yield f"identifier of concepts {', '.join(numbers)} to a rare word of its tokenizer such as sks"
+
+
+def _is_embedded(path: str) -> bool:
+    """Whether a file of prompts is one for the embedded model."""
+    found = Path(path).resolve()
+    return found.parent == _PROMPTS.resolve() and found.name != _PHOTOGRAPHIC
+
+
+def _rate(config: dict[str, Any], method: dict[str, Any]) -> float:
+    return {**config["train"], **method["train"]}["learning_rate"]
