@@ -284,6 +284,9 @@ for name, (target, _) in SHOWN.items():
             "version: move it away, or name another folder for results"
         )
 
+# CPUs of jobs that can use many. Not workflow.cores, which raises where no number is given.
+CPUS = workflow.resource_settings.cores or 1
+
 # Snakemake counts GPUs only if told: without a limit, all GPU jobs of one machine would start at once.
 GPUS = devices.count()
 if GPUS and "gpu" not in workflow.global_resources:
@@ -322,6 +325,12 @@ onstart:  # and not after hours, nor in a dry run
     if not writable(config["results"]):
         sys.exit(
             f"config: results: {config['results']} cannot be written to: name another folder, or make it writable"
+        )
+    if workflow.non_local_exec and "adapter" not in workflow.resource_settings.overwrite_threads:
+        print(
+            f"config: training and drawing ask the cluster for {CPUS} CPUs, as many as this machine has; for another "
+            "number copy set-threads from profiles/slurm/config.yaml into your profile",
+            file=sys.stderr,
         )
 
 
