@@ -11,8 +11,14 @@ import jsonschema
 
 from nullbooth.text import InputError, has_secret, shown, strange_character
 
-RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "oft", "corda")
-_PRIORS = {"dreambooth-prior": "images", "custom-diffusion": "images", "prior-prediction": "prediction"}
+RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "replay", "oft", "corda")
+_PRIORS = {
+    "dreambooth-prior": "images",
+    "custom-diffusion": "images",
+    "prior-prediction": "prediction",
+    "replay": "protected",
+}
+OF_TRAJECTORIES = ("replay", "corda")  # rivals that are given what the denoiser was given for the protected prompts
 # These change the denoiser's own weights, or are read off them: what half precision rounds away would be lost.
 OF_WEIGHTS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "oft", "corda")
 # What some settings need that is not installed with NullBooth.
@@ -119,8 +125,8 @@ def sweep_points(method: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def prior_of(method: dict[str, Any]) -> str | None:
-    """What a method learns beside the photographs to keep the class: `images` of it by the base model, or the base
-    model's `prediction` for captions that name it alone."""
+    """What a method learns beside the photographs to keep what the base model knows: `images` of the class by it, its
+    `prediction` for captions that name the class alone, or its prediction for the `protected` prompts."""
     return _PRIORS.get(method["method"], method["prior"])
 
 
@@ -128,7 +134,7 @@ def is_lora(method: dict[str, Any]) -> bool:
     """Whether a method's change is one product of two low-rank factors at all timesteps."""
     if method["method"] == "nullbooth":
         return method["scope"] != "timestep" and method["rank"] != "full"
-    return method["method"] in ("lora", "prior-prediction")
+    return method["method"] in ("lora", "prior-prediction", "replay")
 
 
 def subject_words(concept: dict[str, Any]) -> dict[str, str]:

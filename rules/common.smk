@@ -27,6 +27,7 @@ from nullbooth.images import captions, list_images
 from nullbooth.plan import work_of
 from nullbooth.preflight import check_identifiers, check_inputs
 from nullbooth.settings import (
+    OF_TRAJECTORIES,
     SettingsError,
     complete,
     fill_prompt,
@@ -182,7 +183,7 @@ def earlier_runs(concept, method, seed):
 
 def recipe(concept, method, seed):
     """Everything that an adapter is made from; photographs by their content, wherever they lie."""
-    chosen, keeps = METHODS[method], METHODS[method]["method"] in ("nullbooth", "corda")
+    chosen, keeps = METHODS[method], METHODS[method]["method"] in ("nullbooth", *OF_TRAJECTORIES)
     train = {**config["train"], **chosen["train"], "seed": int(seed), "precision": config["precision"]}
     freed_by = (chosen["rule"] or config["protect"]["rule"]) if chosen["method"] == "nullbooth" else None
     own = {key: IDENTITY[key] for key in ("model", "sites", "weights") if key in IDENTITY}
@@ -207,7 +208,7 @@ def recipe(concept, method, seed):
         "sampler": {key: config["sampler"][key] for key in ("scheduler", "options", "arguments")},
         "resolution": config["resolution"],
         "sites": config["protect"]["sites"],
-        # Rivals but one know nothing of protected prompts.
+        # Most rivals know nothing of protected prompts.
         "identity": identity,
     }
 
@@ -456,9 +457,9 @@ def statistics_in_use(wildcards):
 
 
 def calibration(wildcards):
-    """The protected trajectories, for the rival that looks at them before it learns."""
-    corda = METHODS[wildcards.method]["method"] == "corda"
-    return collect("<kept>/shards/{shard}/trajectory.zarr", shard=taken()) if corda else []
+    """The protected trajectories, for rivals that learn from them."""
+    wanted = METHODS[wildcards.method]["method"] in OF_TRAJECTORIES
+    return collect("<kept>/shards/{shard}/trajectory.zarr", shard=taken()) if wanted else []
 
 
 def class_images(wildcards):

@@ -359,7 +359,7 @@ def test_the_comparison_learns_one_concept_at_a_time(schema):
 def test_methods_of_the_weights_themselves_need_them_in_full(schema, method):
     config = {**NEEDED, "methods": [{"name": "ours"}, {"name": "other", "method": method}]}
     complete(config, schema)
-    if method in ("lora", "prior-prediction"):
+    if method in ("lora", "prior-prediction", "replay"):
         complete({**config, "weights": "bf16"}, schema)
     else:
         with pytest.raises(SettingsError, match=f"^methods.1.method: '{method}' needs weights: fp32, not bf16"):
