@@ -51,7 +51,7 @@ try:
         config["model_config"] = config["model_config"] or known_configs(SINGLE)
         MODEL = single_identity(SINGLE, config["model_config"], config["revision"])
     else:
-        MODEL = model_identity(config["model"], config["revision"])
+        MODEL = model_identity(config["model"], config["revision"], variant=config["variant"])
     config["revision"] = MODEL.partition("@")[2] or None  # the commit: jobs load what was looked up here
     MODEL += f":{config['variant']}" if config["variant"] else ""
     # By scope, a file with projectors and what it says of itself. They stand for the protected prompts.
