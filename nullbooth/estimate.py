@@ -13,6 +13,7 @@ from nullbooth.cost import (
     LOAD,
     PICTURE_BYTES,
     READ,
+    REPLAYED,
     RESIDENT,
     START,
     TRAINER,
@@ -35,7 +36,7 @@ from nullbooth.cost import (
     trajectory_arrays,
     widest,
 )
-from nullbooth.settings import OF_WEIGHTS
+from nullbooth.settings import OF_TRAJECTORIES, OF_WEIGHTS
 
 
 def described(rule: str, size: tuple[float, float]) -> tuple[float, float]:
@@ -216,7 +217,7 @@ def training(model: Model, work: Work, machine: Machine, run: Run) -> list[Job]:
     seconds = run.steps * pass_seconds(model, machine, run.samples, run.microbatch, flops, calls=3)
     seconds += 2 * projectors / READ["vectors"]
     size = saved(model, run, work.steps) + 12 * trained(model, run) * (run.steps > run.checkpoint_every), 3 + run.files
-    host = TRAINER + 3 * projectors
+    host = TRAINER + 3 * projectors + (replayed(model, work) if run.method == "replay" else 0.0)
     device = learning(model, work, machine, run)
     found = [gpu_job(machine, "adapter", 1, seconds, model.weight_bytes, device, host, size)]
     found.append(drawing(model, work, machine, "tuned_images", run.pictures, run))
@@ -242,6 +243,12 @@ def learning(model: Model, work: Work, machine: Machine, run: Run) -> float:
         copies = model.copied * model.text_parameters
         peaks.append(held + others + copies + max(passes, activations(model.decode_bytes, run.validated)))
     return max(peaks)
+
+
+def replayed(model: Model, work: Work) -> float:
+    """Bytes of the trajectories that a training which draws from them has in memory: nullbooth.replay."""
+    latents, conditions, *_ = trajectory_arrays(model, work, work.largest)
+    return min(REPLAYED, work.shards * raw([latents])) + 2 * raw([conditions])
 
 
 def mechanism(model: Model, work: Work) -> Job:
@@ -271,7 +278,7 @@ def drawing(model: Model, work: Work, machine: Machine, rule: str, n: int, run: 
 def jobs(model: Model, work: Work, machine: Machine) -> list[Job]:
     """All jobs of `snakemake results/samples` from nothing, by rule, in the order in which they can run."""
     found = []
-    if work.protecting or any(run.method == "corda" for run in work.runs):
+    if work.protecting or any(run.method in OF_TRAJECTORIES for run in work.runs):
         found.append(trajectory(model, work, machine, work.shards, work.largest))
     if work.protecting:
         found += statistics(model, work, machine)

@@ -53,3 +53,10 @@ def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], gro
     numbers = json.loads(groups)
     merged = [{**group, **found} for group, found in zip(known, numbers, strict=True)]
     optimizer.load_state_dict({"state": states, "param_groups": merged})
+
+
+def make_schedule(name: str, optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> Any:
+    """The course of the learning rate over all `steps` of a training, by one of diffusers' names."""
+    from diffusers.optimization import get_scheduler
+
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)

@@ -6,6 +6,8 @@
     custom-diffusion   cross-attention to_k and to_v (arXiv 2212.04488)        the same
     lora               low-rank changes of the sites (arXiv 2106.09685)        nothing (train.weight_decay, if set)
     prior-prediction   the same                                               the base's predictions for class captions
+    replay             the same                                               the base's predictions for the protected
+                                                                              prompts, on their stored trajectories
     oft                rotations of the sites' weights (arXiv 2306.07280)      their angles
     corda              low-rank changes, from the directions that protected   where they start
                        prompts use least (arXiv 2406.05223, knowledge-preserved)

@@ -5,16 +5,24 @@ import difflib
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 
 from nullbooth.text import InputError, has_secret, shown, strange_character
 
-RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "oft", "corda")
-_PRIORS = {"dreambooth-prior": "images", "custom-diffusion": "images", "prior-prediction": "prediction"}
+RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "replay", "oft", "corda")
+_PRIORS = {
+    "dreambooth-prior": "images",
+    "custom-diffusion": "images",
+    "prior-prediction": "prediction",
+    "replay": "protected",
+}
+OF_TRAJECTORIES = ("replay", "corda")  # rivals that are given what the denoiser was given for the protected prompts
 # These change the denoiser's own weights, or are read off them: what half precision rounds away would be lost.
 OF_WEIGHTS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "oft", "corda")
+EMBEDDED, EMBEDDED_NAMES = "resources/tinyworld", "config/prompts/names.txt"
 # What some settings need that is not installed with NullBooth.
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "wandb": "wandb"}
 # Names of results: some are taken, and tables read others as an absent value.
@@ -37,6 +45,7 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     errors = sorted(_Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
     if errors:
         raise SettingsError("\n".join(_explain(error) for error in errors[:_LINES]))
+    config["sample"]["prompts"] = _prompt_files(config)
     _check_weights(config)
     lists = {key: config.get(key, []) for key in ("concepts", "methods")}
     lists["comparison.methods"] = config.get("comparison", {}).get("methods", [])
@@ -62,6 +71,14 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         if doubled := [name for name in names if folded.count(name.lower()) > 1]:
             raise SettingsError(f"{kind}: the name {doubled[-1]!r} is used twice; names must differ, not in case alone")
     return config
+
+
+def _prompt_files(config: dict[str, Any]) -> dict[str, str]:
+    """Files by group of prompts, without the groups that have none."""
+    files = dict(config["sample"]["prompts"])
+    if files["names"] == "auto":
+        files["names"] = EMBEDDED_NAMES if Path(config["model"]).resolve() == Path(EMBEDDED).resolve() else None
+    return {group: path for group, path in files.items() if path is not None}
 
 
 def _check_weights(config: dict[str, Any]) -> None:
@@ -119,8 +136,8 @@ def sweep_points(method: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def prior_of(method: dict[str, Any]) -> str | None:
-    """What a method learns beside the photographs to keep the class: `images` of it by the base model, or the base
-    model's `prediction` for captions that name it alone."""
+    """What a method learns beside the photographs to keep what the base model knows: `images` of the class by it, its
+    `prediction` for captions that name the class alone, or its prediction for the `protected` prompts."""
     return _PRIORS.get(method["method"], method["prior"])
 
 
@@ -128,7 +145,7 @@ def is_lora(method: dict[str, Any]) -> bool:
     """Whether a method's change is one product of two low-rank factors at all timesteps."""
     if method["method"] == "nullbooth":
         return method["scope"] != "timestep" and method["rank"] != "full"
-    return method["method"] in ("lora", "prior-prediction")
+    return method["method"] in ("lora", "prior-prediction", "replay")
 
 
 def subject_words(concept: dict[str, Any]) -> dict[str, str]:

@@ -98,13 +98,17 @@ def write_trajectory(out: str, pipeline: Any, prompts: list[str], identity: dict
     store.write(out, arrays, identity, chunk_rows={"latents": 1}, prompts=prompts, seed=options["seed"])
 
 
+def of_any_prompts(identity: dict) -> dict:
+    """What the trajectories of all shards have in common, out of the identity of a run."""
+    return {key: value for key, value in identity.items() if key not in ("prompts", "until", "earlier")}
+
+
 def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, every: int) -> Callable[[], None]:
     """A function that runs the denoiser on all stored trajectories, each `every`th step, one sample at a time."""
-    of_any_prompts = {key: value for key, value in identity.items() if key not in ("prompts", "until", "earlier")}
 
     @torch.no_grad()
     def run() -> None:
-        for group in (store.read(path, of_any_prompts) for path in shards):
+        for group in (store.read(path, of_any_prompts(identity)) for path in shards):
             timesteps, constants = group["timesteps"][:].tolist(), stored(group, "constant")
             conditions = stored(group, "condition")
             branches = len(next(iter(conditions.values())))

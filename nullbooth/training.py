@@ -21,7 +21,8 @@ from nullbooth.checkpoints import Learning, resume, save_checkpoint
 from nullbooth.files import whole
 from nullbooth.inversion import Word
 from nullbooth.models import computed_in, latents_name
-from nullbooth.optimizers import make_optimizer
+from nullbooth.optimizers import make_optimizer, make_schedule
+from nullbooth.replay import Replay
 from nullbooth.rivals import FineTune
 from nullbooth.trajectories import unflatten
 
@@ -57,9 +58,10 @@ class TrainData:
     """Cached inputs of pictures of one shape. latents: `[n, ...]`, scaled; conditions: `[n, ...]` by denoiser keyword;
     `unconditional` has the same keys with one row, used when a caption is dropped.
 
-    Two ways to keep a prior by training on it: `prior` are pictures of the class, learned beside the photographs
+    Three ways to keep a prior by training on it: `prior` are pictures of the class, learned beside the photographs
     (DreamBooth, arXiv 2208.12242); `class_conditions`, the captions with the class in place of the subject, for which
-    the base model's prediction is to be matched.
+    the base model's prediction is to be matched; `replay`, samples of the protected prompts, which the base model's
+    prediction is to be matched on.
 
     live: where the text encoders are learning, conditions of rows `[b]` with gradients, in place of the cached ones;
     constants: what the denoiser is given that is the same for all samples; unit: the denoiser's timestep for 1 of the
@@ -71,6 +73,7 @@ class TrainData:
     unconditional: dict[str, Tensor] = field(default_factory=dict)
     prior: "TrainData | None" = None
     class_conditions: dict[str, Tensor] = field(default_factory=dict)
+    replay: Replay | None = None
     constants: dict[str, Tensor] = field(default_factory=dict)
     unit: float = 1.0
     live: Callable[[Tensor], dict[str, Tensor]] | None = None
@@ -156,7 +159,7 @@ def train(
         denoiser.enable_gradient_checkpointing()
     parameters = [p for p in adapter.parameters() if p.requires_grad]
     optimizer = accelerator.prepare_optimizer(make_optimizer(s.optimizer, parameters, s.learning_rate, s.weight_decay))
-    lr, ema = _schedule(optimizer, s), _moving_average(parameters, s)
+    lr, ema = make_schedule(s.schedule, optimizer, s.warmup, s.steps), _moving_average(parameters, s)
     checkpoints = folder / "checkpoints" / run
     learning = Learning(adapter, optimizer, lr, ema.shadow_params if ema else [], accelerator.scaler)
     done = resume(checkpoints, learning)
@@ -243,7 +246,12 @@ def _loss_of(
     if data.class_conditions:
         with torch.no_grad(), adapter.disabled(denoiser):
             batch["target"][s.batch :] = _predict(denoiser, batch, data, slice(s.batch, None))
-    return _loss(denoiser, scheduler, batch, data, s)
+    loss = _loss(denoiser, scheduler, batch, data, s)
+    if replayed := batch.get("replayed"):  # in a pass of its own: samples may have another shape
+        with torch.no_grad(), adapter.disabled(denoiser):
+            replayed["target"] = _predict(denoiser, replayed, data)
+        loss = loss + s.prior_weight * _errors(denoiser, scheduler, replayed, data, s).mean()
+    return loss
 
 
 def _update(accelerator: Accelerator, learning: Learning, parameters: list[nn.Parameter], s: TrainSettings) -> None:
@@ -312,7 +320,11 @@ def _draw(
     if len(buckets) > 1:
         sizes = torch.tensor([float(len(bucket.latents)) for bucket in buckets])
         data = buckets[int(torch.multinomial(sizes, 1, generator=generator))]
-    return _draw_of(data, scheduler, adapter, s, generator, index), data
+    batch = _draw_of(data, scheduler, adapter, s, generator, index)
+    if data.replay is not None:
+        drawn = data.replay.draw(s.batch, index, s.distinct_timesteps)
+        batch["replayed"] = {key: _moved(value, adapter.timesteps.device) for key, value in drawn.items()}
+    return batch, data
 
 
 def _draw_of(
@@ -365,21 +377,22 @@ def _joined(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 def _predict(denoiser: nn.Module, batch: dict[str, Any], data: TrainData, rows: slice = slice(None)) -> Tensor:
     """The denoiser's prediction, without the variance that some predict in further channels."""
     device = batch["sample"].device
-    given = {k: v[rows] for k, v in batch["conditions"].items()} | {k: v.to(device) for k, v in data.constants.items()}
+    given = {k: v[rows] for k, v in batch["conditions"].items()}
+    given |= {k: v.to(device) for k, v in batch.get("constants", data.constants).items()}
     given |= {latents_name(denoiser): batch["sample"][rows], "timestep": batch["timestep"][rows]}
     return denoiser(**unflatten(given)).sample.float()[:, : batch["sample"].shape[1]]
 
 
 def _loss(denoiser: nn.Module, scheduler: Any, batch: dict[str, Any], data: TrainData, s: TrainSettings) -> Tensor:
     """Mean square error of the photographs plus `prior_weight` times that of the prior, each a mean over its rows."""
-    loss = F.mse_loss(_predict(denoiser, batch, data), batch["target"].float(), reduction="none").flatten(1).mean(1)
-    if s.min_snr is not None:
-        loss = loss * min_snr_weights(scheduler, batch["timestep"] / data.unit, s.min_snr)
+    loss = _errors(denoiser, scheduler, batch, data, s)
     learned, prior = loss[: s.batch], loss[s.batch :]
     return learned.mean() + s.prior_weight * prior.mean() if len(prior) else learned.mean()
 
 
-def _schedule(optimizer: torch.optim.Optimizer, s: TrainSettings) -> torch.optim.lr_scheduler.LRScheduler:
-    from diffusers.optimization import get_scheduler
-
-    return get_scheduler(s.schedule, optimizer, num_warmup_steps=s.warmup, num_training_steps=s.steps)
+def _errors(denoiser: nn.Module, scheduler: Any, batch: dict[str, Any], data: TrainData, s: TrainSettings) -> Tensor:
+    """Mean square error `[b]` of each row's prediction, weighted by its timestep if settings say so."""
+    loss = F.mse_loss(_predict(denoiser, batch, data), batch["target"].float(), reduction="none").flatten(1).mean(1)
+    if s.min_snr is not None:
+        loss = loss * min_snr_weights(scheduler, batch["timestep"] / data.unit, s.min_snr)
+    return loss

@@ -14,6 +14,7 @@ sys.path.insert(0, workflow.basedir)
 
 from nullbooth import devices, headers, packs
 from nullbooth.files import read_json, writable
+from nullbooth.groups import OF_ALL, OF_CONCEPT, check_groups
 from nullbooth.identity import (
     digest,
     file_digest,
@@ -27,6 +28,7 @@ from nullbooth.images import captions, list_images
 from nullbooth.plan import work_of
 from nullbooth.preflight import check_identifiers, check_inputs
 from nullbooth.settings import (
+    OF_TRAJECTORIES,
     SettingsError,
     complete,
     fill_prompt,
@@ -73,12 +75,12 @@ try:
     else:
         PROTECTED = read_prompts(config["protect"]["prompts"])
     PROMPTS = {group: read_prompts(path) for group, path in config["sample"]["prompts"].items()}
-    if known := sorted(set(PROMPTS["unrelated"]) & set(PROTECTED)):
-        raise SettingsError(
-            f"sample.prompts.unrelated: {known[0]!r} is also protected ({len(known)} such prompts); drift is measured "
-            "on prompts that are not: take them out of it, or out of "
-            f"{config['protect']['pack'] if PACKS else config['protect']['prompts']}"
-        )
+    check_groups(
+        PROMPTS,
+        PROTECTED,
+        config["protect"]["pack" if PACKS else "prompts"],
+        [entry["identifier"] for entry in config["concepts"]],
+    )
     # By their hashes, so that another protected prompt leaves the choice as it is, mostly.
     PROMPTS["protected"] = sorted(sorted(PROTECTED, key=digest)[: config["sample"]["protected"]])
     SUBJECT_PROMPTS = read_prompts(path, "lifelong.prompts") if (path := config["lifelong"]["prompts"]) else None
@@ -182,7 +184,7 @@ def earlier_runs(concept, method, seed):
 
 def recipe(concept, method, seed):
     """Everything that an adapter is made from; photographs by their content, wherever they lie."""
-    chosen, keeps = METHODS[method], METHODS[method]["method"] in ("nullbooth", "corda")
+    chosen, keeps = METHODS[method], METHODS[method]["method"] in ("nullbooth", *OF_TRAJECTORIES)
     train = {**config["train"], **chosen["train"], "seed": int(seed), "precision": config["precision"]}
     freed_by = (chosen["rule"] or config["protect"]["rule"]) if chosen["method"] == "nullbooth" else None
     own = {key: IDENTITY[key] for key in ("model", "sites", "weights") if key in IDENTITY}
@@ -207,7 +209,7 @@ def recipe(concept, method, seed):
         "sampler": {key: config["sampler"][key] for key in ("scheduler", "options", "arguments")},
         "resolution": config["resolution"],
         "sites": config["protect"]["sites"],
-        # Rivals but one know nothing of protected prompts.
+        # Most rivals know nothing of protected prompts.
         "identity": identity,
     }
 
@@ -404,10 +406,9 @@ def run_prompts(wildcards):
 
 def base_prompts(wildcards):
     """What the base model draws: a concept's own groups, or the prompts that serve every concept."""
-    common = ("unrelated", "protected")
     if wildcards.part.removesuffix(FEWER_STEPS) == "unrelated":
-        return {group: PROMPTS[group] for group in common}
-    return {group: prompts for group, prompts in run_prompts(wildcards).items() if group not in common}
+        return {group: PROMPTS[group] for group in OF_ALL if group in PROMPTS}
+    return {group: prompts for group, prompts in run_prompts(wildcards).items() if group in OF_CONCEPT}
 
 
 def base_parts(wildcards):
@@ -447,9 +448,9 @@ def statistics_in_use(wildcards):
 
 
 def calibration(wildcards):
-    """The protected trajectories, for the rival that looks at them before it learns."""
-    corda = METHODS[wildcards.method]["method"] == "corda"
-    return collect("<kept>/shards/{shard}/trajectory.zarr", shard=taken()) if corda else []
+    """The protected trajectories, for rivals that learn from them."""
+    wanted = METHODS[wildcards.method]["method"] in OF_TRAJECTORIES
+    return collect("<kept>/shards/{shard}/trajectory.zarr", shard=taken()) if wanted else []
 
 
 def class_images(wildcards):

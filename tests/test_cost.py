@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from running import ROOT, planned, script, snakemake
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nullbooth import estimate, headers, store
+from nullbooth import cost, estimate, headers, store
 from nullbooth.cost import Array, Job, Machine, Run, Work, card, moment_arrays, stored
 from nullbooth.models import autocast, load_denoiser, load_pipeline
 from nullbooth.plan import Limits, amount, duration, table, total, wall_seconds, warnings, work_of
+from nullbooth.replay import CACHED_BYTES
 from nullbooth.selection import DEFAULT
 from nullbooth.settings import complete, sweep_points
 from nullbooth.shapes import LiveBytes, peak_bytes, pipeline_shapes, run, unet_inputs
@@ -359,9 +360,10 @@ COMPARED = {
     "sampler": {"steps": 5},
 }
 RIVALS = {"methods": [{"name": "lora", "method": "lora"}], "sampler": {"steps": 2}}
+REPLAYED = {"methods": [{"name": "replay", "method": "replay"}], "protect": {"shard_size": 3}}
 
 
-@pytest.mark.parametrize("changes", [{}, COMPARED, RIVALS], ids=["minimal", "compared", "rivals"])
+@pytest.mark.parametrize("changes", [{}, COMPARED, RIVALS, REPLAYED], ids=["minimal", "compared", "rivals", "replayed"])
 def test_jobs_are_those_of_a_dry_run(changes, config_of, embedded, tmp_path):
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**changes, "results": str(tmp_path / "results")}))
     known = planned("--configfile", "config/minimal.yaml", str(tmp_path / "settings.yaml"), "--", "samples")
@@ -371,6 +373,17 @@ def test_jobs_are_those_of_a_dry_run(changes, config_of, embedded, tmp_path):
     counts = {"subject": 1, "class": 1, "unrelated": 3, "protected": 4}
     jobs = estimate.jobs(embedded, work_of(config, 4, counts, methods), CPU)
     assert {job.rule: job.count for job in jobs} == known
+
+
+def test_replay_takes_trajectories_and_memory_for_them():
+    assert cost.REPLAYED == CACHED_BYTES
+    works = {
+        name: Work(1000, 512, 50, runs=(Run(method=name, samples=16, microbatch=16),)) for name in ("lora", "replay")
+    }
+    jobs = {name: by_rule(SDXL, work, card(312e12)) for name, work in works.items()}
+    assert "trajectory" not in jobs["lora"]
+    assert jobs["replay"]["trajectory"].count == 2
+    assert jobs["replay"]["adapter"].host - jobs["lora"]["adapter"].host > CACHED_BYTES
 
 
 @pytest.mark.slow

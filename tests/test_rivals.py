@@ -77,6 +77,7 @@ LEARNS = {
     "custom-diffusion": r".*attn2\.to_[kv]\.weight",
     "lora": r".*attn2\.to_(q|k|v|out\.0)\.lora_[AB]\.default\.weight",
     "prior-prediction": r".*attn2\.to_(q|k|v|out\.0)\.lora_[AB]\.default\.weight",
+    "replay": r".*attn2\.to_(q|k|v|out\.0)\.lora_[AB]\.default\.weight",
     "oft": r".*attn2\.to_(q|k|v|out\.0)\.oft_R\.default\.weight",
     "corda": r".*attn2\.to_(q|k|v|out\.0)\.lora_[AB]\.default\.weight",
 }

@@ -18,6 +18,7 @@ from nullbooth.inversion import Word
 from nullbooth.photographs import Drawn, training_data
 from nullbooth.progress import log_to
 from nullbooth.projector import ProjectorError
+from nullbooth.replay import Replay
 from nullbooth.rivals import FineTune
 from nullbooth.sampling import sample
 from nullbooth.settings import fill_prompt, prior_of, subject_words
@@ -120,6 +121,9 @@ def learn(
         data = training_data(pipeline, images, concept, size, **how, live=True)
         word = learn_word(pipeline, concept["identifier"], data, scheduler, settings, method["train"], path, recipe)
     data = training_data(pipeline, images, concept, size, **how, **prior)
+    if prior_of(method) == "protected":
+        replay = Replay(trajectories, identity)
+        data = [replace(part, replay=replay) for part in data]
     denoiser = models.denoiser_alone(pipeline, device, keep=config["validate"]["every"] > 0)
     torch.manual_seed(settings.seed)
     if ours := method["method"] == "nullbooth":

@@ -11,7 +11,7 @@ from nullbooth.files import whole
 from nullbooth.gallery import render
 from nullbooth.images import read_drawn
 from nullbooth.progress import log_to
-from nullbooth.settings import prior_of
+from nullbooth.settings import OF_TRAJECTORIES, prior_of
 
 COLUMNS = {
     "fidelity": FIDELITY,
@@ -53,6 +53,7 @@ def strip(folder: Path, page: Path, name: str) -> list[dict]:
 
 def table_row(curve: str, point: Point, equal: dict, method: dict, once: dict[str, float | None]) -> dict:
     """What the page's table says of a method: its point to show, drift at equal fidelity, and costs."""
+    ours, given = method["method"] == "nullbooth", method["method"] in OF_TRAJECTORIES
     return {
         "curve": curve,
         "point": point.name,
@@ -61,7 +62,7 @@ def table_row(curve: str, point: Point, equal: dict, method: dict, once: dict[st
         "step_seconds": point.step_seconds,
         "train_seconds": point.train_seconds,
         "subject_seconds": once["class images"] if prior_of(method) == "images" else 0.0,
-        "model_seconds": {"nullbooth": once["statistics"], "corda": once["trajectories"]}.get(method["method"], 0.0),
+        "model_seconds": once["statistics"] if ours else once["trajectories"] if given else 0.0,
     }
 
 
