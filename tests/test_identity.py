@@ -248,10 +248,10 @@ def denied(path, _text):
 @pytest.mark.parametrize(
     ("home", "cache", "expected"),
     [
-        ("/home/a", None, "/home/a/.cache"),
-        ("/home/a", "", "/home/a/.cache"),
-        ("/home/a", "relative", "/home/a/.cache"),
-        ("/home/a", "/cache", "/cache"),
+        ("/users/a", None, "/users/a/.cache"),
+        ("/users/a", "", "/users/a/.cache"),
+        ("/users/a", "relative", "/users/a/.cache"),
+        ("/users/a", "/cache", "/cache"),
         (None, "/cache", "/cache"),
         (None, None, None),
     ],
