@@ -17,6 +17,8 @@ GROUPS = {
     "subject": "The subject, in new places",
     "class": "The same prompts without its name",
     "unrelated": "Everything else: prompts that were not protected",
+    "unprotected": "Prompts with words that no protected prompt has",
+    "names": "Other names",
     "protected": "Protected prompts",
 }
 EDITED = {"edited": "as taught", "paraphrased": "in another context"}
@@ -26,7 +28,7 @@ STATISTICS = {
     "leak": "leak.svg",
 }  # figures, by what the template calls them
 CHANGES = {"change_protected.svg": "protected prompts", "change_heldout.svg": "prompts that were not protected"}
-SHEET = {"subject": 7, "class": 2, "unrelated": 5}  # prompts of each group on the contact sheet
+SHEET = {"subject": 7, "class": 2, "unrelated": 3, "names": 2}  # prompts of each group on the contact sheet
 COLUMNS = 7  # of the contact sheet, so that its captions can be read in a README
 TILE = 128
 
@@ -179,6 +181,7 @@ def concept_section(page: Path, results: Path, concept: dict, runs: list[str], a
             ],
         }
         for group, title in GROUPS.items()
+        if any(key[0] == group for key in keys)
     ]
     shown = [k for group, n in SHEET.items() for k in [q for q in keys if q[0] == group][:n]]
     rows = [("base model", [base[k] for k in shown])]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth.cost import ENCODERS, Job, Machine, Run, Work
+from nullbooth.groups import OF_ALL, OF_CONCEPT
 from nullbooth.settings import prior_of
 
 VALIDATION_BATCH = 8  # as nullbooth.sampling
@@ -40,7 +41,7 @@ def work_of(
     prompts each group has, and the methods by name, one for each point of a sweep."""
     each = config["sample"]["per_prompt"]
     looked_at = min(2, prompts["subject"] * each)  # drawn once more, for their attention maps
-    own, common = ((prompts[a] + prompts[b]) * each for a, b in (("subject", "class"), ("unrelated", "protected")))
+    own, common = (sum(prompts.get(group, 0) for group in groups) * each for groups in (OF_CONCEPT, OF_ALL))
     runs = [run_of(config, method, own + common + looked_at) for method in methods.values()]
     with_class = any(prior_of(method) == "images" for method in methods.values())
     return Work(

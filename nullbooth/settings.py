@@ -5,6 +5,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -21,6 +22,7 @@ _PRIORS = {
 OF_TRAJECTORIES = ("replay", "corda")  # rivals that are given what the denoiser was given for the protected prompts
 # These change the denoiser's own weights, or are read off them: what half precision rounds away would be lost.
 OF_WEIGHTS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "oft", "corda")
+EMBEDDED, EMBEDDED_NAMES = "resources/tinyworld", "config/prompts/names.txt"
 # What some settings need that is not installed with NullBooth.
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "wandb": "wandb"}
 # Names of results: some are taken, and tables read others as an absent value.
@@ -43,6 +45,7 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     errors = sorted(_Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
     if errors:
         raise SettingsError("\n".join(_explain(error) for error in errors[:_LINES]))
+    config["sample"]["prompts"] = _prompt_files(config)
     _check_weights(config)
     lists = {key: config.get(key, []) for key in ("concepts", "methods")}
     lists["comparison.methods"] = config.get("comparison", {}).get("methods", [])
@@ -68,6 +71,14 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         if doubled := [name for name in names if folded.count(name.lower()) > 1]:
             raise SettingsError(f"{kind}: the name {doubled[-1]!r} is used twice; names must differ, not in case alone")
     return config
+
+
+def _prompt_files(config: dict[str, Any]) -> dict[str, str]:
+    """Files by group of prompts, without the groups that have none."""
+    files = dict(config["sample"]["prompts"])
+    if files["names"] == "auto":
+        files["names"] = EMBEDDED_NAMES if Path(config["model"]).resolve() == Path(EMBEDDED).resolve() else None
+    return {group: path for group, path in files.items() if path is not None}
 
 
 def _check_weights(config: dict[str, Any]) -> None:

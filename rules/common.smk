@@ -14,6 +14,7 @@ sys.path.insert(0, workflow.basedir)
 
 from nullbooth import devices, headers, packs
 from nullbooth.files import read_json, writable
+from nullbooth.groups import OF_ALL, OF_CONCEPT, check_groups
 from nullbooth.identity import (
     digest,
     file_digest,
@@ -52,7 +53,7 @@ try:
         config["model_config"] = config["model_config"] or known_configs(SINGLE)
         MODEL = single_identity(SINGLE, config["model_config"], config["revision"])
     else:
-        MODEL = model_identity(config["model"], config["revision"])
+        MODEL = model_identity(config["model"], config["revision"], variant=config["variant"])
     config["revision"] = MODEL.partition("@")[2] or None  # the commit: jobs load what was looked up here
     MODEL += f":{config['variant']}" if config["variant"] else ""
     # By scope, a file with projectors and what it says of itself. They stand for the protected prompts.
@@ -74,12 +75,12 @@ try:
     else:
         PROTECTED = read_prompts(config["protect"]["prompts"])
     PROMPTS = {group: read_prompts(path) for group, path in config["sample"]["prompts"].items()}
-    if known := sorted(set(PROMPTS["unrelated"]) & set(PROTECTED)):
-        raise SettingsError(
-            f"sample.prompts.unrelated: {known[0]!r} is also protected ({len(known)} such prompts); drift is measured "
-            "on prompts that are not: take them out of it, or out of "
-            f"{config['protect']['pack'] if PACKS else config['protect']['prompts']}"
-        )
+    check_groups(
+        PROMPTS,
+        PROTECTED,
+        config["protect"]["pack" if PACKS else "prompts"],
+        [entry["identifier"] for entry in config["concepts"]],
+    )
     # By their hashes, so that another protected prompt leaves the choice as it is, mostly.
     PROMPTS["protected"] = sorted(sorted(PROTECTED, key=digest)[: config["sample"]["protected"]])
     SUBJECT_PROMPTS = read_prompts(path, "lifelong.prompts") if (path := config["lifelong"]["prompts"]) else None
@@ -414,10 +415,9 @@ def run_prompts(wildcards):
 
 def base_prompts(wildcards):
     """What the base model draws: a concept's own groups, or the prompts that serve every concept."""
-    common = ("unrelated", "protected")
     if wildcards.part.removesuffix(FEWER_STEPS) == "unrelated":
-        return {group: PROMPTS[group] for group in common}
-    return {group: prompts for group, prompts in run_prompts(wildcards).items() if group not in common}
+        return {group: PROMPTS[group] for group in OF_ALL if group in PROMPTS}
+    return {group: prompts for group, prompts in run_prompts(wildcards).items() if group in OF_CONCEPT}
 
 
 def base_parts(wildcards):

@@ -266,9 +266,9 @@ def test_another_rule_in_a_config_on_top_replaces_the_rule(config, schema, rule)
     assert complete(overlaid(config, {"protect": {"rule": rule}}), schema)["protect"]["rule"] == rule
 
 
-def test_files_that_the_configs_name_are_there(config, root):
+def test_files_that_the_configs_name_are_there(config, schema, root):
     minimal = yaml.safe_load((root / "config" / "minimal.yaml").read_text())
-    for settings in (config, overlaid(config, minimal)):
+    for settings in (complete(config, schema), complete(overlaid(config, minimal), schema)):
         named = [settings["protect"]["prompts"], *settings["sample"]["prompts"].values()]
         assert [path for path in named if not (root / path).is_file()] == []
 

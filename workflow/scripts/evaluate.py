@@ -8,11 +8,12 @@ import torch
 from nullbooth import metrics
 from nullbooth.distances import DISTANCES
 from nullbooth.files import write_text
+from nullbooth.groups import OF_ALL, OF_CONCEPT
 from nullbooth.images import list_images, load_image, read_drawn, read_group
 from nullbooth.intervals import bootstrap_mean, half_samples
 from nullbooth.progress import log_to
 
-GROUPS = ("subject", "class", "unrelated", "protected")
+GROUPS = (*OF_CONCEPT, *OF_ALL)
 
 
 def by_prompt(prompts: list[str], values: list[float | None]) -> list[float | None]:
@@ -57,7 +58,7 @@ def measure_group(group, prompts, pictures, encoders, reference, lpips, identifi
         for model, x in pictures.items():
             for name, hits in metrics.attribute_accuracy(encoders["dino"], x, prompts).items():
                 row(model, group, f"{name}_accuracy", hits)
-    if group in ("unrelated", "protected") and len(base) >= 4:
+    if group in OF_ALL and len(base) >= 4:
         for name, found in features.items():
             x, y = found["base"].numpy(), found["tuned"].numpy()
             for metric, distance in DISTANCES.items():
