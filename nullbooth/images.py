@@ -23,21 +23,10 @@ from nullbooth.text import InputError, read_text, shown, strange_character
 if TYPE_CHECKING:  # late below: the workflow lists and checks photographs without torch
     from torch import Tensor
 
-_FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-    "GIF",
-)  # by content, whatever the ending; others of Pillow's run programs (EPS)
-IN_BROWSERS = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".bmp",
-    ".gif",
-)  # endings that browsers show, and that were always read
+# Read by content, whatever the ending. Some of Pillow's other formats run programs (EPS).
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+# Endings that browsers show. Earlier versions read these alone.
+IN_BROWSERS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 # Formats that are read under their own endings alone: TGA has no mark by which other files could be told from it.
 _OWN = {
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
@@ -48,11 +37,11 @@ _OWN = {
     ".dib": "DIB",
 }
 SUFFIXES = (*IN_BROWSERS, ".jfif", ".jpe", ".jif", ".jfi", ".mpo", ".apng", *_OWN)
-# Pictures of formats that are not read: their owners mean them to be learned.
+# Pictures of formats that are not read: they are meant to be learned, unless the same one lies beside as a JPEG.
 _UNREAD = (
-    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".psd", ".psb", ".xcf", ".kra", ".exr", ".hdr", ".ico", ".qoi"),
+    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".psd", ".psb", ".xcf", ".kra", ".exr", ".hdr", ".qoi"),
     *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw"),
-    *(".x3f", ".rwl", ".3fr", ".iiq", ".erf", ".kdc", ".mrw", ".dcr", ".raw", ".ai", ".eps", ".pdf", ".pcx", ".avifs"),
+    *(".x3f", ".rwl", ".3fr", ".iiq", ".erf", ".kdc", ".mrw", ".dcr", ".raw", ".avifs"),
 )
 _CAPTIONS = (".txt", ".caption")  # beside a photograph, under its name
 _METADATA = ("metadata.jsonl", "metadata.csv")  # of a folder, as ImageFolder of datasets has them
@@ -61,10 +50,12 @@ _LEFT = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macos
 _LEFT = (*_LEFT, "system volume information", "lost+found", "__pycache__")
 _PIXELS = 89_478_485  # Pillow's own limit, whatever another library has set it to
 _SMALLEST = 16
+_JP2_HEADER = 1 << 20  # bytes, in which a profile stands
 _MOST_NAMED = 20  # files in one message
 _MOST_SOUGHT = 20_000  # files in subfolders
-# What Pillow lets through.
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
+# What Pillow and its decoders let through.
+_BROKEN = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, SyntaxError, EOFError)
+_BROKEN = (*_BROKEN, struct.error, zlib.error)
 
 
 def list_images(folder: Path | str, key: str | None = None) -> list[Path]:
@@ -74,9 +65,10 @@ def list_images(folder: Path | str, key: str | None = None) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{named}{folder}: no such folder of images")
     files = _entries(folder)
-    if unread := [p for p in files if p.suffix.lower() in _UNREAD and not p.is_dir()]:
-        raise InputError(f"{unread[0]}: this format is not read; save the picture as PNG or JPEG, or move it elsewhere")
     paths = [p for p in files if p.suffix.lower() in SUFFIXES]
+    read = {p.stem for p in paths}
+    if unread := [p for p in files if p.suffix.lower() in _UNREAD and not p.is_dir() and p.stem not in read]:
+        raise InputError(f"{unread[0]}: this format is not read; save the picture as PNG or JPEG, or move it elsewhere")
     for path in paths:
         _stays(path)
     if not paths:
@@ -177,9 +169,11 @@ def _opened(path: Path, smallest: int) -> Iterator[Image.Image]:
     own = _OWN.get(path.suffix.lower())
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of tags that no one reads here
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=(*_FORMATS, *([own] if own else []))) as image:
                 _refuse(path, image, smallest)
+                _complete(path, image)
                 yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path}: {error}; scale it down") from error
@@ -189,6 +183,18 @@ def _opened(path: Path, smallest: int) -> Iterator[Image.Image]:
         raise InputError(
             f"{path}: not a readable image ({_reason(path, error)}); save it again, or remove it"
         ) from error
+
+
+def _complete(path: Path, image: Image.Image) -> None:
+    """Put right what Pillow does not read: profiles in JPEG 2000, and alpha in TGA, which many programs leave at 0."""
+    if image.format == "JPEG2000":
+        header = path.read_bytes()[:_JP2_HEADER]
+        start = header.find(b"colr\2")  # the box of a profile: its length, its name, three bytes, the profile
+        if start > 3:
+            end = start - 4 + int.from_bytes(header[start - 4 : start], "big")
+            image.info["icc_profile"] = header[start + 7 : end]
+    elif image.format == "TGA" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image.putalpha(255)
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -204,6 +210,8 @@ def _refuse(path: Path, image: Image.Image, smallest: int) -> None:
     size = f"{path}: {image.width} x {image.height} pixels"
     if image.width * image.height > _PIXELS:
         raise InputError(f"{size}, more than can be opened safely; scale it down")
+    if image.format == "TIFF" and (image.mode == "I" or (image.mode.startswith("I") and image.tag_v2.get(262) == 0)):
+        raise InputError(f"{path}: grey in which 65535 is not white; save the picture as PNG or JPEG")
     if min(image.size) < smallest:
         raise InputError(f"{size}, too few to learn from; give at least {smallest} on each side")
     if getattr(image, "is_animated", False) and image.format != "MPO":  # telephones put a second view into JPEGs

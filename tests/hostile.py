@@ -27,6 +27,8 @@ def overlay(base: dict, changes: dict) -> dict:
 
 def photograph(seed: int = 0, size: int = PICTURE, mode: str = "RGB") -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
     return Image.fromarray(pixels).convert(mode)
 
 

@@ -330,6 +330,35 @@ def _(world):
     (world.photos / "0.txt").symlink_to(world.folder / "secret")
 
 
+@row("pictures in subfolders alone", "photos: no image in it", "'10_vbk star' has 3", "name one of them")
+def _(world):
+    (world.photos / "10_vbk star").mkdir()
+    for path in world.photos.glob("*.png"):
+        path.rename(world.photos / "10_vbk star" / path.name)
+
+
+@row("a TIFF of several pictures", "b.tif: a TIFF of several", "the one picture")
+def _(world):
+    photograph(0).save(world.photos / "b.tif", save_all=True, append_images=[photograph(1)])
+
+
+@row("a picture under another ending", "b.jpg: not a readable image", "by its content it is avif")
+def _(world):
+    photograph().save(world.photos / "b.jpg", "AVIF")
+
+
+for kind in ("tif", "jp2", "tga", "ppm", "avif"):
+
+    @row(f"truncated {kind}", f"b.{kind}: not a readable image", "again")
+    def _(world, kind=kind):
+        path = world.photos / f"b.{kind}"
+        photograph(size=256).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+for ending in ("jxl", "nef", "RAF", "psd"):
+    written(f"a picture in {ending}", f"photos/b.{ending}", "x", f"b.{ending}", "PNG or JPEG")
+
 # --- captions ------------------------------------------------------------------------------------------
 
 written("a caption without an image", "photos/7.txt", "a {subject}", "7.txt: a caption without an image", "rename")
@@ -350,6 +379,45 @@ for name, line, *says in (
     ("10,000 tokens, listed", json.dumps({"file_name": "0.png", "text": LONG}), "concepts.0.images: 'star", "10000"),
 ):  # fmt: skip
     written(name, "photos/metadata.jsonl", line, *says)
+
+TABLE = "file_name,text\n"
+for name, rows, *says in (
+    ("another column", "file_name,prompt\n0.png,x\n", "metadata.csv:1: expected the columns file_name and text"),
+    ("another separator", "file_name;text\n0.png;x\n", "metadata.csv:1: expected", "commas"),
+    ("a comma too many", TABLE + "0.png,a {subject}, asleep\n", "metadata.csv:2: ", "between quotes"),
+    ("an image not there", TABLE + "9.png,x\n", "metadata.csv:2: '9.png'", "no such image"),
+    ("twice", TABLE + "0.png,x\n" * 2, "metadata.csv:3: '0.png'", "twice"),
+    ("in UTF-16", (TABLE + "0.png,x\n").encode("utf-16"), "metadata.csv: not UTF-8"),
+):
+    written(f"a table of captions: {name}", "photos/metadata.csv", rows, *says)
+written("a .caption without an image", "photos/7.caption", "a {subject}", "7.caption: a caption without an image")
+written("an empty .caption", "photos/0.caption", " ", "0.caption: an empty caption")
+
+
+@row("captions that differ", "0.png: its captions differ: metadata.csv 'a cat', 0.txt 'a dog'", "leave one")
+def _(world):
+    (world.photos / "0.txt").write_text("a dog")
+    (world.photos / "metadata.csv").write_text(TABLE + "0.png,a cat\n")
+
+
+for other in ("[trigger]", "[name]", "[filewords]", "[Trigger Word]", "{trigger}", "{masterpiece:1.2}", "{}"):
+    says = (f"0.png: 'a photo of {other}'", f"{other} stands for nothing; use {{subject}}")
+    written(f"a caption for another tool, {other}", "photos/0.txt", f"a photo of {other}", "concepts.0.images: ", *says)
+for name, text in {
+    "no subject": "a star\n",
+    "the class alone": "a {class}\n",
+    "one of two": "{subject}\na b\n",
+}.items():
+    written(f"subject prompts: {name}", "prompts/subject.txt", text, "sample.prompts.subject: ", "write {subject}")
+
+
+@row(
+    "subject prompts: the word of another concept", "sample.prompts.subject: 'a sks star': neither {subject} nor 'vbk'"
+)
+def _(world):
+    (world.prompts / "subject.txt").write_text("a sks star\n")
+    return {"concepts": [world.concept(), world.concept(name="other", identifier="vbk")]}
+
 
 INDEX, OWN = "model_index.json", "code of its own"
 

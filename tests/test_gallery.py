@@ -8,7 +8,7 @@ import browser
 import pytest
 from PIL import Image
 
-from nullbooth.gallery import contact_sheet, loss_curve, write_gallery
+from nullbooth.gallery import contact_sheet, loss_curve, shown_copy, write_gallery
 
 TEMPLATE = Path(__file__).parents[1] / "workflow/report/gallery.html.j2"
 NASTY = 'a "photo" of <script>alert(1)</script> & 星'
@@ -204,3 +204,15 @@ def test_the_page_works_in_a_browser(page, tmp_path, size):
         browser.assert_sound(driver)
         browser.assert_slider_works(driver)
         browser.assert_sound(driver)
+
+
+def test_photographs_that_browsers_do_not_show_are_copied_as_png(tmp_path):
+    folder = tmp_path / "page"
+    folder.mkdir()
+    for name in ("a.tif", "a.png", "b.ppm"):
+        Image.new("RGB", (8, 8), "blue").save(tmp_path / name)
+    copies = [shown_copy(tmp_path / name, folder) for name in ("a.tif", "a.png", "b.ppm")]
+    assert [path.name for path in copies] == ["a.tif.png", "a.png", "b.ppm.png"]
+    for path in copies:
+        with Image.open(path, formats=["PNG"]) as image:
+            assert image.convert("RGB").getpixel((4, 4)) == (0, 0, 255)
