@@ -7,7 +7,15 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from nullbooth.settings import RIVALS, SettingsError, complete, fill_prompt, subject_words, sweep_points
+from nullbooth.settings import (
+    RIVALS,
+    SettingsError,
+    compared_points,
+    complete,
+    fill_prompt,
+    subject_words,
+    sweep_points,
+)
 from nullbooth.training import TrainSettings
 
 NEEDED = {
@@ -66,6 +74,7 @@ def test_defaults_are_filled_in_at_every_depth(schema):
         "concepts": [],
         "seeds": [0, 1, 2],
         "steps": 20,
+        "scales": [0.4, 0.6, 0.8, 1.0],
         "reference": None,
         "methods": [],
     }
@@ -367,6 +376,33 @@ def test_methods_of_the_weights_themselves_need_them_in_full(schema, method):
 
 
 # --- sweeps ------------------------------------------------------------------------------------------
+
+
+def compared(scales: list, **method) -> dict:
+    sweep = [{"steps": 5}, {"steps": 9}]
+    listed = [{"name": "lora", "method": "lora", "train": {}, "sweep": sweep, **method}]
+    return compared_points({"methods": listed, "scales": scales})
+
+
+def test_a_comparison_draws_each_adapter_at_each_scale():
+    found = compared([1, 0.5])
+    assert list(found) == ["lora-steps5@0.5", "lora-steps5", "lora-steps9@0.5", "lora-steps9"]
+    assert found["lora-steps5@0.5"]["run"] == found["lora-steps5@0.5"]["line"] == "lora-steps5"
+    assert [point["scale"] for point in found.values()] == [0.5, 1.0, 0.5, 1.0]
+    assert {point["curve"] for point in found.values()} == {"lora"}
+    assert all(point["name"] == name for name, point in found.items())
+
+
+def test_points_of_one_scale_are_named_as_their_runs_and_joined():
+    found = compared([1.0])
+    assert {name: point["run"] for name, point in found.items()} == {name: name for name in found}
+    assert {point["line"] for point in found.values()} == {"lora"}
+
+
+@pytest.mark.parametrize("scales", [[], [0], [-1], [0.5, 0.5], ["half"], 0.5])
+def test_scales_that_are_none_are_refused(schema, scales):
+    with pytest.raises(SettingsError, match=r"^comparison\.scales"):
+        complete({**NEEDED, "comparison": {"scales": scales}}, schema)
 
 
 def test_a_sweep_is_the_method_once_for_each_entry():

@@ -269,8 +269,9 @@ RIVALS = [
     {"name": "ours", "rank": 4, "sweep": [{"steps": 2}, {"steps": 4}]},
     {"name": "prior", "method": "dreambooth-prior", "train": {"learning_rate": 1e-4, "steps": 2}},
     {"name": "corda", "method": "corda", "rank": 4, "train": {"steps": 2}},
+    {"name": "replay", "method": "replay", "rank": 4, "train": {"steps": 2}},
 ]
-COMPARISON = {"seeds": [0], "steps": 3, "reference": "prior", "methods": RIVALS}
+COMPARISON = {"seeds": [0], "steps": 3, "scales": [0.5, 1.0], "reference": "prior", "methods": RIVALS}
 
 
 @pytest.fixture(scope="module")
@@ -287,8 +288,11 @@ def compared(finished) -> Run:
 def test_the_comparison_has_a_curve_and_a_row_for_each_method(compared, tmp_path, size):
     folder = compared.folder / "results/comparison"
     found = json.loads((folder / "comparison.json").read_text())
-    assert {row["curve"] for row in found["methods"]} == {"ours", "prior", "corda"}
-    assert [p["point"] for p in found["points"]] == ["ours-steps2", "ours-steps4", "prior", "corda"]
+    assert {row["curve"] for row in found["methods"]} == {"ours", "prior", "corda", "replay"}
+    adapters = ["ours-steps2", "ours-steps4", "prior", "corda", "replay"]
+    assert [p["point"] for p in found["points"]] == [name + at for name in adapters for at in ("@0.5", "")]
+    drift = {p["point"]: p["drift"] for p in found["points"]}
+    assert all(0 < drift[f"{name}@0.5"] < drift[name] for name in adapters)
     assert any(p["pareto"] for p in found["points"])
     assert all(p["step_seconds"] > 0 for p in found["points"])
     prior = next(row for row in found["methods"] if row["curve"] == "prior")
@@ -299,8 +303,8 @@ def test_the_comparison_has_a_curve_and_a_row_for_each_method(compared, tmp_path
         browser.assert_sound(driver)
         plot = driver.find_element("css selector", "#trade-off svg").get_attribute("textContent")
         rows = driver.find_elements("css selector", "tbody tr")
-        assert len(rows) == 3
-    assert all(name in plot for name in ("ours", "prior", "corda", "Pareto front", "photographs"))
+        assert len(rows) == 4
+    assert all(name in plot for name in ("ours", "prior", "corda", "replay", "Pareto front", "photographs"))
 
 
 @pytest.mark.slow
