@@ -1,7 +1,7 @@
 """NullBooth: teach an image model a new subject without making it forget.
 
 Photographs -> adapters confined to the null space of the protected prompts' features -> gallery.
-`snakemake --cores all results/samples`; single stages by name: trajectories, covariances, projectors, adapters.
+`snakemake results/samples`; single stages by name: trajectories, covariances, projectors, adapters.
 """
 
 from snakemake.utils import min_version

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from nullbooth import estimate
 from nullbooth.cost import Machine, Model, Reading, Work
-from nullbooth.modelfiles import DENOISERS, TEXTS, has_variant, places_of, shapes_of
+from nullbooth.modelfiles import DENOISERS, TEXTS, places_of, shapes_of
+from nullbooth.parts import has_variant, weight_files
 from nullbooth.selection import PROJECTIONS, select
 
-_LOADED = r"(diffusion_pytorch_)?model{}(-\d+-of-\d+)?\.safetensors"  # of one variant, or of none
 _ATTENTION = re.compile(r".*\.(?P<block>attn\d?)\.(?P<linear>.*)")
 _FEED_FORWARD = re.compile(r"\.ff(_context)?\.|^single_transformer_blocks\.\d+\.proj_(mlp|out)$")
 # Activations, in units of the first layer's for one sample, of UNets of three sizes (embedded, 1.5, XL): 8 to 13 in a
@@ -35,9 +35,10 @@ FLUX_SIDE = 128  # of its latents, which stands in no config
 def shapes_in(folder: Path, variant: str | None = None) -> dict[str, list[int]]:
     """Shapes of all tensors of one component, by name."""
     found: dict[str, list[int]] = {}
-    loaded = re.compile(_LOADED.format(rf"\.{variant}" if has_variant(folder, variant) else ""))
-    for path in sorted(folder.iterdir()):
-        if loaded.fullmatch(path.name):
+    variant = variant if has_variant(folder, variant) else None
+    files = weight_files(folder, "diffusers", variant) or weight_files(folder, "transformers", variant)
+    for path in files:
+        if path.suffix == ".safetensors":
             found |= shapes_of(path)
     if not found:
         raise ValueError(f"{folder}: no safetensors file of weights in it")

@@ -5,18 +5,31 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 from nullbooth.files import read_json, write_text
-from nullbooth.modelfiles import DENOISERS, shapes_of
+from nullbooth.modelfiles import DENOISERS, loaded_files, shapes_of
+from nullbooth.parts import encoder_files
 from nullbooth.text import InputError, read_text
 
 CONFIGS = (".json", ".txt", ".model")  # and tokenizers
-_WEIGHTS = (".safetensors", *CONFIGS)
-_REMEMBERED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nullbooth" / "fingerprints.json"
+
+
+def _cache_folder() -> Path | None:
+    """The user's folder for caches, as the XDG specification has it; None where there is no home."""
+    if (named := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():
+        return named
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and no such user
+        return None
+    return home / ".cache" if home.is_absolute() else None
+
+
+_REMEMBERED = folder / "nullbooth" / "fingerprints.json" if (folder := _cache_folder()) else None
 
 
 def digest(value: object) -> str:
@@ -31,12 +44,15 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def _memory() -> Iterator[dict[str, str]]:
-    """What is remembered of files, by their places. What is added is kept."""
-    remembered = read_json(_REMEMBERED) if _REMEMBERED.is_file() else {}
+    """What is remembered of files, by their places. What is added is kept, where there is a place to keep it."""
+    remembered = {}
+    if _REMEMBERED and os.access(_REMEMBERED, os.R_OK):
+        remembered = read_json(_REMEMBERED)
     known = dict(remembered)
     yield known
-    if known != remembered:
-        write_text(_REMEMBERED, json.dumps(known))
+    if known != remembered and _REMEMBERED:
+        with suppress(OSError):  # no home that can be written, a full disk: files are then read again next time
+            write_text(_REMEMBERED, json.dumps(known))
 
 
 def _place(path: Path) -> str:
@@ -46,7 +62,7 @@ def _place(path: Path) -> str:
 
 def single_identity(file: Path, configs: str, revision: str | None = None) -> str:
     """Hash of a single-file model, and the identity of its configs and tokenizers: `hash+hash` or `hash+id@commit`."""
-    return f"{remembered_digests([file])[0][:16]}+{model_identity(configs, revision, 'model_config', suffixes=CONFIGS)}"
+    return f"{remembered_digests([file])[0][:16]}+{model_identity(configs, revision, 'model_config', weights=False)}"
 
 
 def known_configs(file: Path) -> str:
@@ -71,14 +87,15 @@ def model_identity(
     revision: str | None = None,
     key: str = "model",
     index: str = "model_index.json",
-    suffixes: tuple[str, ...] = _WEIGHTS,
+    variant: str | None = None,
+    weights: bool = True,
 ) -> str:
-    """Hash of a local model's files, or `id@commit` of a Hub model. `key` is the setting that names it, `index` the
-    file that every such folder has: model_index.json of a diffusers pipeline, config.json of one transformers model.
-    suffixes: of the files that count.
+    """Hash of the files of a local model that are loaded, or `id@commit` of a Hub model. `key` is the setting that
+    names it, `index` the file that every such folder has: model_index.json of a diffusers pipeline, config.json of an
+    evaluator. variant: of a pipeline's weights; weights: whether they count.
 
     A file's hash is remembered by path, size, modification time and change time, so that large models are
-    read once. Raises FileNotFoundError if a local folder has no such model in it.
+    read once. Raises FileNotFoundError if a local folder has no such model in it, or lacks a file of it.
     """
     folder = Path(model)
     if not folder.exists():
@@ -88,7 +105,7 @@ def model_identity(
     if not (folder / index).is_file():
         kind = "diffusers pipeline" if index == "model_index.json" else "transformers model"
         raise FileNotFoundError(f"{key}: {folder} has no {index}; give the folder of a {kind}")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix in suffixes)
+    paths = loaded_files(folder, variant, weights) if index == "model_index.json" else list(encoder_files(folder))
     names = [path.relative_to(folder).as_posix() for path in paths]
     return digest(dict(zip(names, remembered_digests(paths), strict=True)))
 

@@ -8,14 +8,26 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nullbooth.drawable import check_class, check_given, check_roles
+from nullbooth.parts import (
+    LIBRARIES,
+    UNUSED,
+    check_part,
+    check_words,
+    has_variant,
+    kind_of,
+    pipeline_files,
+    read_json,
+    weight_files,
+    weights_name,
+)
 from nullbooth.settings import SettingsError
-from nullbooth.text import InputError, read_text, shown
+from nullbooth.text import InputError, shown
 
 DENOISERS = ("unet", "transformer")
 # Of which a tiny one goes through the whole workflow in the tests.
 TRANSFORMERS = ("PixArtTransformer2DModel", "SanaTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
-_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 # Where one file has the parts of a pipeline, in the names of the original repositories; T5 has a place of its own.
 _DENOISER = ("model.diffusion_model.",)
 _PLACES = {
@@ -29,7 +41,6 @@ _T5 = ("text_encoders.t5xxl.",)
 TEXTS = (_PLACES["text_encoder"], _PLACES["text_encoder_2"], _T5)  # of each text encoder
 # What any pipeline has, where its configs are not here.
 _LEAST = {"unet": "", "vae": "", "text_encoder": ""}
-_LEFT_OUT = "safety_checker"  # which diffusers never takes from one file
 _OWN_CODE = "a model with code of its own is not run; use one that diffusers or transformers itself knows"
 
 
@@ -51,21 +62,6 @@ def is_local(model: str, key: str, revision: str | None = None) -> bool:
     return False
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file. Raises InputError."""
-    try:
-        if isinstance(found := json.loads(read_text(path)), dict):
-            return found
-    except (json.JSONDecodeError, RecursionError):
-        pass
-    raise InputError(f"{path}: not JSON of a model; download the model again")
-
-
-def has_variant(part: Path, variant: str | None) -> bool:
-    """Whether a part of a pipeline has weights of a variant (`model.fp16.safetensors`) of its own."""
-    return variant is not None and any(re.search(rf"\.{re.escape(variant)}[.-]", path.name) for path in part.iterdir())
-
-
 def check_pipeline(folder: Path, key: str = "model", variant: str | None = None, file: Path | None = None) -> None:
     """Refuse a folder that is not a diffusers pipeline whose denoiser has cross-attention, in safetensors.
 
@@ -77,20 +73,36 @@ def check_pipeline(folder: Path, key: str = "model", variant: str | None = None,
     [denoiser] = [name for name in DENOISERS if name in parts][:1]
     if variant and (folder / denoiser).is_dir() and not has_variant(folder / denoiser, variant):
         raise SettingsError(f"variant: {folder / denoiser} has no weights of the variant {variant!r}; take it away")
-    for name, (library, _) in parts.items():
+    check_drawn(folder, key)
+    for name, (library, cls) in parts.items():
         part = folder / name
-        if file and name == _LEFT_OUT:
-            continue
-        if not part.is_dir():
-            raise InputError(f"{key}: {part}: no such folder, but model_index.json names it; download the model again")
-        if name in DENOISERS or (part / "config.json").is_file():
+        check_part(part, cls, key)
+        if kind_of(cls) == "model":
             check_config(part, key)
             if file is None:
                 check_weights(part, key, library, variant if has_variant(part, variant) else None)
     if file:
-        weighted = [name for name in parts if name != _LEFT_OUT and (folder / name / "config.json").is_file()]
-        check_file(file, {name: parts[name][1] for name in weighted})
-    check_denoiser(read_json(folder / denoiser / "config.json"), f"{key}: {folder}/{denoiser}/config.json")
+        check_file(file, {name: cls for name, (_, cls) in parts.items() if kind_of(cls) == "model"})
+    check_roles(parts, read_json(folder / denoiser / "config.json"), f"{key}: {folder}/model_index.json")
+    for name, (_, cls) in parts.items():
+        if kind_of(cls) == "tokenizer":
+            encoder = name.replace("tokenizer", "text_encoder")
+            config = read_json(folder / encoder / "config.json") if encoder in parts else {}
+            check_words(folder / name, key, config.get("vocab_size"))
+
+
+def check_drawn(folder: Path, key: str) -> None:
+    """Refuse a pipeline that draws from more than a prompt, as far as its index and configs are here."""
+    index = folder / "model_index.json"
+    parts = components(found := read_json(index), f"{key}: {index}")
+    denoiser = next(name for name in DENOISERS if name in parts)
+    configs = [path if (path := folder / name / "config.json").is_file() else None for name in (denoiser, "vae")]
+    config, vae = (read_json(path) if path else {} for path in configs)
+    where = f"{key}: {folder}/{denoiser}/config.json"
+    if config:
+        check_denoiser(config, where)
+    check_given(config, vae, where)
+    check_class(found["_class_name"], f"{key}: {index}")
 
 
 def check_file(file: Path, parts: Mapping[str, str] = _LEAST, key: str = "model") -> None:
@@ -138,20 +150,32 @@ def check_denoiser(config: dict[str, Any], where: str) -> None:
         )
 
 
+def loaded_files(folder: Path, variant: str | None = None, weights: bool = True) -> list[Path]:
+    """The files of a pipeline folder that are loaded. weights: whether those are among them. Raises InputError."""
+    index = folder / "model_index.json"
+    parts = components(read_json(index), f"model: {index}")
+    return list(pipeline_files(folder, parts, variant, weights))
+
+
 def components(index: dict[str, Any], where: str) -> dict[str, tuple[str, str]]:
-    """The parts of a pipeline by name, with library and class. Raises InputError for code that came with the model, for
-    classes that diffusers does not know, and where there is no denoiser."""
+    """The parts of a pipeline that are loaded, by name, with library and class.
+
+    Raises InputError for code that came with the model, for classes that the libraries do not know, and where there is
+    no denoiser.
+    """
     if not isinstance(index.get("_class_name"), str):
         raise InputError(f"{where}: _class_name {shown(index.get('_class_name'))}: {_OWN_CODE}")
     found = {}
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
             continue
+        if name in UNUSED:
+            continue
         if not re.fullmatch(r"\w+", name) or len(value) != 2 or not all(isinstance(v, str) for v in value):
             raise InputError(
                 f"{where}: {shown(name)}: {shown(value)} is no part of a pipeline; download the model again"
             )
-        if value[0] not in (*_STEMS, "stable_diffusion"):
+        if value[0] not in LIBRARIES:
             raise InputError(f"{where}: {name}: {value[0]!r}: {_OWN_CODE}")
         found[name] = (value[0], value[1])
     named = {name: cls for name, (library, cls) in found.items() if library == "diffusers"}
@@ -160,6 +184,11 @@ def components(index: dict[str, Any], where: str) -> dict[str, tuple[str, str]]:
             raise InputError(
                 f"{where}: {name}: {cls!r} is no class of the installed diffusers; update it, or use another model"
             )
+    for name, (library, cls) in found.items():
+        if library == "transformers" and not transformers_has(cls):
+            newer = cls.replace("FeatureExtractor", "ImageProcessor")
+            mend = f"write {newer!r} in its place" if newer != cls else "update it, or use another model"
+            raise InputError(f"{where}: {name}: {cls!r} is no class of the installed transformers; {mend}")
     if not set(DENOISERS) & set(found):
         raise InputError(f"{where}: no component named {' or '.join(DENOISERS)}; is this a text-to-image pipeline?")
     return found
@@ -170,6 +199,19 @@ def diffusers_names() -> frozenset[str]:
     """Names that diffusers exports, read from its text: importing it takes seconds."""
     spec = find_spec("diffusers")
     return frozenset(re.findall(r'"(\w+)"', Path(spec.origin).read_text())) if spec else frozenset()
+
+
+@cache
+def transformers_has(cls: str) -> bool:
+    """Whether transformers defines a class, by the text of the models whose name it begins with."""
+    spec, name = find_spec("transformers"), cls.removesuffix("Fast")
+    root = spec and Path(spec.origin).parent
+    if not root or not (root / "models").is_dir():
+        return True
+    folders = [path for path in (root / "models").iterdir() if cls.lower().startswith(path.name.replace("_", ""))]
+    defined = re.compile(rf"\b({re.escape(cls)}|{re.escape(name)})\b")
+    files = [root / "__init__.py", *(path for folder in folders for path in folder.glob("*.py"))]
+    return any(defined.search(path.read_text()) for path in files)
 
 
 @cache
@@ -201,21 +243,16 @@ def check_config(folder: Path, key: str) -> None:
 
 def check_weights(folder: Path, key: str, library: str, variant: str | None = None) -> None:
     """Refuse one model whose weights are missing, pickled or cut off."""
-    stem = _STEMS.get(library, "model")
-    middle = f".{variant}" if variant else ""
-    whole, index = folder / f"{stem}{middle}.safetensors", folder / f"{stem}.safetensors.index{middle}.json"
-    if whole.is_file():
-        weight_names(whole, key)
-    elif index.is_file():
-        listed = read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not listed:
-            raise InputError(f"{key}: {index}: it lists no weights; download the model again")
-        for name in sorted({str(name) for name in listed.values()}):
-            if Path(name).name != name:
-                raise InputError(f"{key}: {index}: {name!r} leaves its folder; download the model again")
-            weight_names(folder / name, f"{key}: {index}")
-    else:
-        raise InputError(_no_weights(folder, key, whole.name, "AutoModel" if key != "model" else "DiffusionPipeline"))
+    try:
+        files = weight_files(folder, library, variant)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
+    if not files:
+        loader = "AutoModel" if key != "model" else "DiffusionPipeline"
+        raise InputError(_no_weights(folder, key, weights_name(library, variant), loader))
+    shards = [path for path in files if path.suffix == ".safetensors"]
+    for path in shards:
+        weight_names(path, f"{key}: {files[0]}" if len(files) > 1 else key)
 
 
 def _no_weights(folder: Path, key: str, wanted: str, loader: str) -> str:

@@ -19,8 +19,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nullbooth import devices
+from nullbooth.drawable import check_class, check_given
 from nullbooth.identity import CONFIGS, known_configs
-from nullbooth.modelfiles import DENOISERS, check_file, components, has_variant, places_of, read_json, shapes_of
+from nullbooth.modelfiles import DENOISERS, check_file, components, places_of, shapes_of
+from nullbooth.parts import UNUSED, has_variant, lacking_words, read_json
 from nullbooth.text import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,6 +96,8 @@ def load_pipeline(
 ):
     """A text-to-image pipeline from a folder, the Hub or one file, safetensors only, silent, on `device`.
 
+    It has neither safety checker nor watermark: what it draws is learned from and measured.
+
     variant: of the files, such as `fp16`; model_config: folder or Hub id with configs and tokenizers for one file, None
     takes what diffusers knows for it; revision: of what is on the Hub; weights: what weights become, `fp32`, `bf16` or
     `fp16`, but for the VAE, which stays float32; offload: keep the parts on the CPU, and let each come to the GPU for
@@ -105,8 +109,10 @@ def load_pipeline(
         pipeline = _pipeline_of_file(Path(model), _config_folder(model, model_config, revision), weights)
     else:
         pipeline = _pipeline_of_folder(model, revision, variant, weights)
-    if getattr(pipeline, "vae", None) is not None:
-        _without_float16(pipeline.vae)
+    _check_drawing(pipeline, model)
+    _without_float16(pipeline.vae)
+    if getattr(pipeline, "watermark", None) is not None:  # XL's, where its package is installed: no part of the model
+        pipeline.watermark = None
     pipeline.set_progress_bar_config(disable=True)
     set_attention(denoiser_of(pipeline), attention)
     if offload and device.type != "cpu":
@@ -119,6 +125,9 @@ def _pipeline_of_folder(model: str, revision: str | None, variant: str | None, w
     from diffusers import DiffusionPipeline
 
     parts = _classes(model, revision)
+    accepted = inspect.signature(pipeline_class(model, revision).__init__).parameters
+    left_out = {name: None for name in UNUSED if name in accepted}
+    left_out |= {"requires_safety_checker": False} if "requires_safety_checker" in accepted else {}
     loaded = {
         name: _load(model, name, cls, revision, variant, torch.float32 if name == "vae" else DTYPES[weights])
         for name, cls in parts.items()
@@ -131,8 +140,27 @@ def _pipeline_of_folder(model: str, revision: str | None, variant: str | None, w
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=Path(model).exists(),
+        **left_out,
         **loaded,
     )
+
+
+def _check_drawing(pipeline: Any, model: str) -> None:
+    """Refuse a pipeline that draws from more than a prompt, or whose tokenizers know no words. Raises InputError."""
+    where, vae = f"model: {model}", getattr(pipeline, "vae", None)
+    if vae is None:
+        raise InputError(f"{where}: no vae: learning from pictures needs one; take a latent diffusion model")
+    check_given(denoiser_of(pipeline).config, vae.config, where)
+    check_class(type(pipeline).__name__, where)
+    for name, tokenizer in pipeline.components.items():
+        encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
+        if name.startswith("tokenizer") and tokenizer is not None and encoder is not None:
+            rows = encoder.get_input_embeddings().num_embeddings
+            if lacking_words(len(tokenizer), rows):
+                raise InputError(
+                    f"{where}: {name} has {len(tokenizer)} tokens, but its text encoder has {rows}: its vocabulary is "
+                    "missing or cut off; download the model again"
+                )
 
 
 def load_denoiser(
@@ -165,7 +193,9 @@ def _pipeline_of_file(file: Path, configs: Path, weights: str) -> Any:
     precise = {}
     if weights != "fp32":  # but of the VAE
         precise["vae"] = _from_file(parts["vae"], file, configs, subfolder="vae", torch_dtype=torch.float32)
-    pipeline = _from_file(pipeline_class(str(configs)), file, configs, torch_dtype=DTYPES[weights], **precise)
+    cls = pipeline_class(str(configs))
+    left_out = {name: None for name in UNUSED if name in inspect.signature(cls.__init__).parameters}
+    pipeline = _from_file(cls, file, configs, torch_dtype=DTYPES[weights], **left_out, **precise)
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module):
             _check_part(name, module.eval(), file)  # T5 would come with dropout

@@ -1,5 +1,6 @@
 """From photographs and captions to what training is given: latents and conditions, computed once."""
 
+import inspect
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,21 @@ def encode(pipeline: Any, paths: list[Path], shape: int | Shape, flip: bool = Fa
     x = torch.cat((x, x.flip(-1))) if flip else x
     found = [vae.encode(image[None].to(device_of(pipeline), vae.dtype)) for image in x]
     latents = torch.cat([f.latent_dist.mode() if hasattr(f, "latent_dist") else f.latent for f in found]).float().cpu()
-    shift = vae.config.get("shift_factor") or 0
-    return packed(pipeline, (latents - shift) * vae.config.scaling_factor)
+    factor, shift = decoding(pipeline)
+    return packed(pipeline, (latents - shift) / factor)
+
+
+def decoding(pipeline: Any) -> tuple[Tensor, Tensor]:
+    """Factor and shift `[1, c or 1, 1, 1]` by which a pipeline takes its latents back to those of its VAE.
+
+    Pipelines differ in the numbers of a VAE's config that they use, so their own code is asked.
+    """
+    config, code = pipeline.vae.config, inspect.getsource(type(pipeline).__call__)
+    used = {key: config.get(key) if key in code else None for key in ("latents_mean", "latents_std", "shift_factor")}
+    factor, shift = torch.tensor(1 / config.scaling_factor), torch.tensor(float(used["shift_factor"] or 0))
+    if used["latents_mean"] is not None and used["latents_std"] is not None:
+        factor, shift = factor * torch.tensor(used["latents_std"]), torch.tensor(used["latents_mean"])
+    return factor.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
 
 
 def conditions(

@@ -54,7 +54,7 @@ try:
         config["model_config"] = config["model_config"] or known_configs(SINGLE)
         MODEL = single_identity(SINGLE, config["model_config"], config["revision"])
     else:
-        MODEL = model_identity(config["model"], config["revision"])
+        MODEL = model_identity(config["model"], config["revision"], variant=config["variant"])
     config["revision"] = MODEL.partition("@")[2] or None  # the commit: jobs load what was looked up here
     MODEL += f":{config['variant']}" if config["variant"] else ""
     # By scope, a file with projectors and what it says of itself. They stand for the protected prompts.
@@ -301,6 +301,9 @@ for name, (target, _) in SHOWN.items():
             "version: move it away, or name another folder for results"
         )
 
+# CPUs of jobs that can use many. Not workflow.cores, which raises where no number is given.
+CPUS = workflow.resource_settings.cores or 1
+
 # Snakemake counts GPUs only if told: without a limit, all GPU jobs of one machine would start at once.
 GPUS = devices.count()
 if GPUS and "gpu" not in workflow.global_resources:
@@ -339,6 +342,12 @@ onstart:  # and not after hours, nor in a dry run
     if not writable(config["results"]):
         sys.exit(
             f"config: results: {config['results']} cannot be written to: name another folder, or make it writable"
+        )
+    if workflow.non_local_exec and "adapter" not in workflow.resource_settings.overwrite_threads:
+        print(
+            f"config: training and drawing ask the cluster for {CPUS} CPUs, as many as this machine has; for another "
+            "number copy set-threads from profiles/slurm/config.yaml into your profile",
+            file=sys.stderr,
         )
 
 

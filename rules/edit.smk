@@ -22,7 +22,7 @@ rule edit:
         "<results>/benchmarks/edits/edit.tsv"
     conda:
         "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
+    threads: CPUS
     resources:
         gpu=1,
         mem_mb=grown(4000, "trajectory"),
@@ -44,7 +44,7 @@ rule unedited_images:
         "<results>/benchmarks/edits/base.tsv"
     conda:
         "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
+    threads: CPUS
     resources:
         gpu=1,
         mem_mb=grown(6000, "base_images"),
@@ -75,7 +75,7 @@ rule edited_images:
         "<results>/benchmarks/edits/images.tsv"
     conda:
         "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
+    threads: CPUS
     resources:
         gpu=1,
         mem_mb=grown(6000, "tuned_images"),

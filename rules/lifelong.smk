@@ -105,7 +105,7 @@ rule subject_moments:
         "<results>/benchmarks/lifelong/moments/{concept}/{method}/{seed}/{key}.tsv"
     conda:
         "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
+    threads: CPUS
     resources:
         gpu=1,
         mem_mb=grown(4000, "heldout_moments"),
@@ -164,7 +164,7 @@ rule stage_images:
         "<results>/benchmarks/lifelong/images/{method}/{seed}/{stage}/{concept}.tsv"
     conda:
         "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
+    threads: CPUS
     resources:
         gpu=1,
         mem_mb=grown(6000, "tuned_images"),
@@ -216,7 +216,7 @@ rule together:
         "<results>/benchmarks/lifelong/together/{method}/{seed}/{stage}.tsv"
     conda:
         "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
+    threads: CPUS
     resources:
         gpu=1,
         mem_mb=grown(6000, "tuned_images"),

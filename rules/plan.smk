@@ -1,4 +1,4 @@
-"""What the config will cost, before anything runs: snakemake --cores 1 plan"""
+"""What the config will cost, before anything runs: snakemake plan"""
 
 from nullbooth.plan import work_of
 

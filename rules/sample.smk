@@ -10,7 +10,7 @@ rule base_images:
         "<results>/benchmarks/images/base/{part}.tsv"
     conda:
         "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
+    threads: CPUS
     resources:
         gpu=1,
         mem_mb=grown(6000, "base_images"),
@@ -35,7 +35,7 @@ rule class_images:
         "<results>/benchmarks/images/class/{concept}.tsv"
     conda:
         "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
+    threads: CPUS
     resources:
         gpu=1,
         mem_mb=grown(6000, "class_images"),
@@ -63,7 +63,7 @@ rule tuned_images:
         "<results>/benchmarks/images/{concept}/{method}/{seed}/{key}.tsv"
     conda:
         "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
+    threads: CPUS
     resources:
         gpu=1,
         mem_mb=grown(6000, "tuned_images"),

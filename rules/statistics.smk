@@ -48,7 +48,7 @@ rule trajectory:
     cache: "omit-software"  # between workflows; what it cost stands in the store, for Snakemake benchmarks no such rule
     conda:
         "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
+    threads: CPUS
     resources:
         gpu=1,
         mem_mb=grown(4000, "trajectory"),

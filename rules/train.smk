@@ -17,7 +17,7 @@ rule adapter:
         "<results>/benchmarks/adapters/{concept}/{method}/{seed}/{key}.tsv"
     conda:
         "../envs/nullbooth.yaml"
-    threads: workflow.cores or 1
+    threads: CPUS
     resources:
         gpu=training_gpus,
         mem_mb=grown(8000, "adapter"),

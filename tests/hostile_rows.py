@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 from hostile import ROWS, TOKEN, UNET, changed, photograph, png, row, written
@@ -417,13 +418,6 @@ def _(world):
     return one_file(world, *WHOLE)
 
 
-@row("an image encoder", "has no image_encoder (CLIPVisionModel is read from no file)")
-def _(world):
-    world.json(INDEX, lambda content: content.update(image_encoder=["transformers", "CLIPVisionModel"]))
-    shutil.copytree(world.model / "text_encoder", world.model / "image_encoder")
-    return one_file(world, *WHOLE)
-
-
 row("a variant of one file", "variant: 'fp16': ", "one.safetensors is one file", "take it away")(
     lambda world: {**one_file(world, *WHOLE), "variant": "fp16"}
 )
@@ -483,12 +477,90 @@ for name, file, change, *says in (
     ("a component without a folder", INDEX, {"vae2": ["diffusers", "AutoencoderKL"]}, "vae2", "no such folder"),
     ("no cross-attention", "unet/config.json", PLAIN, "unet/config.json", "cross-attention"),
     ("joint attention", "unet/config.json", {"cross_attention_dim": None}, "unet/config.json", "cross-attention"),
+    ("no scheduler", INDEX, {"scheduler": [None, None]}, INDEX, "no scheduler"),
+    ("no VAE", INDEX, {"vae": [None, None]}, INDEX, "no vae"),
+    ("no text encoder", INDEX, {"text_encoder": [None, None]}, INDEX, "no text_encoder"),
+    ("no tokenizer", INDEX, {"tokenizer": [None, None]}, INDEX, "no tokenizer"),
+    ("a class of the past", INDEX, {"tokenizer": ["transformers", "CLIPTokenizerOld"]}, "tokenizer: ", "update it"),
+    ("a picture given", INDEX, {"_class_name": "StableDiffusionImg2ImgPipeline"}, "'StableDiffusionPipeline'"),
+    ("a mask given", INDEX, {"_class_name": "StableDiffusionInpaintPipeline"}, "from a prompt alone"),
+    ("a control picture given", INDEX, {"_class_name": "StableDiffusionControlNetPipeline"}, "from a prompt alone"),
+    ("a picture varied", INDEX, {"_class_name": "StableDiffusionImageVariationPipeline"}, "from a prompt alone"),
+    ("a small picture given", "unet/config.json", {"in_channels": 7}, "in_channels: 7", "upscaling"),
+    ("a class given", "unet/config.json", {"num_class_embeds": 10}, "num_class_embeds: 10", "class labels"),
+    ("an embedding given", "unet/config.json", {"class_embed_type": "projection"}, "class_embed_type: 'projection'"),
+    ("a picture's embedding", "unet/config.json", {"addition_embed_type": "image"}, "addition_embed_type: 'image'"),
+    ("a picture for text", "unet/config.json", {"encoder_hid_dim_type": "image_proj"}, "encoder_hid_dim_type: 'image"),
+    ("pooled text of none", "unet/config.json", {"addition_embed_type": "text_time"}, "no text_encoder_2"),
     ("an encoder's own code", "text_encoder/config.json", {"auto_map": {"AutoModel": "evil.X"}}, "auto_map", OWN),
 ):  # fmt: skip
 
     @row(name, *says)
     def _(world, file=file, change=change):
         world.json(file, lambda content: content.update(change))
+
+
+@row("a feature extractor of the past where a text encoder is", "text_encoder: ", "write 'CLIPImageProcessor' in its")
+def _(world):
+    world.json(INDEX, lambda content: content.update(text_encoder=["transformers", "CLIPFeatureExtractor"]))
+
+
+for file in (
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "tokenizer/tokenizer_config.json",
+    "unet/config.json",
+    "vae/config.json",
+):
+
+    @row(f"no {file}", "model: ", f"{Path(file).parent} has no {Path(file).name}; download the model again")
+    def _(world, file=file):
+        (world.model / file).unlink()
+
+
+WORDS = "tokenizer/tokenizer.json"
+
+
+@row("no vocabulary", "tokenizer has no vocabulary", "download the model again")
+def _(world):
+    (world.model / WORDS).unlink()
+
+
+@row("half a vocabulary in two files", "tokenizer has no vocabulary", "merges.txt")
+def _(world):
+    words = json.loads((world.model / WORDS).read_text())["model"]["vocab"]
+    (world.model / WORDS).unlink()
+    (world.model / "tokenizer/vocab.json").write_text(json.dumps(words))
+
+
+for name, vocabulary, said in (
+    ("an empty vocabulary", {}, "0 tokens"),
+    ("a vocabulary of special tokens", {"<|startoftext|>": 0, "<|endoftext|>": 1}, "2 tokens"),
+    ("a vocabulary that was cut", {str(i): i for i in range(300)}, "300 tokens, but its text encoder has 450"),
+    ("a vocabulary that is none", 7, "no vocabulary in it"),
+):
+
+    @row(name, "tokenizer", said)
+    def _(world, vocabulary=vocabulary):
+        world.json(WORDS, lambda content: content["model"].update(vocab=vocabulary, merges=[]))
+
+    @row(f"{name}, in vocab.json", "tokenizer", said if isinstance(vocabulary, dict) else "not JSON")
+    def _(world, vocabulary=vocabulary):
+        (world.model / WORDS).unlink()
+        (world.model / "tokenizer/vocab.json").write_text(json.dumps(vocabulary))
+        (world.model / "tokenizer/merges.txt").write_text("#version: 0.2\n")
+
+
+@row("a vocabulary without its merges", "1450 tokens, but only 0 merges")
+def _(world):
+    more = {f"word{i}": 450 + i for i in range(1000)}
+    world.json(WORDS, lambda content: content["model"].update(vocab=content["model"]["vocab"] | more, merges=[]))
+
+
+@row("a vocabulary of no bytes", "spiece.model: 0 bytes are no vocabulary")
+def _(world):
+    (world.model / WORDS).unlink()
+    (world.model / "tokenizer/spiece.model").touch()
 
 
 for suffix in (".bin", ".ckpt", ".pt", ".pth"):

@@ -1,19 +1,23 @@
 """Every family of models: from its own pipeline to an adapter that leaves protected prompts as they were."""
 
+import inspect
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import families
 import pytest
 import tiny
 import torch
+from PIL import Image
 from running import Run, executed, script
 
 from nullbooth import load_adapter, store
 from nullbooth.adapter import Adapter, AdapterInfo
-from nullbooth.models import denoiser_of, load_pipeline, set_sampler
+from nullbooth.models import denoiser_of, load_pipeline, resolution_of, set_sampler
+from nullbooth.photographs import encode
 from nullbooth.selection import DEFAULT
 from nullbooth.sites import find_sites
 from nullbooth.statistics import in_order, site_projectors, stored
@@ -169,3 +173,61 @@ def test_the_whole_workflow(family, tmp_path):
     jobs = executed(str(tmp_path / "results/samples"), *run.arguments(**changes))
     assert jobs["adapter"] == jobs["gallery"] == 1
     assert len(list((tmp_path / "results/samples").rglob("*.png"))) > 10
+
+
+# --- latents -----------------------------------------------------------------------------------------------
+
+
+class _Decoded(Exception):  # noqa: N818 (no error: the way out of a pipeline)
+    """The VAE was given latents to decode."""
+
+
+def decoded(pipeline, small: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents `[1, c, h, w]` or tokens as the last step leaves them, and those that the pipeline has decoded."""
+    last = []
+
+    def decode(latents, *_args, **_kwargs):
+        last.append(latents.clone())
+        raise _Decoded
+
+    def at_end(_pipeline, _step, _timestep, values):
+        last[:] = [values["latents"].clone()]
+        return values
+
+    pipeline.vae.decode = decode
+    side = {"height": small["resolution"], "width": small["resolution"]} if "resolution" in small else {}
+    known = inspect.signature(pipeline.__call__).parameters
+    options = {"callback_on_step_end": at_end} if "callback_on_step_end" in known else {"callback": at_step(last)}
+    options |= {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
+    with pytest.raises(_Decoded):
+        pipeline("a red star", num_inference_steps=2, **side, **small.get("arguments", {}), **options)
+    return last[0], last[1]
+
+
+def at_step(last: list):
+    def found(_step, _timestep, latents):
+        last[:] = [latents.clone()]
+
+    return found
+
+
+@pytest.mark.parametrize("numbers", ["none", "mean and std", "mean", "shift"])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_pictures_are_encoded_into_the_latents_that_the_pipeline_decodes(family, numbers, tmp_path):
+    """Each pipeline uses other numbers of a VAE's config, and passes over the rest."""
+    pipeline, small = families.FAMILIES[family](), families.SMALL.get(family, {})
+    pipeline.set_progress_bar_config(disable=True)
+    changes = {"scaling_factor": 0.3}
+    if "mean" in numbers:
+        changes["latents_mean"] = [1.5, -2.0, 0.5, 3.0]
+    if "std" in numbers:
+        changes["latents_std"] = [4.0, 2.0, 5.0, 3.0]
+    if numbers == "shift":
+        changes["shift_factor"] = 0.7
+    pipeline.vae.register_to_config(**changes)
+    latents, of_vae = decoded(pipeline, small)
+    side = small.get("resolution") or resolution_of(pipeline)
+    Image.new("RGB", (side, side), "red").save(tmp_path / "x.png")
+    given = SimpleNamespace(latent=of_vae)  # as if the VAE had encoded a picture into these
+    pipeline.vae.encode = lambda _x: given
+    torch.testing.assert_close(encode(pipeline, [tmp_path / "x.png"], side), latents.float(), rtol=1e-4, atol=1e-4)

@@ -66,7 +66,8 @@ class Project:
         faults = json.dumps({"marks": str(self.marks), "moments": moments or []})
         environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests/hooks'}:{self.root}", "FAULTS": faults}
         settings = self.run.arguments(**(changes or {}))
-        command = ["-m", "snakemake", "--cores", "2", *map(str, arguments), *settings]
+        cores = [] if "--unlock" in arguments else ["--cores", "2"]  # as the README says it
+        command = ["-m", "snakemake", *cores, *map(str, arguments), *settings]
         with open(self.output, "w") as output:
             self.started.append(warm.leader(python(), command, self.root, environment, output.fileno()))
         return self.started[-1]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import ROOT
 
 from nullbooth import identity
 from nullbooth.identity import (
@@ -19,6 +20,15 @@ from nullbooth.identity import (
     seeded_noise,
 )
 from nullbooth.text import InputError
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +43,7 @@ def own_memory(tmp_path, monkeypatch):
 def model(tmp_path):
     folder = tmp_path / "model"
     for name, content in {
-        "model_index.json": b"{}",
+        "model_index.json": json.dumps(INDEX).encode(),
         "unet/config.json": b"{}",
         "unet/diffusion_pytorch_model.safetensors": bytes(range(256)) * 8,
         "tokenizer/merges.txt": b"a b",
@@ -83,21 +93,127 @@ def test_touching_files_changes_nothing(model):
     assert model_identity(str(model)) == first
 
 
-def test_notes_and_pictures_beside_it_change_nothing(model):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "LICENSE.txt",
+        "notes.json",
+        "sample.png",
+        "whole-checkpoint.safetensors",
+        ".DS_Store",
+        "._model_index.json",
+        "unet/._config.json",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "unet/optimizer.safetensors",
+        "unet/old/config.json",
+        "safety_checker/config.json",
+        "safety_checker/model.safetensors",
+        "feature_extractor/preprocessor_config.json",
+        "tokenizer/notes.txt",
+        "vae_decoder/config.json",
+    ],
+)
+def test_what_is_not_loaded_changes_nothing(model, name):
     first = model_identity(str(model))
-    (model / "README.md").write_text("a note")
-    (model / "sample.png").write_bytes(b"picture")
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_bytes(b"anything")
     assert model_identity(str(model)) == first
 
 
-def test_another_file_or_another_name_is_another_model(model):
-    seen = {model_identity(str(model))}
-    (model / "vae").mkdir()
-    (model / "vae" / "config.json").write_text("{}")
-    seen.add(model_identity(str(model)))
-    (model / "vae").rename(model / "vae2")
-    seen.add(model_identity(str(model)))
-    assert len(seen) == 3
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "tokenizer/vocab.json",
+        "tokenizer/added_tokens.json",
+        "tokenizer/spiece.model",
+    ],
+)
+def test_another_loaded_file_is_another_model(model, name):
+    first = model_identity(str(model))
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_text("{}")
+    assert model_identity(str(model)) != first
+
+
+def test_names_count_beside_contents(model):
+    (model / "tokenizer/vocab.json").write_text("{}")
+    first = model_identity(str(model))
+    (model / "tokenizer/vocab.json").rename(model / "tokenizer/tokenizer.json")
+    assert model_identity(str(model)) != first
+
+
+def test_the_embedded_models_are_what_they_were():
+    """Results are kept under these hashes."""
+    assert model_identity(str(ROOT / "resources/tinyworld")) == "f97572a82649a5e1"
+    for name, known in {"clip": "749926e6e6b09688", "dino": "40e4684c1a136c98"}.items():
+        assert model_identity(str(ROOT / "resources/evaluators" / name), index="config.json") == known
+
+
+@pytest.mark.parametrize("whole", ["unet", "unet/diffusion_pytorch_model.safetensors", "tokenizer"])
+def test_files_behind_links_count(model, tmp_path, whole):
+    first = model_identity(str(model))
+    elsewhere = tmp_path / "elsewhere"
+    (model / whole).rename(elsewhere)
+    (model / whole).symlink_to(elsewhere)
+    assert model_identity(str(model)) == first
+    file = elsewhere if elsewhere.is_file() else sorted(elsewhere.iterdir())[-1]
+    flip_byte(file)
+    assert model_identity(str(model)) != first
+    other = tmp_path / "other"
+    shutil.copytree(elsewhere, other) if elsewhere.is_dir() else shutil.copy(elsewhere, other)
+    seen = model_identity(str(model))
+    (model / whole).unlink()
+    (model / whole).symlink_to(other)
+    assert model_identity(str(model)) == seen, "by content, wherever it lies"
+
+
+def test_shards_count_and_strays_among_them_do_not(model):
+    folder = model / "unet"
+    shards = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for name in [*shards, "diffusion_pytorch_model-00003-of-00003.safetensors"]:
+        (folder / name).write_text(name)
+    index = {"weight_map": {"a": shards[0], "b": shards[1]}}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    seen = [model_identity(str(model))]
+    for name, counts in {
+        shards[1]: True,
+        "diffusion_pytorch_model-00003-of-00003.safetensors": False,
+        "diffusion_pytorch_model.safetensors": False,  # diffusers takes the shards
+    }.items():
+        flip_byte(folder / name)
+        seen.append(model_identity(str(model)))
+        assert (seen[-1] != seen[-2]) == counts, name
+    (folder / shards[0]).unlink()
+    with pytest.raises(FileNotFoundError, match="00001-of-00002"):
+        model_identity(str(model))
+
+
+def test_a_variant_counts_in_place_of_the_plain_weights(model):
+    plain, other = (model / f"unet/diffusion_pytorch_model{middle}.safetensors" for middle in ("", ".fp16"))
+    shutil.copy(plain, other)
+    first = model_identity(str(model), variant="fp16")
+    flip_byte(plain)
+    assert model_identity(str(model), variant="fp16") == first
+    flip_byte(other)
+    assert model_identity(str(model), variant="fp16") != first
+    other.unlink()
+    assert model_identity(str(model), variant="fp16") == model_identity(str(model)), "a part without one"
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("README.txt", False), ("model.fp16.safetensors", False), ("training_args.json", False), ("vocab.json", True)],
+)
+def test_an_evaluator_is_what_is_loaded_of_it(tmp_path, name, counts):
+    folder = shutil.copytree(ROOT / "resources/evaluators/clip", tmp_path / "clip")
+    first = model_identity(str(folder), index="config.json")
+    (folder / name).write_text("{}")
+    assert (model_identity(str(folder), index="config.json") != first) == counts
 
 
 def test_hashes_are_remembered(model, own_memory):
@@ -110,6 +226,46 @@ def test_hashes_are_remembered(model, own_memory):
     assert model_identity(str(model)) != first
     own_memory.unlink()
     assert model_identity(str(model)) == first
+
+
+@pytest.mark.parametrize("broken", ["read-only", "a file", "none"])
+def test_without_a_place_to_remember_files_are_read_again(model, tmp_path, monkeypatch, broken):
+    first = model_identity(str(model))
+    place = tmp_path / "place"
+    if broken == "a file":
+        place.touch()
+    elif broken == "read-only":
+        monkeypatch.setattr(identity, "write_text", denied)
+    monkeypatch.setattr(identity, "_REMEMBERED", None if broken == "none" else place / "nullbooth/fingerprints.json")
+    assert model_identity(str(model)) == first
+    assert not place.is_dir()
+
+
+def denied(path, _text):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+@pytest.mark.parametrize(
+    ("home", "cache", "expected"),
+    [
+        ("/users/a", None, "/users/a/.cache"),
+        ("/users/a", "", "/users/a/.cache"),
+        ("/users/a", "relative", "/users/a/.cache"),
+        ("/users/a", "/cache", "/cache"),
+        (None, "/cache", "/cache"),
+        (None, None, None),
+    ],
+)
+def test_the_folder_of_caches(monkeypatch, home, cache, expected):
+    """Never a relative one: that would be in the folder of the project, or of the package."""
+
+    def unknown_user(_uid):
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown_user)
+    for key, value in {"HOME": home, "XDG_CACHE_HOME": cache}.items():
+        monkeypatch.setenv(key, value) if value is not None else monkeypatch.delenv(key, raising=False)
+    assert identity._cache_folder() == (Path(expected) if expected else None)
 
 
 def test_missing_folders_and_folders_of_something_else(tmp_path):

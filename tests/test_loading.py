@@ -1,16 +1,22 @@
 """Models as they lie on the disk, and as they lie in memory: variants, precision, and which parts are where."""
 
+import functools
 import gc
+import shutil
 import weakref
 
 import families
+import ldm
 import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from running import ROOT, script
 from tensorboard.backend.event_processing import event_accumulator
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from nullbooth import headers, load_adapter
 from nullbooth.adapter import AdapterInfo, read_adapter
@@ -73,6 +79,87 @@ def test_a_variant_that_is_not_there_is_refused(halved):
         check_pipeline(halved, variant="bf16")
     with pytest.raises(InputError, match=r"no model\.safetensors; rename model\.fp16"):
         check_pipeline(halved)
+
+
+# --- parts that are never loaded -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def censored(tmp_path):
+    """A pipeline with a safety checker that takes every picture for indecent, as old models of the Hub name it."""
+    tower = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    vision = {**tower, "image_size": 32, "patch_size": 16}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, text_config=tower, projection_dim=16))
+    checker.concept_embeds_weights.data.fill_(-2.0)
+    parts = load_pipeline(str(tiny_folder(tmp_path)), CPU).components
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    parts |= {"safety_checker": checker, "feature_extractor": processor}
+    StableDiffusionPipeline(**parts, requires_safety_checker=True).save_pretrained(tmp_path / "censored")
+    path = tmp_path / "censored/model_index.json"
+    path.write_text(path.read_text().replace("CLIPImageProcessor", "CLIPFeatureExtractor"))
+    return tmp_path / "censored"
+
+
+def tiny_folder(folder):
+    tiny.save_pipeline(folder / "plain")
+    return folder / "plain"
+
+
+def test_a_safety_checker_is_never_loaded(censored, pipeline):
+    check_pipeline(censored)
+    loaded = load_pipeline(str(censored), CPU)
+    assert (loaded.safety_checker, loaded.feature_extractor) == (None, None)
+    drawn, known = (sample(p, ["a red star"], [0], steps=2, guidance=3.0) for p in (loaded, pipeline))
+    assert drawn.equal(known)
+    for name in ("safety_checker", "feature_extractor"):
+        shutil.rmtree(censored / name)
+    check_pipeline(censored)
+    load_pipeline(str(censored), CPU)
+
+
+def test_a_safety_checker_among_configs_of_a_single_file_is_not_loaded(censored, tmp_path):
+    file = ldm.save(load_pipeline(str(censored), CPU), tmp_path / "one.safetensors")
+    check_pipeline(censored, "model_config", file=file)
+    loaded = load_pipeline(str(file), CPU, model_config=str(censored))
+    assert (loaded.safety_checker, loaded.feature_extractor) == (None, None)
+
+
+def test_pictures_have_no_watermark(tmp_path, monkeypatch):
+    """Which diffusers adds by itself where its package is installed."""
+    families.save("Stable Diffusion XL", tmp_path / "model")
+    drawing = type(families.FAMILIES["Stable Diffusion XL"]())
+    start = drawing.__init__
+
+    @functools.wraps(start)
+    def marked(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        self.watermark = "a mark"
+
+    monkeypatch.setattr(drawing, "__init__", marked)
+    assert load_pipeline(str(tmp_path / "model"), CPU).watermark is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"in_channels": 9}, "in_channels: 9, but latents of the VAE have 4"),
+        ({"class_embed_type": "timestep"}, "class_embed_type: 'timestep'"),
+    ],
+)
+def test_what_draws_from_more_than_a_prompt_is_refused_when_loaded(tmp_path, changes, said):
+    """A Hub model's files may not be here before."""
+    tiny.save_pipeline(tmp_path)
+    shutil.rmtree(tmp_path / "unet")
+    tiny.unet(**changes).save_pretrained(tmp_path / "unet")
+    with pytest.raises(InputError, match=said):
+        load_pipeline(str(tmp_path), CPU)
+
+
+def test_a_tokenizer_that_knows_no_words_is_refused_when_loaded(tmp_path):
+    tiny.save_pipeline(tmp_path)
+    (tmp_path / "tokenizer/tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"tokenizer has .* tokens, but its text encoder has 450"):
+        load_pipeline(str(tmp_path), CPU)
 
 
 # --- precision of weights ------------------------------------------------------------------------------

@@ -209,7 +209,9 @@ def test_another_file_or_config_is_another_model_and_a_moved_one_is_not(single):
     path = single.configs / "scheduler/scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "steps_offset": 0}))
     seen.add(single_identity(moved, str(single.configs)))
-    (single.configs / "tokenizer/added.txt").write_text("a word")
+    (single.configs / "notes.txt").write_text("a note")
+    assert single_identity(moved, str(single.configs)) in seen, "what is not loaded does not count"
+    (single.configs / "tokenizer/added_tokens.json").write_text("{}")
     seen.add(single_identity(moved, str(single.configs)))
     assert len(seen) == 4
 
