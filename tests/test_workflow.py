@@ -284,10 +284,8 @@ def compared(finished) -> Run:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", browser.SIZES)
-def test_the_comparison_has_a_curve_and_a_row_for_each_method(compared, tmp_path, size):
-    folder = compared.folder / "results/comparison"
-    found = json.loads((folder / "comparison.json").read_text())
+def test_the_comparison_has_a_point_for_each_setting_and_scale(compared):
+    found = json.loads((compared.folder / "results/comparison/comparison.json").read_text())
     assert {row["curve"] for row in found["methods"]} == {"ours", "prior", "corda", "replay"}
     adapters = ["ours-steps2", "ours-steps4", "prior", "corda", "replay"]
     assert [p["point"] for p in found["points"]] == [name + at for name in adapters for at in ("@0.5", "")]
@@ -299,7 +297,14 @@ def test_the_comparison_has_a_curve_and_a_row_for_each_method(compared, tmp_path
     assert prior["equal"]["ratio"] == 1
     assert prior["subject_seconds"] > 0
     assert prior["model_seconds"] == 0
-    with browser.opened(folder / "index.html", size, tmp_path / "profile") as driver:
+    learned = list((compared.folder / "results/kept/runs").rglob("adapter.safetensors"))
+    assert not [path for path in learned if "@" in str(path)], "nothing is trained for a scale"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", browser.SIZES)
+def test_the_comparison_has_a_curve_and_a_row_for_each_method(compared, tmp_path, size):
+    with browser.opened(compared.folder / "results/comparison/index.html", size, tmp_path / "profile") as driver:
         browser.assert_sound(driver)
         plot = driver.find_element("css selector", "#trade-off svg").get_attribute("textContent")
         rows = driver.find_elements("css selector", "tbody tr")
