@@ -269,6 +269,19 @@ def test_configs_to_show_something_are_valid_on_top_of_it(config, schema, root, 
     assert merged["edits"] or [method for method in merged["methods"] if method["lifelong"]]
 
 
+def test_the_comparison_of_readme_claims_nothing_of_the_subject_that_settings_were_chosen_on(config, schema, root):
+    merged = complete(overlaid(config, yaml.safe_load((root / "config/comparison.yaml").read_text())), schema)
+    found = merged["comparison"]
+    assert found["concepts"] == ["quilt", "muppet"]
+    assert set(found["concepts"]) <= {concept["name"] for concept in merged["concepts"]}
+    assert {"nullbooth", "replay"} < {method["method"] for method in found["methods"]}
+    assert found["reference"] in {method["name"] for method in found["methods"]}
+    assert len(found["scales"]) >= 4
+    assert len(found["seeds"]) >= 3
+    assert {"unrelated", "unprotected", "names"} < merged["sample"]["prompts"].keys()
+    assert [path for path in merged["sample"]["prompts"].values() if not (root / path).is_file()] == []
+
+
 @pytest.mark.parametrize("rule", [{"absolute": 0.02}, {"soft": 1.0}, {"energy": 0.01}])
 def test_another_rule_in_a_config_on_top_replaces_the_rule(config, schema, rule):
     """Snakemake merges dictionaries of config files key by key."""
