@@ -1,8 +1,11 @@
 """Methods beside each other: how much of the subject for how much drift, with intervals from prompts and seeds."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +15,22 @@ from nullbooth.intervals import QUANTILES, bootstrap_mean, resampled_means
 
 FIDELITY = ("tuned", "subject", "dino_fidelity")
 DRIFT = ("tuned", "unrelated", "dino_drift")
+MOST_GAP = 0.1  # in fidelity, between two points that a drift is read between
 Key = tuple[str, str, str]  # model, group, metric
 
 
 @dataclass(frozen=True)
 class Point:
-    """One method at one setting. `values[key]` is `[seeds, prompts]`, with the prompts of all concepts in a row."""
+    """One method at one setting and scale. `values[key]` is `[seeds, prompts]`, with the prompts of all concepts in a
+    row. Points of one `line` are joined, in the order of their scales."""
 
     curve: str
     name: str
     values: dict[Key, NDArray]
     step_seconds: float
     train_seconds: float
+    line: str = ""
+    scale: float = 1.0
 
     def mean(self, key: Key) -> dict[str, float]:
         """Mean with a 95% interval over prompts and seeds."""
@@ -55,31 +62,38 @@ def read_runs(results: Path, method: str, concepts: list[str], seeds: list[int])
     return [[read_json(path) for path in row] for row in places]
 
 
-def read_point(results: Path, curve: str, name: str, concepts: list[str], seeds: list[int]) -> Point:
-    """One method at one setting, from the results of its runs."""
-    folders = [results / "runs" / c / name / str(s) for c in concepts for s in seeds]
+def read_point(results: Path, point: dict[str, Any], concepts: list[str], seeds: list[int]) -> Point:
+    """One of settings.compared_points, from the results of its runs."""
+    folders = [results / "runs" / c / point["run"] / str(s) for c in concepts for s in seeds]
     tables = [np.loadtxt(folder / "loss.csv", delimiter=",", skiprows=1, usecols=2, ndmin=1) for folder in folders]
     return Point(
-        curve,
-        name,
-        stacked(read_runs(results, name, concepts, seeds)),
+        point["curve"],
+        point["name"],
+        stacked(read_runs(results, point["name"], concepts, seeds)),
         float(np.median(np.concatenate(tables))),
         float(np.mean([table.sum() for table in tables])),
+        point["line"],
+        point["scale"],
     )
 
 
-def drift_at(fidelity: NDArray, drift: NDArray, target: float) -> float:
-    """The least drift at which a curve of points reaches a fidelity; infinite if it does not.
+def lines_of(points: list[Point]) -> list[list[Point]]:
+    """The lines of a curve: points in the order of their scales, or of their fidelity where all have one scale."""
+    lines = [[p for p in points if p.line == line] for line in dict.fromkeys(p.line for p in points)]
+    return [sorted(line, key=lambda p: (p.scale, p.values[FIDELITY].mean())) for line in lines]
 
-    Points in order of their fidelity are joined by straight lines.
+
+def drift_at(fidelity: NDArray, drift: NDArray, target: float) -> tuple[float, float]:
+    """The least drift at which a line of points reaches a fidelity, and the gap in fidelity that it was read across.
+
+    Points in the order given are joined by straight lines. The drift is infinite if the line does not get there; the
+    gap is 0 at a measured point.
     """
-    order = np.argsort(fidelity)
-    f, d = fidelity[order], drift[order]
-    reached = d[f >= target].tolist()
-    for i in range(len(f) - 1):
-        if f[i] < target <= f[i + 1]:
-            reached.append(d[i] + (target - f[i]) / (f[i + 1] - f[i]) * (d[i + 1] - d[i]))
-    return float(min(reached, default=np.inf))
+    reached = [(float(d), 0.0) for d in drift[fidelity >= target]]
+    for (f, g), (d, e) in zip(pairwise(fidelity), pairwise(drift), strict=True):
+        if min(f, g) < target <= max(f, g):
+            reached.append((float(d + (target - f) / (g - f) * (e - d)), float(abs(g - f))))
+    return min(reached, default=(np.inf, 0.0))
 
 
 def at_equal_fidelity(points: list[Point], reference: str, n: int = 2000) -> tuple[float, dict[str, dict[str, float]]]:
@@ -87,35 +101,43 @@ def at_equal_fidelity(points: list[Point], reference: str, n: int = 2000) -> tup
 
     By method: `value`, `low`, `high` of the drift; `ratio`, `ratio_low`, `ratio_high` to the reference's drift, by
     resamples in which every method meets the same prompts and seeds; `reached`, the share of resamples in which the
-    method gets there at all. What is not reached is infinite.
+    method gets there at all; `gap`, between the fidelities of the two points that the drift was read between. What is
+    not reached is infinite. Across a gap of more than MOST_GAP nothing is known, as the curve between may bend: figures
+    are nan.
     """
-    curves = {point.curve: [p for p in points if p.curve == point.curve] for point in points}
+    curves = {point.curve: lines_of([p for p in points if p.curve == point.curve]) for point in points}
 
     def drifts(of: Callable[[Point, Key], NDArray]) -> tuple[NDArray, dict[str, NDArray]]:
-        fidelity = {c: np.stack([of(p, FIDELITY) for p in ps], -1) for c, ps in curves.items()}
-        drift = {c: np.stack([of(p, DRIFT) for p in ps], -1) for c, ps in curves.items()}
-        target = fidelity[reference].max(-1)
-        rows = range(len(target))
-        found = {c: np.array([drift_at(fidelity[c][i], drift[c][i], target[i]) for i in rows]) for c in curves}
-        return target, found
+        found = {
+            c: [[np.stack([of(p, k) for p in ps], -1) for k in (FIDELITY, DRIFT)] for ps in curves[c]] for c in curves
+        }
+        target = np.concatenate([fidelity for fidelity, _ in found[reference]], -1).max(-1)
+        return target, {
+            c: np.array([min(drift_at(f[i], d[i], target[i]) for f, d in lines) for i in range(len(target))])
+            for c, lines in found.items()
+        }
 
     target, exact = drifts(lambda p, key: p.values[key].mean(keepdims=True).reshape(1))
     _, draws = drifts(lambda p, key: resampled_means(p.values[key], n))
+    draws = {curve: found[:, 0] for curve, found in draws.items()}
     table = {}
     for curve in curves:
+        value, gap = exact[curve][0]
         with np.errstate(invalid="ignore", divide="ignore"):
-            ratios = draws[curve] / draws[reference]
+            ratio, ratios = value / exact[reference][0, 0], draws[curve] / draws[reference]
         low, high = _quantiles(draws[curve])
         ratio_low, ratio_high = _quantiles(ratios)
         table[curve] = {
-            "value": float(exact[curve][0]),
+            "value": float(value),
             "low": low,
             "high": high,
-            "ratio": float(exact[curve][0] / exact[reference][0]),
+            "ratio": float(ratio),
             "ratio_low": ratio_low,
             "ratio_high": ratio_high,
-            "reached": float(np.isfinite(draws[curve]).mean()),
         }
+        if gap > MOST_GAP:
+            table[curve] = dict.fromkeys(table[curve], math.nan)
+        table[curve] |= {"gap": float(gap), "reached": float(np.isfinite(draws[curve]).mean())}
     return float(target[0]), table
 
 

@@ -98,19 +98,21 @@ def rooms(free: dict[str, list[float]], label: str) -> plt.Figure:
 
 
 def trade_off(
-    curves: dict[str, list[dict]], front: list[tuple[float, float]], landmarks: dict[str, float]
+    curves: dict[str, list[list[dict]]], front: list[tuple[float, float]], landmarks: dict[str, float]
 ) -> plt.Figure:
-    """Subject fidelity against drift. A curve is a list of {drift, fidelity}, each {value, low, high}, in the order
-    that it is drawn in; `front` are the Pareto-optimal (drift, fidelity); `landmarks` are fidelities with a name."""
+    """Subject fidelity against drift. A curve has lines, each a list of {drift, fidelity}, each {value, low, high}, in
+    the order that it is drawn in; `front` are the Pareto-optimal (drift, fidelity); `landmarks` are fidelities with a
+    name."""
     figure, axes = plt.subplots(figsize=(8, 6.4))
-    for i, (name, points) in enumerate(curves.items()):
-        x, y = ([p[key]["value"] for p in points] for key in ("drift", "fidelity"))
-        errors = [
-            np.abs([[p[key]["value"] - p[key]["low"], p[key]["high"] - p[key]["value"]] for p in points]).T
-            for key in ("drift", "fidelity")
-        ]
-        axes.errorbar(x, y, errors[1], errors[0], fmt="none", ecolor=style(i)["color"], alpha=0.35, linewidth=1)
-        axes.plot(x, y, label=name, markersize=7, linewidth=1.6, **style(i))
+    for i, (name, lines) in enumerate(curves.items()):
+        for k, points in enumerate(lines):
+            x, y = ([p[key]["value"] for p in points] for key in ("drift", "fidelity"))
+            errors = [
+                np.abs([[p[key]["value"] - p[key]["low"], p[key]["high"] - p[key]["value"]] for p in points]).T
+                for key in ("drift", "fidelity")
+            ]
+            axes.errorbar(x, y, errors[1], errors[0], fmt="none", ecolor=style(i)["color"], alpha=0.35, linewidth=1)
+            axes.plot(x, y, label=None if k else name, markersize=7, linewidth=1.6, **style(i))
     axes.step(
         *np.array(front).T, where="post", color="#999999", linewidth=5, alpha=0.35, label="Pareto front", zorder=0
     )

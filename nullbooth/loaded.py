@@ -180,8 +180,11 @@ def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str
     return loaded
 
 
-def load_tuned(config: dict[str, Any], sampler: dict[str, Any], adapters: Iterable[str], model: str) -> Any:
-    """The pipeline that a job's config names, where it is to run, with its sampler, and adapters of `model` at work.
+def load_tuned(
+    config: dict[str, Any], sampler: dict[str, Any], adapters: Iterable[str], model: str, scale: float = 1.0
+) -> Any:
+    """The pipeline that a job's config names, where it is to run, with its sampler, and adapters of `model` at work, at
+    `scale`.
 
     Raises InputError as `load_adapter` does, and for what cannot be loaded.
     """
@@ -189,5 +192,5 @@ def load_tuned(config: dict[str, Any], sampler: dict[str, Any], adapters: Iterab
     pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     for path in adapters:
-        load_adapter(pipeline, path, model=model)
+        load_adapter(pipeline, path, scale, model)
     return pipeline

@@ -142,6 +142,21 @@ def sweep_points(method: dict[str, Any]) -> list[dict[str, Any]]:
     return points
 
 
+def compared_points(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The points of all curves by name: each method at each entry of its `sweep`, drawn at each of the `scales`.
+
+    `run` names the method whose adapter a point scales, and `line` the points that are joined: those of one adapter, or
+    those of one method if there is but one scale.
+    """
+    found = {}
+    for point in (point for method in comparison["methods"] for point in sweep_points(method)):
+        for scale in sorted(comparison["scales"]):
+            name = point["name"] if scale == 1 else f"{point['name']}@{scale}"
+            line = point["name"] if len(comparison["scales"]) > 1 else point["curve"]
+            found[name] = {**point, "name": name, "run": point["name"], "line": line, "scale": float(scale)}
+    return found
+
+
 def prior_of(method: dict[str, Any]) -> str | None:
     """What a method learns beside the photographs to keep what the base model knows: `images` of the class by it, its
     `prediction` for captions that name the class alone, or its prediction for the `protected` prompts."""

@@ -30,6 +30,7 @@ from nullbooth.preflight import check_identifiers, check_inputs
 from nullbooth.settings import (
     OF_TRAJECTORIES,
     SettingsError,
+    compared_points,
     complete,
     fill_prompt,
     is_lora,
@@ -113,8 +114,9 @@ try:
 except (SettingsError, OSError, ValueError) as error:
     sys.exit(f"config: {error}")
 
-POINTS = {point["name"]: point for entry in config["comparison"]["methods"] for point in sweep_points(entry)}
-METHODS = {**LEARNED, **POINTS}
+# By name; those of other scales draw with the adapter of another run, so that nothing is trained for them.
+POINTS = compared_points(config["comparison"])
+METHODS = {**LEARNED, **{point["run"]: point for point in POINTS.values()}, **POINTS}
 STEPS = [f"{i:02d}" for i in range(config["sampler"]["steps"])]
 RUNS = [f"{c}/{m}/{seed}" for c in CONCEPTS for m in LEARNED for seed in config["seeds"]]
 # Else no statistics are needed.
@@ -213,6 +215,17 @@ def recipe(concept, method, seed):
     }
 
 
+def learned_run(run):
+    """The run whose adapter one draws with: another one, for a point of the comparison at another scale."""
+    concept, method, seed = run.split("/")
+    return f"{concept}/{POINTS.get(method, {}).get('run', method)}/{seed}"
+
+
+def made_in(run):
+    """The file that stands for the folder of a run."""
+    return "adapter.safetensors" if learned_run(run) == run else "metrics.json"
+
+
 def kept_runs(runs):
     """Runs with their keys, as they are kept."""
     return [f"{run}/{KEYS[run]}" for run in runs]
@@ -224,7 +237,9 @@ def gpus_of(method):
 
 
 RECIPES, KEYS = {}, {}
-for run in dict.fromkeys([*RUNS, *COMPARED_RUNS]):  # in the order of concepts: a recipe names the keys of earlier ones
+LEARNED_FOR_POINTS = list(dict.fromkeys(map(learned_run, COMPARED_RUNS)))
+# In the order of concepts: a recipe names the keys of earlier ones.
+for run in dict.fromkeys([*RUNS, *LEARNED_FOR_POINTS, *COMPARED_RUNS]):
     RECIPES[run] = recipe(*run.split("/"))
     KEYS[run] = digest(RECIPES[run])
 DRAWN = KEPT / "drawn" / digest(MODEL)
@@ -268,7 +283,7 @@ SHOWN = {
     "figures": (STATISTICS / "figures", "free_directions.csv"),
     **({"edits": (EDITED, "edit.safetensors")} if EDITS else {}),
     "packs": (STATISTICS / "packs" / RULE, f"{SCOPES[0]}.safetensors"),
-    **{f"runs/{run}": (KEPT / "runs" / run / key, "adapter.safetensors") for run, key in KEYS.items()},
+    **{f"runs/{run}": (KEPT / "runs" / run / key, made_in(run)) for run, key in KEYS.items()},
     **{f"images/base/{part}": (DRAWN / part, "") for part in [*PARTS, *(part + FEWER_STEPS for part in PARTS)]},
     **{f"covariances/{step}.zarr": (STATISTICS / f"covariances/{step}.zarr", "") for step in [*STEPS, "pooled"]},
     **{f"projectors/{step}.zarr": (STATISTICS / f"projectors/{step}.zarr", "") for step in [*STEPS, "pooled"]},
@@ -363,6 +378,11 @@ def made_from(key):
     return lambda wildcards: RECIPES[f"{wildcards.concept}/{wildcards.method}/{wildcards.seed}"][key]
 
 
+def adapter_of(wildcards):
+    run = learned_run("{concept}/{method}/{seed}".format(**run_of(wildcards)))
+    return [f"<kept>/runs/{run}/{wildcards.key}/adapter.safetensors"]
+
+
 def adapters_before(wildcards):
     """Adapters that a run's is learned on top of."""
     return collect("<kept>/runs/{run}/adapter.safetensors", run=kept_runs(earlier_runs(**run_of(wildcards))))
@@ -394,7 +414,9 @@ def class_sampling(wildcards):
 def drawn_sampling(wildcards):
     """How pictures are drawn; for the gallery, also with maps of where the subject's words act."""
     concept = CONCEPTS.get(wildcards.get("concept") or wildcards.part)
-    if concept is None or wildcards.get("method") in POINTS:
+    if point := POINTS.get(wildcards.get("method")):
+        return SAMPLING if point["scale"] == 1 else {**SAMPLING, "scale": point["scale"]}
+    if concept is None:
         return SAMPLING
     return {**SAMPLING, "attention": subject_words(concept)["subject"].split()}
 

@@ -74,9 +74,9 @@ rule mechanism:
 rule comparison:
     input:
         metrics=collect("<kept>/runs/{run}/metrics.json", run=kept_runs(COMPARED_RUNS)),
-        losses=collect("<kept>/runs/{run}/loss.csv", run=kept_runs(COMPARED_RUNS)),
+        losses=collect("<kept>/runs/{run}/loss.csv", run=kept_runs(LEARNED_FOR_POINTS)),
         images=collect("<kept>/runs/{run}/images", run=kept_runs(COMPARED_RUNS)),
-        shown=collect("<results>/runs/{run}", run=COMPARED_RUNS),
+        shown=collect("<results>/runs/{run}", run=dict.fromkeys([*LEARNED_FOR_POINTS, *COMPARED_RUNS])),
         base=collect("<results>/images/base/{part}" + FEWER_STEPS, part=[*COMPARED, "unrelated"]),
     output:
         page=report(

@@ -53,7 +53,7 @@ rule class_images:
 
 rule tuned_images:
     input:
-        adapters=[rules.adapter.output.adapter],
+        adapters=adapter_of,
         earlier=adapters_before,
     output:
         directory("<kept>/<run>/{key}/images"),

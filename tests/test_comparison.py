@@ -7,36 +7,63 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth.comparison import DRIFT, FIDELITY, Point, at_equal_fidelity, drift_at, pareto_front, stacked
+from nullbooth.comparison import DRIFT, FIDELITY, Point, at_equal_fidelity, drift_at, lines_of, pareto_front, stacked
 
 
-def point(curve: str, fidelity: float, drift: float, noise: float = 0.01, seeds: int = 3) -> Point:
+def point(
+    curve: str, fidelity: float, drift: float, noise: float = 0.01, seeds: int = 3, line: str = "", scale: float = 1.0
+) -> Point:
     """A point whose values by prompt scatter around two means; all points scatter alike, as pairs do."""
     rng = np.random.default_rng(0)
     f, d = rng.normal(size=(seeds, 8)), rng.normal(size=(seeds, 16))
     f, d = f - f.mean(), d - d.mean()
     values = {FIDELITY: fidelity + noise * f, DRIFT: drift * (1 + 0.1 * noise * d)}
-    return Point(curve, f"{curve}-{fidelity}", values, 0.1, 10.0)
+    return Point(curve, f"{curve}-{fidelity}", values, 0.1, 10.0, line, scale)
 
 
 @pytest.mark.parametrize(
-    ("target", "drift"),
-    [(0.2, 0.01), (0.5, 0.02), (0.6, 0.03), (0.7, 0.04), (0.71, np.inf)],
+    ("target", "drift", "gap"),
+    [(0.2, 0.01, 0), (0.5, 0.02, 0), (0.6, 0.03, 0.2), (0.7, 0.04, 0), (0.71, np.inf, 0)],
 )
-def test_drift_at_a_fidelity_lies_on_the_line_between_points(target, drift):
-    fidelity, drifts = np.array([0.7, 0.3, 0.5]), np.array([0.04, 0.01, 0.02])
-    assert drift_at(fidelity, drifts, target) == pytest.approx(drift)
+def test_drift_at_a_fidelity_lies_on_the_line_between_points(target, drift, gap):
+    found = drift_at(np.array([0.3, 0.5, 0.7]), np.array([0.01, 0.02, 0.04]), target)
+    assert found == pytest.approx((drift, gap))
 
 
 def test_a_better_point_counts_although_it_lies_beyond():
     """More fidelity for less drift: nobody would stop before."""
-    assert drift_at(np.array([0.4, 0.8]), np.array([0.1, 0.02]), 0.5) == 0.02
+    assert drift_at(np.array([0.4, 0.8]), np.array([0.1, 0.02]), 0.5) == (0.02, 0.0)
+
+
+def test_a_line_may_come_back_to_a_fidelity_that_it_had():
+    """Beyond its best scale a change spoils pictures: what lies behind is joined in the order of the scales."""
+    fidelity, drift = np.array([0.4, 0.5, 0.46]), np.array([0.01, 0.02, 0.2])
+    assert drift_at(fidelity, drift, 0.48) == pytest.approx((0.018, 0.1))
+
+
+def test_points_of_one_adapter_are_joined_by_scale_and_others_by_fidelity():
+    scaled = [point("lora", 0.6, 0.3, line="fast", scale=1.0), point("lora", 0.7, 0.2, line="fast", scale=0.5)]
+    slow = point("lora", 0.5, 0.1, line="slow", scale=1.0)
+    assert [[p.scale for p in line] for line in lines_of([*scaled, slow])] == [[0.5, 1.0], [1.0]]
+    plain = [point("lora", f, 0.1, line="lora") for f in (0.6, 0.4, 0.5)]
+    [line] = lines_of(plain)
+    assert [round(p.values[FIDELITY].mean(), 6) for p in line] == [0.4, 0.5, 0.6]
+
+
+def test_no_drift_is_read_between_two_adapters():
+    """The scales of one reach 0.6, those of the other do not: nothing lies between them."""
+    points = [point("ref", 0.6, 0.06)]
+    points += [point("lora", f, d, line="slow", scale=s) for f, d, s in ((0.4, 0.001, 0.5), (0.5, 0.002, 1.0))]
+    points += [point("lora", f, d, line="fast", scale=s) for f, d, s in ((0.58, 0.1, 0.5), (0.64, 0.4, 1.0))]
+    _, table = at_equal_fidelity(points, "ref", n=100)
+    assert table["lora"]["value"] == pytest.approx(0.2)
+    assert table["lora"]["gap"] == pytest.approx(0.06)
 
 
 def test_equal_fidelity_is_the_best_of_the_reference():
     points = [
         point("prior", 0.4, 0.02), point("prior", 0.6, 0.06),
-        point("ours", 0.5, 0.005), point("ours", 0.7, 0.015),
+        point("ours", 0.56, 0.005), point("ours", 0.64, 0.015),
         point("weak", 0.3, 0.001),
     ]  # fmt: skip
     target, table = at_equal_fidelity(points, "prior", n=300)
@@ -49,6 +76,21 @@ def test_equal_fidelity_is_the_best_of_the_reference():
     assert table["ours"]["reached"] == 1
     assert table["weak"]["value"] == np.inf
     assert table["weak"]["reached"] == 0
+
+
+def test_across_a_wide_gap_nothing_is_measured():
+    points = [point("prior", 0.6, 0.06), point("ours", 0.5, 0.005), point("ours", 0.7, 0.015)]
+    _, table = at_equal_fidelity(points, "prior", n=100)
+    found = table["ours"]
+    assert found["gap"] == pytest.approx(0.2)
+    assert all(np.isnan(found[key]) for key in ("value", "low", "high", "ratio", "ratio_low", "ratio_high"))
+    assert found["reached"] == 1
+
+
+def test_a_reference_without_drift_gives_no_ratio():
+    _, table = at_equal_fidelity([point("still", 0.5, 0.0), point("ours", 0.55, 0.01)], "still", n=50)
+    assert table["ours"]["ratio"] == np.inf
+    assert np.isnan(table["still"]["ratio"])
 
 
 def test_a_method_that_gets_there_in_some_resamples_only_says_so():

@@ -7,7 +7,15 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from nullbooth.settings import RIVALS, SettingsError, complete, fill_prompt, subject_words, sweep_points
+from nullbooth.settings import (
+    RIVALS,
+    SettingsError,
+    compared_points,
+    complete,
+    fill_prompt,
+    subject_words,
+    sweep_points,
+)
 from nullbooth.training import TrainSettings
 
 NEEDED = {
@@ -66,6 +74,7 @@ def test_defaults_are_filled_in_at_every_depth(schema):
         "concepts": [],
         "seeds": [0, 1, 2],
         "steps": 20,
+        "scales": [0.4, 0.6, 0.8, 1.0],
         "reference": None,
         "methods": [],
     }
@@ -336,6 +345,19 @@ def test_configs_to_show_something_are_valid_on_top_of_it(config, schema, root, 
     assert merged["edits"] or [method for method in merged["methods"] if method["lifelong"]]
 
 
+def test_the_comparison_of_readme_claims_nothing_of_the_subject_that_settings_were_chosen_on(config, schema, root):
+    merged = complete(overlaid(config, yaml.safe_load((root / "config/comparison.yaml").read_text())), schema)
+    found = merged["comparison"]
+    assert found["concepts"] == ["quilt", "muppet"]
+    assert set(found["concepts"]) <= {concept["name"] for concept in merged["concepts"]}
+    assert {"nullbooth", "replay"} < {method["method"] for method in found["methods"]}
+    assert found["reference"] in {method["name"] for method in found["methods"]}
+    assert len(found["scales"]) >= 4
+    assert len(found["seeds"]) >= 3
+    assert {"unrelated", "unprotected", "names"} < merged["sample"]["prompts"].keys()
+    assert [path for path in merged["sample"]["prompts"].values() if not (root / path).is_file()] == []
+
+
 @pytest.mark.parametrize("rule", [{"absolute": 0.02}, {"soft": 1.0}, {"energy": 0.01}])
 def test_another_rule_in_a_config_on_top_replaces_the_rule(config, schema, rule):
     """Snakemake merges dictionaries of config files key by key."""
@@ -443,6 +465,33 @@ def test_methods_of_the_weights_themselves_need_them_in_full(schema, method):
 
 
 # --- sweeps ------------------------------------------------------------------------------------------
+
+
+def compared(scales: list, **method) -> dict:
+    sweep = [{"steps": 5}, {"steps": 9}]
+    listed = [{"name": "lora", "method": "lora", "train": {}, "sweep": sweep, **method}]
+    return compared_points({"methods": listed, "scales": scales})
+
+
+def test_a_comparison_draws_each_adapter_at_each_scale():
+    found = compared([1, 0.5])
+    assert list(found) == ["lora-steps5@0.5", "lora-steps5", "lora-steps9@0.5", "lora-steps9"]
+    assert found["lora-steps5@0.5"]["run"] == found["lora-steps5@0.5"]["line"] == "lora-steps5"
+    assert [point["scale"] for point in found.values()] == [0.5, 1.0, 0.5, 1.0]
+    assert {point["curve"] for point in found.values()} == {"lora"}
+    assert all(point["name"] == name for name, point in found.items())
+
+
+def test_points_of_one_scale_are_named_as_their_runs_and_joined():
+    found = compared([1.0])
+    assert {name: point["run"] for name, point in found.items()} == {name: name for name in found}
+    assert {point["line"] for point in found.values()} == {"lora"}
+
+
+@pytest.mark.parametrize("scales", [[], [0], [-1], [0.5, 0.5], ["half"], 0.5])
+def test_scales_that_are_none_are_refused(schema, scales):
+    with pytest.raises(SettingsError, match=r"^comparison\.scales"):
+        complete({**NEEDED, "comparison": {"scales": scales}}, schema)
 
 
 def test_a_sweep_is_the_method_once_for_each_entry():

@@ -269,8 +269,9 @@ RIVALS = [
     {"name": "ours", "rank": 4, "sweep": [{"steps": 2}, {"steps": 4}]},
     {"name": "prior", "method": "dreambooth-prior", "train": {"learning_rate": 1e-4, "steps": 2}},
     {"name": "corda", "method": "corda", "rank": 4, "train": {"steps": 2}},
+    {"name": "replay", "method": "replay", "rank": 4, "train": {"steps": 2}},
 ]
-COMPARISON = {"seeds": [0], "steps": 3, "reference": "prior", "methods": RIVALS}
+COMPARISON = {"seeds": [0], "steps": 3, "scales": [0.5, 1.0], "reference": "prior", "methods": RIVALS}
 
 
 @pytest.fixture(scope="module")
@@ -283,24 +284,32 @@ def compared(finished) -> Run:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", browser.SIZES)
-def test_the_comparison_has_a_curve_and_a_row_for_each_method(compared, tmp_path, size):
-    folder = compared.folder / "results/comparison"
-    found = json.loads((folder / "comparison.json").read_text())
-    assert {row["curve"] for row in found["methods"]} == {"ours", "prior", "corda"}
-    assert [p["point"] for p in found["points"]] == ["ours-steps2", "ours-steps4", "prior", "corda"]
+def test_the_comparison_has_a_point_for_each_setting_and_scale(compared):
+    found = json.loads((compared.folder / "results/comparison/comparison.json").read_text())
+    assert {row["curve"] for row in found["methods"]} == {"ours", "prior", "corda", "replay"}
+    adapters = ["ours-steps2", "ours-steps4", "prior", "corda", "replay"]
+    assert [p["point"] for p in found["points"]] == [name + at for name in adapters for at in ("@0.5", "")]
+    drift = {p["point"]: p["drift"] for p in found["points"]}
+    assert all(0 < drift[f"{name}@0.5"] < drift[name] for name in adapters)
     assert any(p["pareto"] for p in found["points"])
     assert all(p["step_seconds"] > 0 for p in found["points"])
     prior = next(row for row in found["methods"] if row["curve"] == "prior")
     assert prior["equal"]["ratio"] == 1
     assert prior["subject_seconds"] > 0
     assert prior["model_seconds"] == 0
-    with browser.opened(folder / "index.html", size, tmp_path / "profile") as driver:
+    learned = list((compared.folder / "results/kept/runs").rglob("adapter.safetensors"))
+    assert not [path for path in learned if "@" in str(path)], "nothing is trained for a scale"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", browser.SIZES)
+def test_the_comparison_has_a_curve_and_a_row_for_each_method(compared, tmp_path, size):
+    with browser.opened(compared.folder / "results/comparison/index.html", size, tmp_path / "profile") as driver:
         browser.assert_sound(driver)
         plot = driver.find_element("css selector", "#trade-off svg").get_attribute("textContent")
         rows = driver.find_elements("css selector", "tbody tr")
-        assert len(rows) == 3
-    assert all(name in plot for name in ("ours", "prior", "corda", "Pareto front", "photographs"))
+        assert len(rows) == 4
+    assert all(name in plot for name in ("ours", "prior", "corda", "replay", "Pareto front", "photographs"))
 
 
 @pytest.mark.slow

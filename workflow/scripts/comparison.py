@@ -2,11 +2,12 @@
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
 from nullbooth import figures, store
-from nullbooth.comparison import DRIFT, FIDELITY, Point, at_equal_fidelity, pareto_front, read_point
+from nullbooth.comparison import DRIFT, FIDELITY, MOST_GAP, Point, at_equal_fidelity, lines_of, pareto_front, read_point
 from nullbooth.files import whole
 from nullbooth.gallery import render
 from nullbooth.images import read_drawn
@@ -17,11 +18,15 @@ COLUMNS = {
     "fidelity": FIDELITY,
     "drift": DRIFT,
     "drift_protected": ("tuned", "protected", "dino_drift"),
+    "drift_unprotected": ("tuned", "unprotected", "dino_drift"),
+    "drift_names": ("tuned", "names", "dino_drift"),
+    "drift_class": ("tuned", "class", "dino_drift"),
+    "names_likeness": ("tuned", "names", "dino_fidelity"),
     "pres": ("tuned", "class", "pres"),
     "colors_right": ("tuned", "unrelated", "color_accuracy"),
     "shapes_right": ("tuned", "unrelated", "shape_accuracy"),
 }
-SHOWN = {"subject": 4, "class": 2, "unrelated": 4}  # pictures of each method on the page
+SHOWN = {"subject": 4, "class": 2, "unrelated": 2, "unprotected": 1, "names": 2}  # pictures of each method on the page
 
 
 def best_point(points: list[Point], target: float) -> Point:
@@ -51,12 +56,19 @@ def strip(folder: Path, page: Path, name: str) -> list[dict]:
     return [{"file": f"{name}/{entry['file']}", "prompt": entry["prompt"]} for entry in chosen]
 
 
+def not_known(equal: dict) -> tuple[int, float]:
+    """For order: drifts that were measured, then those across a gap, then those that were not reached."""
+    rank = 1 if math.isnan(equal["value"]) else 2 if math.isinf(equal["value"]) else 0
+    return rank, 0.0 if rank else equal["value"]
+
+
 def table_row(curve: str, point: Point, equal: dict, method: dict, once: dict[str, float | None]) -> dict:
     """What the page's table says of a method: its point to show, drift at equal fidelity, and costs."""
     ours, given = method["method"] == "nullbooth", method["method"] in OF_TRAJECTORIES
     return {
         "curve": curve,
         "point": point.name,
+        "scale": point.scale,
         "equal": equal,
         **{name: point.mean(key) for name, key in COLUMNS.items() if key in point.values},
         "step_seconds": point.step_seconds,
@@ -83,17 +95,14 @@ def costs(benchmarks: Path, statistics: dict[str, list[str]], concepts: list[str
 
 
 def plot(curves: dict[str, list[Point]], front: list[tuple[float, float]], reference: str, target: float):
-    """The trade-off of all curves, each drawn in the order of its fidelity."""
+    """The trade-off of all curves."""
     known = next(iter(curves.values()))[0]
     landmarks = {"base model": known.mean(("base", "subject", "dino_fidelity"))["value"]}
     landmarks[f"best of {reference}"] = target
     if (photographs := ("photographs", "subject", "dino_fidelity")) in known.values:
         landmarks["photographs"] = known.mean(photographs)["value"]
     drawn = {
-        curve: sorted(
-            ({"drift": p.mean(DRIFT), "fidelity": p.mean(FIDELITY)} for p in points),
-            key=lambda q: q["fidelity"]["value"],
-        )
+        curve: [[{"drift": p.mean(DRIFT), "fidelity": p.mean(FIDELITY)} for p in line] for line in lines_of(points)]
         for curve, points in curves.items()
     }
     return figures.trade_off(drawn, front, landmarks)
@@ -103,7 +112,8 @@ def point_rows(found: list[Point], front: list[int], points: dict[str, dict]) ->
     """Every point with its settings, measurements and times."""
     rows = []
     for i, point in enumerate(found):
-        row = {"method": point.curve, "point": point.name, "pareto": i in front, **points[point.name]["train"]}
+        row = {"method": point.curve, "point": point.name, "scale": point.scale, "pareto": i in front}
+        row |= points[point.name]["train"]
         for name, key in COLUMNS.items():
             if key in point.values:
                 row |= {name if k == "value" else f"{name}_{k}": v for k, v in point.mean(key).items() if k != "n"}
@@ -127,7 +137,7 @@ def main(
         raise ValueError("comparison.methods: there is nothing to compare; name at least one method")
     results, page = Path(results), Path(out)
     page.mkdir(parents=True)
-    found = [read_point(results, p["curve"], name, concepts, seeds) for name, p in points.items()]
+    found = [read_point(results, point, concepts, seeds) for point in points.values()]
     curves = {p.curve: [q for q in found if q.curve == p.curve] for p in found}
     target, equal = at_equal_fidelity(found, reference)
     means = [(p.values[DRIFT].mean(), p.values[FIDELITY].mean()) for p in found]
@@ -143,7 +153,7 @@ def main(
         row = table_row(curve, point, equal[curve], points[point.name], once)
         images = results / "runs" / concepts[0] / point.name / str(seeds[0]) / "images"
         table.append({**row, "pictures": strip(images, page, curve)})
-    table.sort(key=lambda row: (row["equal"]["value"], row["drift"]["value"]))
+    table.sort(key=lambda row: (not_known(row["equal"]), row["drift"]["value"]))
     rows = point_rows(found, front, points)
     with open(page / "points.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
@@ -155,6 +165,8 @@ def main(
     for part in (concepts[0], "unrelated"):
         base += strip(results / "images/base" / f"{part}@{steps}", page, f"base-{part}")
     about = {"reference": reference, "target": target, "seeds": len(seeds), "steps": steps, "small": small}
+    about |= {"scales": sorted({point.scale for point in found}), "most_gap": MOST_GAP}
+    about |= {group: f"drift_{group}" in table[0] for group in ("unprotected", "names")}
     render(Path(template), page / "index.html", table=table, base=base, about=about, concepts=concepts, plot=svg)
 
 

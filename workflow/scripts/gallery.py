@@ -13,8 +13,9 @@ def plot_of_methods(results: Path, concepts: list[str], methods: list[str], seed
     """The trade-off of the methods of a gallery as SVG text, or None if there is but one."""
     if len(methods) < 2:
         return None
-    points = [read_point(results, name, name, concepts, seeds) for name in methods]
-    curves = {p.curve: [{"drift": p.mean(DRIFT), "fidelity": p.mean(FIDELITY)}] for p in points}
+    named = [{"curve": name, "name": name, "run": name, "line": name, "scale": 1.0} for name in methods]
+    points = [read_point(results, point, concepts, seeds) for point in named]
+    curves = {p.curve: [[{"drift": p.mean(DRIFT), "fidelity": p.mean(FIDELITY)}]] for p in points}
     means = [(p.values[DRIFT].mean(), p.values[FIDELITY].mean()) for p in points]
     landmarks = {"base model": points[0].mean(("base", "subject", "dino_fidelity"))["value"]}
     drawing = figures.trade_off(curves, [means[i] for i in pareto_front(means)], landmarks)

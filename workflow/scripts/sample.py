@@ -35,7 +35,7 @@ def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str],
 def main(
     out: str, adapters: list[str], prompts: dict, sampler: dict, sampling: dict, identity: dict, config: dict
 ) -> None:
-    pipeline = load_tuned(config, sampler, adapters, identity["model"])
+    pipeline = load_tuned(config, sampler, adapters, identity["model"], sampling.get("scale", 1.0))
 
     def draw(wanted: list[dict], progress=lambda done, total: None) -> torch.Tensor:
         return sample(
