@@ -230,8 +230,8 @@ def test_the_comparison_escapes_what_it_shows(tmp_path):
     row |= dict.fromkeys(("fidelity", "drift", "drift_protected", "pres", "colors_right"), number)
     row |= dict.fromkeys(("drift_class", "drift_unprotected", "drift_names", "names_likeness"), number)
     row |= {"subject_seconds": 0.0, "model_seconds": None, "scale": 0.5}
-    about = {"reference": SCRIPT, "target": 0.5, "seeds": 1, "steps": 2, "small": False, "scales": [0.5, 1.0], "most_gap": 0.1}
-    about |= {"unprotected": True, "names": True}
+    about = {"reference": SCRIPT, "target": 0.5, "seeds": 1, "steps": 2, "small": False, "scales": [0.5, 1.0]}
+    about |= {"most_gap": 0.1, "unprotected": True, "names": True}
     template = ROOT / "workflow/report/comparison.html.j2"
     out = tmp_path / "index.html"
     render(template, out, table=[row], base=pictures, about=about, concepts=[SCRIPT], plot="<svg></svg>")
