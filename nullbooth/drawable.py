@@ -35,7 +35,7 @@ def text_to_image() -> frozenset[str]:
     path = spec and Path(spec.origin).parent / "pipelines" / "auto_pipeline.py"
     if not path or not path.is_file():
         return frozenset()
-    listed = path.read_text().partition("AUTO_TEXT2IMAGE_PIPELINES_MAPPING = ")[2].partition("\n)")[0]
+    listed = path.read_text(encoding="utf-8").partition("AUTO_TEXT2IMAGE_PIPELINES_MAPPING = ")[2].partition("\n)")[0]
     named = re.findall(r", (\w+Pipeline)\)", listed)
     return frozenset({*_MORE, *(name for name in named if not _TASKS.search(name))}) if named else frozenset()
 

@@ -50,7 +50,7 @@ def figure(metrics: list[dict], model: str, group: str, metric: str) -> dict | N
 
 def loss_curve(path: Path, width: int = 320, height: int = 72, window: int = 20) -> str:
     """Points of an SVG polyline: the running mean of the training loss."""
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     means = [
         sum(losses[max(0, i - window) : i + 1]) / len(losses[max(0, i - window) : i + 1]) for i in range(len(losses))

@@ -146,7 +146,7 @@ def read(
     """
     folder = Path(folder)
     name = next(name for name in DENOISERS if (folder / name).is_dir())
-    config, vae = (json.loads((folder / part / "config.json").read_text()) for part in (name, "vae"))
+    config, vae = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in (name, "vae"))
     texts = [path for path in folder.glob("text_encoder*") if path.is_dir()]
     if file:  # whose names of attention layers end like those of diffusers
         tensors, decoder = (shapes_of(file, places) for places in (places_of(name), places_of("vae")))
@@ -154,7 +154,10 @@ def read(
     else:
         tensors, decoder = shapes_in(folder / name, variant), shapes_in(folder / "vae", variant)
         encoders = [count(shapes_in(path, variant)) for path in texts]
-    clip = max(json.loads((path / "config.json").read_text()).get("max_position_embeddings", 0) for path in texts)
+    clip = max(
+        json.loads((path / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings", 0)
+        for path in texts
+    )
     parameters, scale = count(tensors), scale_factor(vae)
     side = resolution // scale if resolution else latent_side(config)
     sample = sample_of(config, side, tokens_of(config["_class_name"], clip, most))

@@ -42,13 +42,15 @@ def load_encoder(path: str, revision: str | None = None) -> Encoder:
 
     options = {"revision": revision, "trust_remote_code": False}
     model = load_whole(AutoModel, path, f"evaluate: {path}", dtype=torch.float32, **options).eval()
-    config = json.loads(Path(cached_file(path, "preprocessor_config.json", revision=revision)).read_text())
+    config = json.loads(
+        Path(cached_file(path, "preprocessor_config.json", revision=revision)).read_text(encoding="utf-8")
+    )
     size = config.get("crop_size") if config.get("do_center_crop", True) else config["size"]
     size = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
     tokenizer = AutoTokenizer.from_pretrained(path, **options) if hasattr(model, "get_text_features") else None
     heads = attributes = None
     if (Path(path) / "heads.json").is_file():
-        attributes = json.loads((Path(path) / "heads.json").read_text())
+        attributes = json.loads((Path(path) / "heads.json").read_text(encoding="utf-8"))
         weights = load_file(Path(path) / "heads.safetensors")
         heads = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
         heads.load_state_dict(weights)

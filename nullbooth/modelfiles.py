@@ -198,7 +198,7 @@ def components(index: dict[str, Any], where: str) -> dict[str, tuple[str, str]]:
 def diffusers_names() -> frozenset[str]:
     """Names that diffusers exports, read from its text: importing it takes seconds."""
     spec = find_spec("diffusers")
-    return frozenset(re.findall(r'"(\w+)"', Path(spec.origin).read_text())) if spec else frozenset()
+    return frozenset(re.findall(r'"(\w+)"', Path(spec.origin).read_text(encoding="utf-8"))) if spec else frozenset()
 
 
 @cache
@@ -211,7 +211,7 @@ def transformers_has(cls: str) -> bool:
     folders = [path for path in (root / "models").iterdir() if cls.lower().startswith(path.name.replace("_", ""))]
     defined = re.compile(rf"\b({re.escape(cls)}|{re.escape(name)})\b")
     files = [root / "__init__.py", *(path for folder in folders for path in folder.glob("*.py"))]
-    return any(defined.search(path.read_text()) for path in files)
+    return any(defined.search(path.read_text(encoding="utf-8")) for path in files)
 
 
 @cache
@@ -221,7 +221,7 @@ def attention_names() -> tuple[str, ...]:
     path = spec and Path(spec.origin).parent / "models" / "attention_dispatch.py"
     if not path or not path.is_file():
         return ()
-    listed = path.read_text().partition("class AttentionBackendName")[2].partition("\nclass ")[0]
+    listed = path.read_text(encoding="utf-8").partition("class AttentionBackendName")[2].partition("\nclass ")[0]
     return tuple(name for name in re.findall(r'^    \w+ = "(\w+)"', listed, re.M) if not name.endswith("_hub"))
 
 

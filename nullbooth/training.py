@@ -204,7 +204,7 @@ def train(
     if ema:
         ema.copy_to(parameters)
     if accelerator.is_main_process:
-        with whole(folder / "loss.csv") as partial, open(partial, "w", newline="") as file:
+        with whole(folder / "loss.csv") as partial, open(partial, "w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(("step", "loss", "seconds"))
             table.writerows((i, *row) for i, row in enumerate(done, 1))

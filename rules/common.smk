@@ -13,6 +13,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, workflow.basedir)
 
 from nullbooth import devices, headers, packs
+from nullbooth.environment import prepare_environment
 from nullbooth.files import read_json, writable
 from nullbooth.groups import OF_ALL, OF_CONCEPT, check_groups
 from nullbooth.identity import (
@@ -42,7 +43,8 @@ from nullbooth.settings import (
 from nullbooth.shards import choose_shards, cut_shards, enough, shard_identity
 from nullbooth.wording import edits_of, not_concerned
 
-with open(Path(workflow.basedir) / "config" / "schema.yaml") as file:
+prepare_environment()
+with open(Path(workflow.basedir) / "config" / "schema.yaml", encoding="utf-8") as file:
     SCHEMA = yaml.safe_load(file)
 try:
     asked, config = config, complete(config, SCHEMA)

@@ -22,6 +22,7 @@ rule evaluation:
     resources:
         mem_mb=1000,
         runtime=10,
+        turn=1,  # of a SLURM job of several
     params:
         results=config["results"],
         concepts=list(CONCEPTS),

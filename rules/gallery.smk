@@ -31,6 +31,7 @@ rule gallery:
     resources:
         mem_mb=1000,
         runtime=10,
+        turn=1,  # of a SLURM job of several
     params:
         results=config["results"],
         template=str(Path(workflow.basedir) / "workflow" / "report" / "gallery.html.j2"),

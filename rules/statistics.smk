@@ -79,6 +79,7 @@ rule moments:
         gpu=1,
         mem_mb=grown(3000, "moments"),
         runtime=60,
+        turn=1,  # of a SLURM job of several
     params:
         step="{step}",  # a parameter, for a shared cache knows steps apart by parameters only
         sites=config["protect"]["sites"],
@@ -103,6 +104,7 @@ rule covariance:
     resources:
         mem_mb=grown(2000, "covariance"),
         runtime=30,
+        turn=1,  # of a SLURM job of several
     params:
         step="{step}",
         shards=SHARD_IDENTITIES,
@@ -289,6 +291,7 @@ rule projector:
     resources:
         mem_mb=grown(2000, "projector"),
         runtime=30,
+        turn=1,  # of a SLURM job of several
     params:
         step="{step}",
         identity=IDENTITY,

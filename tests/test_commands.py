@@ -5,7 +5,6 @@ import shlex
 import subprocess
 
 import pytest
-import yaml
 from running import ROOT, python
 from snakemake.cli import parse_args
 
@@ -62,12 +61,3 @@ def test_what_asks_about_a_run_needs_no_cores(question, tmp_path):
     ]
     done = subprocess.run([*command, "--", "samples"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_the_cluster_profile_names_every_rule_that_takes_all_cpus():
-    """By default these take as many as the login node has."""
-    text = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
-    rules = re.findall(r"^(?:rule|checkpoint) (\w+):(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
-    wide = {rule for rule, body in rules if "threads: CPUS" in body}
-    assert len(wide) > 8
-    assert wide <= set(yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["set-threads"])

@@ -88,11 +88,14 @@ def test_a_dry_run_needs_no_slurm(option, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_minimal_config_runs_through_slurm(cluster):
+def test_the_minimal_config_runs_through_slurm(cluster, tmp_path):
     results = cluster / "results"
     arguments = [results / "samples", "--configfile", "config/minimal.yaml", "--config", f"results={results}"]
     wanted = planned(*arguments)
-    done = snakemake(*THROUGH_SLURM, "--slurm-logdir", cluster / "logs", *arguments, fresh=True)
+    partitions = tmp_path / "partitions.yaml"
+    partitions.write_text(yaml.safe_dump({"partitions": {"cpus": {"max_threads": 16}, "gpus": {"max_gpu": 2}}}))
+    own = ["--slurm-logdir", cluster / "logs", "--slurm-partition-config", partitions]
+    done = snakemake(*THROUGH_SLURM, *own, *arguments, fresh=True)
     assert done.returncode == 0, done.stderr[-6000:]
     addresses = re.findall(r'src="([^"]+)"', (results / "samples/index.html").read_text())
     assert len(addresses) > 10
@@ -114,6 +117,9 @@ def test_the_minimal_config_runs_through_slurm(cluster):
         given = seen[job["JobId"]]
         assert given <= {"0", "1"} if job["JobId"] in on_gpu else given == {"none"}, job
         assert len(given) == 1, "one GPU for each, members of a group too"
+        assert job["Partition"] == ("gpus" if job["JobId"] in on_gpu else "cpus"), job
+        members = name_of(job).split("_")[0] if name_of(job).split("_")[0] in PROFILE["group-components"] else None
+        assert not members or int(job["NumCPUs"]) <= 4, "members take turns, on the CPUs of one"
     assert set().union(*(seen[number] for number in on_gpu)) == {"0", "1"}, "two at a time took different ones"
 
     assert planned(*arguments) == {}, "and what a cluster made is good without it"

@@ -101,7 +101,9 @@ SlurmdLogFile=$folder/slurmd.log
 MailProg=/bin/true
 GresTypes=gpu
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory Gres=gpu:$gpus
-PartitionName=test Nodes=$host Default=YES DefMemPerCPU=500 MaxTime=INFINITE State=UP
+# A node cannot be told not to give out its GPUs; which partition a job was sent to is what tests look at.
+PartitionName=cpus Nodes=$host Default=YES DefMemPerCPU=500 MaxTime=INFINITE State=UP
+PartitionName=gpus Nodes=$host DefMemPerCPU=500 MaxTime=INFINITE State=UP
 CONF
 mkdir -p "$folder/state" "$folder/spool"
 echo "$PPID $folder" >/etc/slurm/started_by_test

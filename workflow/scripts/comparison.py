@@ -42,7 +42,9 @@ def cost(paths: list[Path]) -> float | None:
     if not all(path.is_file() for path in paths):
         return None
     return sum(
-        float(row["s"]) for path in paths for row in csv.DictReader(path.read_text().splitlines(), delimiter="\t")
+        float(row["s"])
+        for path in paths
+        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t")
     )
 
 
@@ -155,7 +157,7 @@ def main(
         table.append({**row, "pictures": strip(images, page, curve)})
     table.sort(key=lambda row: (not_known(row["equal"]), row["drift"]["value"]))
     rows = point_rows(found, front, points)
-    with open(page / "points.csv", "w", newline="") as file:
+    with open(page / "points.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)

@@ -50,7 +50,7 @@ def main(
     for concept in concepts:
         runs = {m: [run for [run] in read_runs(Path(results), m, [concept], seeds)] for m in methods}
         rows += rows_of(concept, runs, seeds)
-    with whole(csv_path) as partial, open(partial, "w", newline="") as file:
+    with whole(csv_path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(rows)

@@ -9,7 +9,7 @@ from nullbooth.progress import log_to
 
 def main(out: dict, leaks: list[str]) -> None:
     found = [read_json(path) for path in leaks]
-    with whole(out["table"]) as partial, open(partial, "w", newline="") as file:
+    with whole(out["table"]) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("shards", "prompts", "feature", "sites", "leak"))
         for at in found:

@@ -32,7 +32,7 @@ def main(
             free.setdefault(method, []).append(free_counts(path, *next(iter(rules[method].items()))))
     folder = Path(out)
     folder.mkdir()
-    with open(folder / "lifelong.csv", "w", newline="") as file:
+    with open(folder / "lifelong.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(tidy(measured))

@@ -83,7 +83,7 @@ def main(
                 for name, hits in metrics.attribute_accuracy(encoders["dino"], pictures, prompts).items():
                     row("all", model, group, f"{name}_accuracy", hits)
     write_text(json_path, json.dumps({"identity": identity, "metrics": rows}, indent=1))
-    with whole(csv_path) as partial, open(partial, "w", newline="") as file:
+    with whole(csv_path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)

@@ -47,7 +47,7 @@ def main(
     weights = {name: p.float().numpy() for name, p in loaded.original.items() if p.ndim == 2}
     groups, other = [store.read(path, identity) for path in covariances], store.read(heldout, others)
     rows = measure(loaded, groups, other, weights)
-    with whole(out["table"]) as partial, open(partial, "w", newline="") as file:
+    with whole(out["table"]) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

@@ -24,7 +24,7 @@ def main(out: dict, covariances: list[str], rule: dict, identity: dict) -> None:
         values[feature["name"]] = np.stack([w / n for w, n in zip(spectra, rows, strict=True)])
         report(i, len(features))
     free = {key: np.array([free_share(row, name, value) for row in w]) for key, w in values.items()}
-    with whole(out["table"]) as partial, open(partial, "w", newline="") as file:
+    with whole(out["table"]) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("feature", "step", "timestep", "width", "free"))
         for key, shares in free.items():

@@ -1,0 +1,24 @@
+"""What a run inherits from its shell and cannot work with."""
+
+import os
+import sys
+
+
+def restart_needed(environ: dict[str, str], filesystem: str) -> dict[str, str] | None:
+    """The environment to start Python again in, where this one cannot name every file; None where it can."""
+    if filesystem == "utf-8" or environ.get("PYTHONUTF8") == "1":  # the latter: it was asked for, to no avail
+        return None
+    return {**environ, "PYTHONUTF8": "1"}
+
+
+def prepare_environment() -> None:
+    """Make names of files and texts UTF-8 whatever the locale is, and give jobs the docstrings that transformers reads.
+
+    What Python was started with cannot be changed later, so it is started again with the same arguments. Call this
+    before anything is locked or written.
+    """
+    os.environ.pop("PYTHONOPTIMIZE", None)  # -OO takes docstrings away, which transformers parses as it is imported
+    if (environ := restart_needed(dict(os.environ), sys.getfilesystemencoding())) is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execve(sys.executable, sys.orig_argv, environ)

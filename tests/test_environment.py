@@ -1,0 +1,42 @@
+"""What shells, containers and clusters leave in the environment."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from running import ROOT, Run
+
+from nullbooth.environment import restart_needed
+
+
+def test_python_is_started_again_once_where_it_cannot_name_every_file():
+    assert restart_needed({}, "utf-8") is None
+    assert restart_needed({"A": "b", "PYTHONUTF8": "0"}, "ascii") == {"A": "b", "PYTHONUTF8": "1"}
+    assert restart_needed({"PYTHONUTF8": "1"}, "ascii") is None, "not for ever"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONOPTIMIZE": "2"},
+    ],
+    ids=lambda found: next(iter(found)),
+)
+def test_names_and_captions_in_any_script_are_read_in_any_locale(environment, tmp_path):
+    run = Run(tmp_path)
+    photographs = tmp_path / "f\u00f6tos \u5199\u771f"
+    photographs.mkdir()
+    for path in (ROOT / "resources/subjects/starling/train").glob("*.png"):
+        (photographs / path.name).write_bytes(path.read_bytes())
+        (photographs / path.name).with_suffix(".txt").write_text("ein {subject} \u96ea", encoding="utf-8")
+    concept = {"name": "thing", "images": str(photographs), "identifier": "vbk", "class": "star"}
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", *run.arguments(concepts=[concept])]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(
+        [*command, "--", "adapters"], cwd=ROOT, env=environ, capture_output=True, encoding="utf-8", timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Job stats" in done.stdout + done.stderr
