@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from nullbooth.files import read_json
 from nullbooth.intervals import QUANTILES, bootstrap_mean, resampled_means
+from nullbooth.metrics import possible
 
 FIDELITY = ("tuned", "subject", "dino_fidelity")
 DRIFT = ("tuned", "unrelated", "dino_drift")
+LEAST = {FIDELITY: -1.0, DRIFT: 1e-6}  # of a mean in a resample: a drift is positive, and ratios divide by it
 MOST_GAP = 0.1  # in fidelity, between two points that a drift is read between
 Key = tuple[str, str, str]  # model, group, metric
 
@@ -34,7 +36,7 @@ class Point:
 
     def mean(self, key: Key) -> dict[str, float]:
         """Mean with a 95% interval over prompts and seeds."""
-        return bootstrap_mean(self.values[key])
+        return bootstrap_mean(self.values[key], within=possible(key[2]))
 
 
 def stacked(runs: list[list[dict]]) -> dict[Key, NDArray]:
@@ -118,7 +120,7 @@ def at_equal_fidelity(points: list[Point], reference: str, n: int = 2000) -> tup
         }
 
     target, exact = drifts(lambda p, key: p.values[key].mean(keepdims=True).reshape(1))
-    _, draws = drifts(lambda p, key: resampled_means(p.values[key], n))
+    _, draws = drifts(lambda p, key: np.maximum(resampled_means(p.values[key], n), LEAST[key]))
     draws = {curve: found[:, 0] for curve, found in draws.items()}
     table = {}
     for curve in curves:

@@ -221,10 +221,18 @@ def training(model: Model, work: Work, machine: Machine, run: Run) -> list[Job]:
     device = learning(model, work, machine, run)
     found = [gpu_job(machine, "adapter", 1, seconds, model.weight_bytes, device, host, size)]
     found.append(drawing(model, work, machine, "tuned_images", run.pictures, run))
-    found.append(cpu_job("evaluate", 1, "model", 0.03 * run.pictures, work.encoders, (4e4, 1)))
+    found.append(measuring(work, machine, run))
     if work.protecting:
         found.append(mechanism(model, work))
     return found
+
+
+def measuring(work: Work, machine: Machine, run: Run) -> Job:
+    """The pictures of a run and two of the base model's for each, embedded by both encoders. They are taken for vision
+    transformers with 257 tokens, a pass of which costs two operations for each weight and token."""
+    of_picture = 2 * work.encoders / 4 * 257 / (machine.rate if machine.gpus else machine.rate / machine.cores)
+    seconds, passes = run.pictures * (0.03 + 3 * of_picture), 0.2 * work.encoders
+    return gpu_job(machine, "evaluate", 1, seconds, work.encoders, work.encoders + passes, 0.0, (4e4, 1))
 
 
 def learning(model: Model, work: Work, machine: Machine, run: Run) -> float:

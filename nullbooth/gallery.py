@@ -31,15 +31,17 @@ CHANGES = {"change_protected.svg": "protected prompts", "change_heldout.svg": "p
 SHEET = {"subject": 7, "class": 2, "unrelated": 3, "names": 2}  # prompts of each group on the contact sheet
 COLUMNS = 7  # of the contact sheet, so that its captions can be read in a README
 TILE = 128
+Shown = tuple[str, str, int]  # group, prompt and seed of a picture
 
 
-def collect_images(folder: Path, page: Path, name: str) -> dict[tuple[str, str, int], str]:
-    """Copy a folder of pictures beside the page; their addresses by group, prompt and seed."""
+def collect_images(folder: Path, page: Path, name: str, seeds: set[int] | None = None) -> dict[Shown, str]:
+    """Copy a folder of pictures beside the page, or those of some seeds; their addresses by group, prompt and seed."""
     drawn = read_drawn(folder)
     (page / name).mkdir(parents=True)
-    for entry in [*drawn["images"], *drawn.get("attention", [])]:
+    images = [entry for entry in drawn["images"] if seeds is None or entry["seed"] in seeds]
+    for entry in [*images, *drawn.get("attention", [])]:
         shutil.copy(folder / entry["file"], page / name / entry["file"])
-    return {(e["group"], e["prompt"], e["seed"]): f"{name}/{e['file']}" for e in drawn["images"]}
+    return {(e["group"], e["prompt"], e["seed"]): f"{name}/{e['file']}" for e in images}
 
 
 def figure(metrics: list[dict], model: str, group: str, metric: str) -> dict | None:
@@ -127,8 +129,10 @@ def write_gallery(
     pictures; lifelong: whether some method learned the concepts one after another.
     """
     page.mkdir(parents=True, exist_ok=True)
-    unrelated = collect_images(results / "images/base/unrelated", page, "base/unrelated")
-    sections = [concept_section(page, results, concept, runs, about, unrelated) for concept in concepts]
+    # Of each prompt the base model drew one picture more, which has no partner to stand beside.
+    paired = {e["seed"] for run in runs for e in read_drawn(results / "runs" / run / "images")["images"]}
+    unrelated = collect_images(results / "images/base/unrelated", page, "base/unrelated", paired)
+    sections = [concept_section(page, results, concept, runs, about, unrelated, paired) for concept in concepts]
     statistics = {}
     for name, file in STATISTICS.items() if protecting else ():
         if (results / "figures" / file).is_file():
@@ -141,10 +145,19 @@ def write_gallery(
     render(template, page / "index.html", trade_off=trade_off, **context)
 
 
-def concept_section(page: Path, results: Path, concept: dict, runs: list[str], about: dict, unrelated: dict) -> dict:
-    """What the page says of one concept; copies its files beside the page and draws its contact sheet."""
+def concept_section(
+    page: Path,
+    results: Path,
+    concept: dict,
+    runs: list[str],
+    about: dict,
+    unrelated: dict[Shown, str],
+    paired: set[int],
+) -> dict:
+    """What the page says of one concept; copies its files beside the page and draws its contact sheet. unrelated: the
+    base model's pictures of prompts that serve every concept; paired: seeds that tuned models drew from."""
     name = concept["name"]
-    base = collect_images(results / "images/base" / name, page, f"base/{name}") | unrelated
+    base = collect_images(results / "images/base" / name, page, f"base/{name}", paired) | unrelated
     photographs = list_images(concept["images"])
     (page / "photographs" / name).mkdir(parents=True)
     copies = [shown_copy(p, page / "photographs" / name).relative_to(page).as_posix() for p in photographs]

@@ -4,35 +4,48 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 QUANTILES = (0.025, 0.975)
 
 
-def _indices(seeds: int, prompts: int, n: int, seed: int) -> tuple[NDArray, NDArray]:
-    """`n` resamples of seeds `[n, seeds, 1]` and of prompts `[n, 1, prompts]`; the same for the same sizes."""
-    rng = np.random.default_rng(seed)
-    return rng.integers(seeds, size=(n, seeds, 1)), rng.integers(prompts, size=(n, 1, prompts))
+def _widening(n: int) -> float:
+    """What makes a percentile bootstrap over `n` items as wide as Student's t interval: it divides by n in place of
+    n - 1, and its quantiles are those of the normal distribution (Hesterberg, Am. Stat. 2015)."""
+    if n < 2:
+        return 0.0
+    return (n / (n - 1)) ** 0.5 * float(stats.t.ppf(QUANTILES[1], n - 1) / stats.norm.ppf(QUANTILES[1]))
 
 
 def resampled_means(values: NDArray, n: int = 2000, seed: int = 0) -> NDArray:
     """Means `[n]` of `values: [seeds, prompts]` (or `[prompts]`) over `n` resamples of both axes, with replacement.
 
-    Arrays of one shape are resampled alike, so that a difference of two means is that of paired values.
+    The deviations of the seeds' means and of the prompts' means from the mean of all are resampled on their own, each
+    widened for how few there are. One seed says nothing of other trainings: the means then vary over prompts alone.
+    Arrays of one shape are resampled alike, so that a difference of two means is that of paired values. A mean may
+    fall outside the range of the values, as a mean of three seeds is that uncertain.
     """
     values = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    rows, columns = _indices(*values.shape, n, seed)
-    return values[rows, columns].mean((1, 2))
+    rng, mean = np.random.default_rng(seed), values.mean()
+    means = np.full(n, mean)
+    for axis in (1, 0):
+        deviations = values.mean(axis) - mean
+        drawn = rng.integers(len(deviations), size=(n, len(deviations)))
+        means += _widening(len(deviations)) * deviations[drawn].mean(1)
+    return means
 
 
-def bootstrap_mean(values: NDArray, n: int = 2000, seed: int = 0) -> dict[str, float]:
-    """Mean of `values: [seeds, prompts]` or `[prompts]` with a 95% percentile-bootstrap interval (Efron 1979).
+def bootstrap_mean(
+    values: NDArray, n: int = 2000, seed: int = 0, within: tuple[float, float] = (-np.inf, np.inf)
+) -> dict[str, float]:
+    """Mean of `values: [seeds, prompts]` or `[prompts]` with a 95% interval by `resampled_means`, cut to `within`.
 
-    For the difference of two methods give the differences of their paired values.
+    For the difference of two methods give the differences of their paired values. Raises ValueError without values.
     """
     values = np.asarray(values, dtype=np.float64)
     if not values.size:
         raise ValueError("there is nothing to take the mean of")
-    low, high = np.quantile(resampled_means(values, n, seed), QUANTILES)
+    low, high = np.clip(np.quantile(resampled_means(values, n, seed), QUANTILES), *within)
     return {"value": float(values.mean()), "low": float(low), "high": float(high), "n": int(values.size)}
 
 

@@ -56,7 +56,7 @@ def summary(method: str, measured: list[Known]) -> dict[str, Any]:
     drift = {}
     for count in range(1, last + 1):
         values = [v for known in measured if known.count == count for v in known.values(DRIFT)]
-        drift[str(count)] = bootstrap_mean(values)
+        drift[str(count)] = bootstrap_mean(values, within=(0.0, np.inf))
     row = {
         "method": method,
         "when_learned": bootstrap_mean(then),

@@ -5,6 +5,7 @@ of pictures are in nullbooth.distances, intervals in nullbooth.intervals.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nullbooth.models import load_whole
+
+
+def possible(metric: str) -> tuple[float, float]:
+    """The least and the greatest value that a metric can have; intervals are cut to them. Not for differences."""
+    if metric.endswith("_accuracy") or metric in ("as_meant", "gone", "clip_prefers"):
+        return 0.0, 1.0
+    positive = metric in ("pixel_mse", "lpips") or metric.endswith(("_drift", "_div"))
+    return (0.0, math.inf) if positive else (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,8 @@ class Encoder:
         return (x.clamp(-1, 1) / 2 + 0.5 - self.mean[:, None, None]) / self.std[:, None, None]
 
 
-def load_encoder(path: str, revision: str | None = None) -> Encoder:
-    """A CLIP- or DINO-shaped encoder. Attribute heads are read from `heads.safetensors` and `heads.json` beside it."""
+def load_encoder(path: str, revision: str | None = None, device: torch.device | str = "cpu") -> Encoder:
+    """A CLIP- or DINO-shaped encoder, float32; attribute heads from `heads.safetensors` and `heads.json` beside it."""
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import cached_file
@@ -55,7 +64,7 @@ def load_encoder(path: str, revision: str | None = None) -> Encoder:
         heads = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
         heads.load_state_dict(weights)
     mean, std = torch.tensor(config["image_mean"]), torch.tensor(config["image_std"])
-    return Encoder(model, size, mean, std, tokenizer, heads, attributes)
+    return Encoder(model.to(device), size, mean, std, tokenizer, heads, attributes)
 
 
 def _tensor(output: object) -> Tensor:
@@ -63,24 +72,26 @@ def _tensor(output: object) -> Tensor:
 
 
 @torch.no_grad()
-def embed_images(encoder: Encoder, x: Tensor, batch: int = 64) -> Tensor:
-    """Unit embeddings `[n, d]` of images `[n, 3, h, w]` in [-1, 1]."""
+def embed_images(encoder: Encoder, x: Tensor, batch: int = 16) -> Tensor:
+    """Unit embeddings `[n, d]`, on the CPU, of images `[n, 3, h, w]` in [-1, 1]; `batch` of them in one pass."""
     features = []
     for part in x.split(batch):
-        pixels = encoder.prepare(part)
+        pixels = encoder.prepare(part).to(encoder.model.device)
         if encoder.tokenizer is not None:
-            features.append(_tensor(encoder.model.get_image_features(pixel_values=pixels)))
+            found = _tensor(encoder.model.get_image_features(pixel_values=pixels))
         else:
-            features.append(encoder.model(pixel_values=pixels).pooler_output)
+            found = encoder.model(pixel_values=pixels).pooler_output
+        features.append(found.cpu())
     return F.normalize(torch.cat(features), dim=-1)
 
 
 @torch.no_grad()
 def embed_texts(encoder: Encoder, texts: list[str]) -> Tensor:
-    """Unit embeddings `[n, d]` of texts by a CLIP-shaped encoder."""
+    """Unit embeddings `[n, d]`, on the CPU, of texts by a CLIP-shaped encoder."""
     tokens = encoder.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    tokens = tokens.to(encoder.model.device)
     features = encoder.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-    return F.normalize(_tensor(features), dim=-1)
+    return F.normalize(_tensor(features).cpu(), dim=-1)
 
 
 def subject_fidelity(images: Tensor, references: Tensor) -> Tensor:
@@ -161,7 +172,8 @@ def attribute_accuracy(encoder: Encoder, x: Tensor, prompts: list[str]) -> dict[
 
     A value is named if its words stand in the prompt; `background` is the colour before that word, `color` another.
     """
-    features = torch.cat([encoder.model(pixel_values=encoder.prepare(part)).pooler_output for part in x.split(64)])
+    passes = (encoder.prepare(part).to(encoder.model.device) for part in x.split(16))
+    features = torch.cat([encoder.model(pixel_values=pixels).pooler_output.cpu() for pixels in passes])
     logits = encoder.heads(features).split([len(v) for v in encoder.attributes.values()], -1)
     hits: dict[str, list[float | None]] = {}
     for name, part in zip(encoder.attributes, logits, strict=True):

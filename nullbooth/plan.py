@@ -22,6 +22,7 @@ MENDS = {
     "base_images": "lower sample.batch, or set weights to bf16, or offload to true",
     "class_images": "lower sample.batch, or set weights to bf16, or offload to true",
     "tuned_images": "lower sample.batch, or set weights to bf16, or offload to true",
+    "evaluate": "take smaller models for evaluate.clip and evaluate.dino",
 }
 
 
@@ -40,9 +41,9 @@ def work_of(
     """Sizes of a run of the workflow: from its complete config, with the class prompts of every concept, how many
     prompts each group has, and the methods by name, one for each point of a sweep."""
     each = config["sample"]["per_prompt"]
-    looked_at = min(2, prompts["subject"] * each)  # drawn once more, for their attention maps
-    own, common = (sum(prompts.get(group, 0) for group in groups) * each for groups in (OF_CONCEPT, OF_ALL))
-    runs = [run_of(config, method, own + common + looked_at) for method in methods.values()]
+    looked_at = min(2, prompts["subject"])  # drawn once more, for their attention maps
+    own, common = (sum(prompts.get(group, 0) for group in groups) for groups in (OF_CONCEPT, OF_ALL))
+    runs = [run_of(config, method, each * (own + common) + looked_at) for method in methods.values()]
     with_class = any(prior_of(method) == "images" for method in methods.values())
     return Work(
         prompts=protected,
@@ -52,7 +53,7 @@ def work_of(
         batch=config["protect"]["batch"] or USUAL_BATCH,
         heldout=prompts["unrelated"],
         runs=tuple(runs * len(config["concepts"]) * len(config["seeds"])),
-        base=(*[own + looked_at] * len(config["concepts"]), common),
+        base=(*[(each + 1) * own + looked_at] * len(config["concepts"]), (each + 1) * common),
         class_pictures=tuple(class_pictures(config, entry) for entry in config["concepts"] if with_class),
         picture_batch=config["sample"]["batch"],
         encoders=encoder_bytes(config["evaluate"]["clip"], config["evaluate"]["dino"]),
@@ -104,7 +105,7 @@ def slots(job: Job, machine: Machine) -> int:
     """How many jobs of a rule run side by side. Without GPUs a denoiser takes all cores."""
     if job.gpu:
         return machine.gpus
-    return 1 if not machine.gpus and job.rule in MENDS else machine.cores
+    return 1 if not machine.gpus and job.rule in MENDS and job.rule != "evaluate" else machine.cores
 
 
 def total(jobs: Iterable[Job], key: str) -> float:

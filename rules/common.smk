@@ -414,13 +414,14 @@ def class_sampling(wildcards):
 
 
 def drawn_sampling(wildcards):
-    """How pictures are drawn; for the gallery, also with maps of where the subject's words act."""
-    concept = CONCEPTS.get(wildcards.get("concept") or wildcards.part)
+    """How pictures are drawn; for the gallery, also with maps of where the subject's words act. The base model draws
+    one more of each prompt: how far two of its own pictures are apart is the scale of a drift."""
     if point := POINTS.get(wildcards.get("method")):
         return SAMPLING if point["scale"] == 1 else {**SAMPLING, "scale": point["scale"]}
-    if concept is None:
-        return SAMPLING
-    return {**SAMPLING, "attention": subject_words(concept)["subject"].split()}
+    found = {**SAMPLING, "per_prompt": SAMPLING["per_prompt"] + 1} if wildcards.get("part") else dict(SAMPLING)
+    if concept := CONCEPTS.get(wildcards.get("concept") or wildcards.part):
+        found["attention"] = subject_words(concept)["subject"].split()
+    return found
 
 
 def drawn_sampler(wildcards):
@@ -489,6 +490,11 @@ def class_images(wildcards):
     """Pictures of the class by the base model, for methods that train on them."""
     wanted = prior_of(METHODS[wildcards.method]) == "images"
     return f"<drawn>/class/{wildcards.concept}" if wanted else []
+
+
+def longer(minutes):
+    """Time limit of a job on a cluster, doubled at each new attempt."""
+    return lambda wildcards, attempt: minutes * 2 ** (attempt - 1)
 
 
 def grown(megabytes, rule=None):

@@ -26,7 +26,7 @@ rule edit:
     resources:
         gpu=1,
         mem_mb=grown(4000, "trajectory"),
-        runtime=60,
+        runtime=longer(60),
     params:
         recipe=EDITING,
     message:
@@ -48,7 +48,7 @@ rule unedited_images:
     resources:
         gpu=1,
         mem_mb=grown(6000, "base_images"),
-        runtime=60,
+        runtime=longer(60),
     params:
         prompts={
             "edited": in_contexts("edited"),
@@ -79,7 +79,7 @@ rule edited_images:
     resources:
         gpu=1,
         mem_mb=grown(6000, "tuned_images"),
-        runtime=60,
+        runtime=longer(60),
     params:
         prompts={
             "edited": in_contexts("edited"),
@@ -110,8 +110,9 @@ rule measure_edits:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
+        gpu=1,
         mem_mb=grown(4000, "evaluate"),
-        runtime=30,
+        runtime=longer(30),
     params:
         identity=ENCODERS,
         edits=config["edits"],
@@ -135,7 +136,7 @@ rule export_edits:
     threads: 1
     resources:
         mem_mb=grown(6000, "base_images"),
-        runtime=30,
+        runtime=longer(30),
     message:
         "Exporting the edited model"
     script:

@@ -21,7 +21,7 @@ rule evaluation:
         "../envs/nullbooth.yaml"
     resources:
         mem_mb=1000,
-        runtime=10,
+        runtime=longer(10),
         turn=1,  # of a SLURM job of several
     params:
         results=config["results"],
@@ -62,7 +62,7 @@ rule mechanism:
     threads: 1
     resources:
         mem_mb=grown(4000, "mechanism"),
-        runtime=60,
+        runtime=longer(60),
     params:
         identity=IDENTITY,
         others=HELDOUT_IDENTITY,
@@ -95,7 +95,7 @@ rule comparison:
         "../envs/nullbooth.yaml"
     resources:
         mem_mb=2000,
-        runtime=30,
+        runtime=longer(30),
     params:
         results=config["results"],
         statistics=STORES,

@@ -30,7 +30,7 @@ rule gallery:
         "../envs/nullbooth.yaml"
     resources:
         mem_mb=1000,
-        runtime=10,
+        runtime=longer(10),
         turn=1,  # of a SLURM job of several
     params:
         results=config["results"],

@@ -109,7 +109,7 @@ rule subject_moments:
     resources:
         gpu=1,
         mem_mb=grown(4000, "heldout_moments"),
-        runtime=120,
+        runtime=longer(120),
     params:
         prompts=taught_prompts,
         sampler=config["sampler"],
@@ -140,7 +140,7 @@ rule joined_projector:
     threads: 1
     resources:
         mem_mb=grown(2000, "projector"),
-        runtime=30,
+        runtime=longer(30),
     params:
         step="{step}",
         weight=LATER["weight"],
@@ -168,7 +168,7 @@ rule stage_images:
     resources:
         gpu=1,
         mem_mb=grown(6000, "tuned_images"),
-        runtime=60,
+        runtime=longer(60),
     params:
         prompts=stage_prompts,
         sampler=config["sampler"],
@@ -194,8 +194,9 @@ rule stage_metrics:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
+        gpu=1,
         mem_mb=grown(4000, "evaluate"),
-        runtime=30,
+        runtime=longer(30),
     params:
         identity=ENCODERS,
         concept=photographs,
@@ -220,7 +221,7 @@ rule together:
     resources:
         gpu=1,
         mem_mb=grown(6000, "tuned_images"),
-        runtime=60,
+        runtime=longer(60),
     params:
         pairs=pairs_of,
         sampler=config["sampler"],
@@ -255,7 +256,7 @@ rule lifelong:
     threads: 1
     resources:
         mem_mb=1000,
-        runtime=10,
+        runtime=longer(10),
     params:
         stages=[list(key) for key in stages_measured("")],
         rooms=[list(key) for key in ROOMS],

@@ -14,7 +14,7 @@ rule base_images:
     resources:
         gpu=1,
         mem_mb=grown(6000, "base_images"),
-        runtime=60,
+        runtime=longer(60),
     params:
         prompts=base_prompts,
         sampler=drawn_sampler,
@@ -39,7 +39,7 @@ rule class_images:
     resources:
         gpu=1,
         mem_mb=grown(6000, "class_images"),
-        runtime=60,
+        runtime=longer(60),
     params:
         prompts=class_prompts,
         sampler=config["sampler"],
@@ -67,7 +67,7 @@ rule tuned_images:
     resources:
         gpu=1,
         mem_mb=grown(6000, "tuned_images"),
-        runtime=60,
+        runtime=longer(60),
     params:
         prompts=run_prompts,
         sampler=drawn_sampler,
@@ -93,8 +93,9 @@ rule evaluate:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
+        gpu=1,
         mem_mb=grown(4000, "evaluate"),
-        runtime=30,
+        runtime=longer(30),
     params:
         identity=ENCODERS,
         concept=photographs,

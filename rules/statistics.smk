@@ -52,14 +52,14 @@ rule trajectory:
     resources:
         gpu=1,
         mem_mb=grown(4000, "trajectory"),
-        runtime=240,
+        runtime=longer(240),
     params:
         prompts=shard_prompts,
         sampler=config["sampler"],
         seed=config["protect"]["seed"],
         identity=identity_of_shard,
     message:
-        "Sampling the protected prompts, shard {wildcards.shard}"
+        "Sampling prompts for the statistics: shard {wildcards.shard}"
     script:
         "../workflow/scripts/trajectory.py"
 
@@ -78,7 +78,7 @@ rule moments:
     resources:
         gpu=1,
         mem_mb=grown(3000, "moments"),
-        runtime=60,
+        runtime=longer(60),
         turn=1,  # of a SLURM job of several
     params:
         step="{step}",  # a parameter, for a shared cache knows steps apart by parameters only
@@ -103,7 +103,7 @@ rule covariance:
     threads: 1
     resources:
         mem_mb=grown(2000, "covariance"),
-        runtime=30,
+        runtime=longer(30),
         turn=1,  # of a SLURM job of several
     params:
         step="{step}",
@@ -130,7 +130,7 @@ rule heldout_moments:
     resources:
         gpu=1,
         mem_mb=grown(4000, "heldout_moments"),
-        runtime=120,
+        runtime=longer(120),
     params:
         sites=config["protect"]["sites"],
         steps=config["sampler"]["steps"],
@@ -155,7 +155,7 @@ rule shard_pool:
     threads: 1
     resources:
         mem_mb=grown(2000, "shard_pool"),
-        runtime=30,
+        runtime=longer(30),
     params:
         identity=identity_of_shard,
     message:
@@ -179,7 +179,7 @@ checkpoint leak:  # for what more prompts would bring decides how many are prote
     threads: 1
     resources:
         mem_mb=grown(2000, "leak"),
-        runtime=60,
+        runtime=longer(60),
     params:
         shards=first_identities,
         prompts=lambda wildcards: sum(map(len, list(SHARDS.values())[: int(wildcards.number)])),
@@ -211,7 +211,7 @@ rule leaks:
     threads: 1
     resources:
         mem_mb=1000,
-        runtime=10,
+        runtime=longer(10),
     message:
         "Drawing the leak on other prompts"
     script:
@@ -244,7 +244,7 @@ rule spectra:
     threads: 1
     resources:
         mem_mb=grown(3000, "spectra"),
-        runtime=60,
+        runtime=longer(60),
     params:
         rule=config["protect"]["rule"],
         identity=IDENTITY,
@@ -266,7 +266,7 @@ rule pool:
         "../envs/nullbooth.yaml"
     resources:
         mem_mb=grown(2000, "pool"),
-        runtime=30,
+        runtime=longer(30),
     params:
         identity=IDENTITY,
     message:
@@ -290,7 +290,7 @@ rule projector:
     threads: 1
     resources:
         mem_mb=grown(2000, "projector"),
-        runtime=30,
+        runtime=longer(30),
         turn=1,  # of a SLURM job of several
     params:
         step="{step}",
@@ -318,7 +318,7 @@ rule packed:
     threads: 1
     resources:
         mem_mb=grown(8000, "packed"),
-        runtime=60,
+        runtime=longer(60),
     params:
         scope="{scope}",
         rule=config["protect"]["rule"],

@@ -42,7 +42,7 @@ rule export:
     threads: 1
     resources:
         mem_mb=2000,
-        runtime=10,
+        runtime=longer(10),
     params:
         model=config["model"],
         configs=config["model_config"],

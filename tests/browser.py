@@ -78,6 +78,9 @@ def assert_slider_works(driver: webdriver.Chrome) -> None:
             value,
         )
         clips.append(tuned.value_of_css_property("clip-path"))
-    assert clips == ["inset(0px 0px 0px 0%)", "inset(0px 0px 0px 30%)", "inset(0px 0px 0px 100%)"]
+    hidden = [clip.replace("calc", "").strip("inset()").split() for clip in clips]  # top, right, bottom, left
+    assert [part[1] for part in hidden] == ["100%", "70%", "0%"], "of the tuned picture, whose side is the right end"
+    ends = [span.text for span in viewer.find_elements(By.CSS_SELECTOR, "input + p span")]
+    assert ends == ["base", "tuned"]
     viewer.find_element(By.TAG_NAME, "button").click()
     assert not viewer.is_displayed()

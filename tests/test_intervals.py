@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,16 +23,47 @@ def test_bootstrap_of_a_few_values(values):
     found = bootstrap_mean(values, n=50)
     assert found["n"] == len(values)
     assert found["value"] == pytest.approx(np.mean(values), abs=1e-9)
-    assert min(values) - 1e-9 <= found["low"] <= found["high"] <= max(values) + 1e-9
+    assert found["low"] <= found["value"] + 1e-9
+    assert found["value"] <= found["high"] + 1e-9
     assert bootstrap_mean(np.array([values]), n=50) == found
+
+
+@pytest.mark.parametrize("spread", [(0.0, 1.0, 0.5), (0.3, 1.0, 0.3), (1.0, 1.0, 0.5), (1.0, 0.0, 0.3)], ids=str)
+@pytest.mark.parametrize(("seeds", "prompts"), [(1, 8), (3, 8), (3, 16)], ids=str)
+def test_intervals_cover_as_often_as_they_say(seeds, prompts, spread):
+    """Values of seeds and prompts with effects of both and a rest. One seed covers the mean of that training."""
+    rng = np.random.default_rng(3)
+    of_seed, of_prompt, rest = spread
+    covered = []
+    for i in range(400):
+        shared = of_seed * rng.normal(size=(seeds, 1))
+        values = shared + of_prompt * rng.normal(size=prompts) + rest * rng.normal(size=(seeds, prompts))
+        found = bootstrap_mean(values, n=500, seed=i)
+        covered.append(found["low"] <= (shared[0, 0] if seeds == 1 else 0.0) <= found["high"])
+    assert np.mean(covered) >= 0.915, "95% but for chance in 400 trials and a bootstrap's discreteness"
+
+
+def test_intervals_of_few_skewed_values_cover_nearly_as_often():
+    rng = np.random.default_rng(4)
+    found = [bootstrap_mean(rng.gamma(1.0, size=(3, 16)), n=500, seed=i) for i in range(400)]
+    assert np.mean([f["low"] <= 1.0 <= f["high"] for f in found]) > 0.9
+
+
+def test_an_interval_is_cut_to_what_the_values_can_be():
+    values = np.array([[0.0, 0.9], [0.1, 0.0], [0.0, 0.0]])
+    assert bootstrap_mean(values)["low"] < 0
+    assert bootstrap_mean(values, within=(0.0, np.inf))["low"] == 0
+    assert bootstrap_mean(1 - values, within=(0.0, 1.0))["high"] == 1
 
 
 def test_what_seeds_share_is_no_more_certain_for_more_seeds_and_the_other_way_round():
     """Values that differ by prompt alone, or by seed alone: each axis is resampled as a whole."""
     by_prompt = np.tile(np.random.default_rng(0).normal(size=12), (5, 1))
     by_seed = np.tile(np.random.default_rng(1).normal(size=(5, 1)), (1, 12))
-    assert resampled_means(by_prompt, 4000).std() == pytest.approx(by_prompt[0].std() / 12**0.5, rel=0.05)
-    assert resampled_means(by_seed, 4000).std() == pytest.approx(by_seed[:, 0].std() / 5**0.5, rel=0.05)
+    for values, one in ((by_prompt, by_prompt[0]), (by_seed, by_seed[:, 0])):
+        low, high = np.quantile(resampled_means(values, 20000), (0.025, 0.975))
+        width = 2 * scipy.stats.t.ppf(0.975, len(one) - 1) * scipy.stats.sem(one)
+        assert high - low == pytest.approx(width, rel=0.15), "about as wide as Student's interval"
 
 
 def test_arrays_of_one_shape_are_resampled_alike():

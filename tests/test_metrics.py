@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from running import ROOT, script
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
+from nullbooth.images import load_image
 from nullbooth.metrics import (
     Encoder,
     attribute_accuracy,
@@ -282,3 +285,47 @@ def test_edited_attributes_are_those_in_which_source_and_target_differ(dino_fold
     """Of a picture that shows a small blue star on the left, on a dotted red background."""
     found = edited_attributes(load_encoder(str(dino_folder)), pictures(1, 16), [source], [target])
     assert found == {"as_meant": [as_meant], "gone": [gone]}
+
+
+# --- rule evaluate -------------------------------------------------------------------------------------
+
+
+def drawn(folder, entries: list[dict]) -> str:
+    """A folder of pictures of noise, one for each entry's `noise`, as rule base_images leaves them."""
+    folder.mkdir()
+    for i, entry in enumerate(entries):
+        pixels = np.random.default_rng(entry.pop("noise")).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        entry["file"] = f"{i}.png"
+        Image.fromarray(pixels).save(folder / entry["file"])
+    (folder / "images.json").write_text(json.dumps({"identity": {}, "images": entries}))
+    return str(folder)
+
+
+def test_a_picture_more_of_each_prompt_gives_the_scale_of_drift(tmp_path):
+    """Twins are paired by prompt and seed, whatever the order; what the base model drew besides is only a scale."""
+    prompts = ["red circle", "blue square"]
+    tuned = [{"group": "unrelated", "prompt": p, "seed": i, "noise": i} for i, p in enumerate(prompts)]
+    base = [{"group": "unrelated", "prompt": p, "seed": s, "noise": s} for s, p in ((11, prompts[1]), (10, prompts[0]))]
+    base += [{"group": "unrelated", "prompt": p, "seed": i, "noise": i} for i, p in enumerate(prompts)]
+    folders = drawn(tmp_path / "tuned", tuned), drawn(tmp_path / "base", base)
+    models = ROOT / "resources/evaluators"
+    evaluators = {"clip": str(models / "clip"), "dino": str(models / "dino"), "lpips": None}
+    photographs = str(ROOT / "resources/subjects/quilt/train")
+    config = {
+        "device": "cpu",
+        "evaluate": evaluators,
+        "concepts": [{"name": "star", "images": photographs, "holdout": None}],
+    }
+    concept = {"name": "star", "identifier": "zark"}
+    script("evaluate").main(
+        str(tmp_path / "metrics.json"), folders[0], [folders[1]], dict.fromkeys(evaluators, ""), concept, config
+    )
+    found = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
+    rows = {(m["model"], m["metric"]): m for m in found}
+    assert rows["tuned", "dino_drift"]["values"] == pytest.approx([0, 0], abs=1e-6)
+    encoder = load_encoder(evaluators["dino"])
+    seen = {n: embed_images(encoder, load_image(tmp_path / "base" / f"{n}.png", 32)[None]) for n in range(4)}
+    expected = [paired_drift(seen[2], seen[1]).item(), paired_drift(seen[3], seen[0]).item()]
+    assert rows["base", "dino_div"]["values"] == pytest.approx(expected, rel=1e-3)
+    assert rows["base", "dino_div"]["value"] > 0.001
+    assert ("tuned", "dino_div") not in rows, "one picture of each prompt has no pair"

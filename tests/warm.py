@@ -22,7 +22,7 @@ from pathlib import Path
 
 LIBRARIES = """
 import accelerate, diffusers, jinja2, jsonschema, matplotlib.pyplot, safetensors.torch, snakemake.cli, torch, zarr
-import snakemake.executors.local, torch.utils.tensorboard, torchmetrics.image.fid, torchmetrics.image.kid
+import snakemake.executors.local, torch.utils.tensorboard, torchmetrics.image.fid
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from transformers import AutoModel, AutoTokenizer, CLIPModel, CLIPTextModel, Dinov2Model

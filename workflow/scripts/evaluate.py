@@ -11,6 +11,7 @@ from nullbooth.files import write_text
 from nullbooth.groups import OF_ALL, OF_CONCEPT
 from nullbooth.images import list_images, load_image, read_drawn, read_group
 from nullbooth.intervals import bootstrap_mean, half_samples
+from nullbooth.models import pick_device
 from nullbooth.progress import log_to
 
 GROUPS = (*OF_CONCEPT, *OF_ALL)
@@ -30,8 +31,10 @@ def spoken_class(prompt: str, identifier: str) -> str:
     return " ".join(word for word in prompt.split() if word != identifier)
 
 
-def measure_group(group, prompts, pictures, encoders, reference, lpips, identifier, row) -> None:
-    """Rows of one group. pictures: base and tuned `[n, 3, h, w]`, pair by pair from the same noise."""
+def measure_group(group, prompts, pictures, spare, encoders, reference, lpips, identifier, row) -> None:
+    """Rows of one group. pictures: base and tuned `[n, 3, h, w]`, pair by pair from the same noise; spare: prompts of
+    more pictures by the base model from other noise, and the pictures. What a new seed changes is the scale of drift.
+    """
     features = {
         name: {model: metrics.embed_images(encoder, x) for model, x in pictures.items()}
         for name, encoder in encoders.items()
@@ -43,7 +46,10 @@ def measure_group(group, prompts, pictures, encoders, reference, lpips, identifi
             row(model, group, f"{name}_fidelity", fidelity)
             if (group, name) == ("class", "dino"):
                 row(model, group, "pres", fidelity)
-            if pairs := metrics.diversity(found[model], prompts):
+            shown, texts = found[model], list(prompts)
+            if model == "base" and spare[0]:
+                shown, texts = torch.cat((shown, metrics.embed_images(encoders[name], spare[1]))), texts + spare[0]
+            if pairs := metrics.diversity(shown, texts):
                 row(model, group, f"{name}_div", [pairs[p].mean() if p in pairs else None for p in prompts])
     base, tuned = pictures["base"], pictures["tuned"]
     row("tuned", group, "pixel_mse", ((tuned - base) ** 2).mean((1, 2, 3)) / 4)
@@ -67,10 +73,10 @@ def measure_group(group, prompts, pictures, encoders, reference, lpips, identifi
 
 
 def main(out: str, tuned: str, base: list[str], identity: dict, concept: dict, config: dict) -> None:
-    encoders = config["evaluate"]
+    encoders, device = config["evaluate"], pick_device(config["device"])
     [folders] = [entry for entry in config["concepts"] if entry["name"] == concept["name"]]
     loaded = {
-        name: metrics.load_encoder(encoders[name], identity[name].partition("@")[2] or None)
+        name: metrics.load_encoder(encoders[name], identity[name].partition("@")[2] or None, device)
         for name in ("clip", "dino")
     }
     lpips = metrics.load_lpips(encoders["lpips"]) if encoders["lpips"] else None
@@ -84,7 +90,9 @@ def main(out: str, tuned: str, base: list[str], identity: dict, concept: dict, c
     def row(model: str, group: str, metric: str, values, interval: dict | None = None) -> None:
         """A mean over prompts, or an interval that is known."""
         per_prompt = by_prompt(spoken.get(group) or [str(i) for i in range(len(values))], values) if len(values) else []
-        interval = interval or bootstrap_mean([value for value in per_prompt if value is not None])
+        if interval is None:
+            known = [value for value in per_prompt if value is not None]
+            interval = bootstrap_mean(known, within=metrics.possible(metric))
         rows.append({"model": model, "group": group, "metric": metric, **interval, "values": per_prompt})
 
     if folders["holdout"]:  # what real pictures of the subject reach: the scale of the fidelity
@@ -98,11 +106,14 @@ def main(out: str, tuned: str, base: list[str], identity: dict, concept: dict, c
     for group in [group for group in GROUPS if any(entry["group"] == group for entry in drawn["images"])]:
         entries, x = read_group(ours, group)
         base_entries, y = read_group(theirs, group)
-        if [(e["prompt"], e["seed"]) for e in entries] != [(e["prompt"], e["seed"]) for e in base_entries]:
+        places = {(entry["prompt"], entry["seed"]): i for i, entry in enumerate(base_entries)}
+        paired = [places.pop((entry["prompt"], entry["seed"]), None) for entry in entries]
+        if None in paired:
             raise ValueError(f"{tuned} and {base[0]} do not show the same {group} prompts and seeds: draw both again")
         spoken[group] = [entry["prompt"] for entry in entries]
-        pictures = {"base": y, "tuned": x}
-        measure_group(group, spoken[group], pictures, loaded, reference, lpips, concept["identifier"], row)
+        pictures, spare = {"base": y[paired], "tuned": x}, ([prompt for prompt, _ in places], y[list(places.values())])
+        print(f"measuring {len(entries)} pictures: {group}")
+        measure_group(group, spoken[group], pictures, spare, loaded, reference, lpips, concept["identifier"], row)
     prompts = {group: list(dict.fromkeys(texts)) for group, texts in spoken.items()}
     found = {"encoders": encoders, "identity": identity, "prompts": prompts, "metrics": rows}
     write_text(out, json.dumps(found, indent=1))

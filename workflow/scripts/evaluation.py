@@ -7,6 +7,7 @@ from pathlib import Path
 from nullbooth.comparison import read_runs, stacked
 from nullbooth.files import whole, write_text
 from nullbooth.intervals import bootstrap_mean
+from nullbooth.metrics import possible
 from nullbooth.progress import log_to
 
 COLUMNS = ("concept", "method", "seed", "group", "metric", "value", "low", "high", "n")
@@ -37,7 +38,7 @@ def rows_of(concept: str, methods: dict[str, list[dict]], seeds: list[int]) -> l
         for key, found in values[method].items():
             model, group, metric = key
             if model == "tuned" and len(seeds) > 1:
-                row(method, "all", group, metric, bootstrap_mean(found))
+                row(method, "all", group, metric, bootstrap_mean(found, within=possible(metric)))
             if model == "tuned" and method != first:
                 row(f"{method} - {first}", "all", group, metric, bootstrap_mean(found - values[first][key]))
     return rows

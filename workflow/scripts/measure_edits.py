@@ -11,6 +11,7 @@ from nullbooth import metrics
 from nullbooth.files import whole, write_text
 from nullbooth.images import read_drawn, read_group
 from nullbooth.intervals import bootstrap_mean
+from nullbooth.models import pick_device
 from nullbooth.progress import log_to
 from nullbooth.wording import edits_of
 
@@ -33,8 +34,9 @@ def measure_edit(encoders: dict, x: torch.Tensor, pairs: list[tuple[str, str]]) 
 def main(
     json_path: str, csv_path: str, edited: str, base: list[str], identity: dict, edits, contexts, config: dict
 ) -> None:
+    device = pick_device(config["device"])
     encoders = {
-        name: metrics.load_encoder(config["evaluate"][name], identity[name].partition("@")[2] or None)
+        name: metrics.load_encoder(config["evaluate"][name], identity[name].partition("@")[2] or None, device)
         for name in ("clip", "dino")
     }
     drawn = read_drawn(Path(edited))
@@ -44,7 +46,8 @@ def main(
 
     def row(edit: str, model: str, group: str, metric: str, values: list[float | None]) -> None:
         if known := [float(value) for value in values if value is not None]:
-            rows.append({"edit": edit, "model": model, "group": group, "metric": metric, **bootstrap_mean(known)})
+            interval = bootstrap_mean(known, within=metrics.possible(metric))
+            rows.append({"edit": edit, "model": model, "group": group, "metric": metric, **interval})
 
     for group, texts in contexts.items():
         meant = {}

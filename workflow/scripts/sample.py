@@ -67,7 +67,7 @@ def main(
         if (words := sampling.get("attention")) and (why := without_maps(models.denoiser_of(pipeline))):
             print(f"no maps of attention: {why}")
         elif words:
-            looked_at = [w for w in wanted if w["group"] == "subject"][:2]
+            looked_at = [w for w in wanted if w["group"] == "subject"][:: sampling["per_prompt"]][:2]
             found["attention"] = attention_maps(folder, pipeline, looked_at, words, draw)
         (folder / "images.json").write_text(json.dumps(found, indent=1))
 
