@@ -1,13 +1,22 @@
 """NullBooth: teach a text-to-image diffusion model a subject, in the null space of what it must not forget."""
 
+from importlib import import_module
+
 __version__ = "0.1.0"
-__all__ = ["export_lora", "fuse", "load_adapter"]
+_HOMES = {
+    "InputError": "text",
+    "ProjectorError": "projector",
+    "SettingsError": "settings",
+    "StoreError": "seal",
+    "export_lora": "export",
+    "fuse": "export",
+    "load_adapter": "loaded",
+}
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):
     # Late, so that jobs that only need NumPy do not import torch.
-    if name in __all__:
-        from nullbooth import export, loaded
-
-        return getattr(loaded if name == "load_adapter" else export, name)
+    if name in _HOMES:
+        return getattr(import_module(f"nullbooth.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'nullbooth' has no attribute {name!r}")

@@ -1,6 +1,8 @@
 """Saved adapters at work in diffusers pipelines: any number of them, each with a scale, and taken away bit by bit."""
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,37 +14,82 @@ from nullbooth import inversion, models
 from nullbooth.adapter import AdapterInfo, nearest_index, read_adapter, split_word, timestep_argument
 from nullbooth.text import InputError
 
+SAMPLED = 64  # numbers of each weight by which it is seen whether somebody else has set it
+_FUSED = (
+    "the projections of this pipeline are fused, so that those which the adapter changes are not used: call "
+    "unfuse_qkv_projections() first"
+)
+
+
+@dataclass(eq=False)
+class _AtWork:
+    """What is at work in one denoiser."""
+
+    adapters: list["LoadedAdapter"] = field(default_factory=list)
+    written: dict[str, Tensor] = field(default_factory=dict)  # by weight, a sample of what was last written
+
+    def set_by_others(self, weights: dict[str, nn.Parameter]) -> list[str]:
+        """Those of the weights that are not what was last written."""
+        known = {name: sampled(weight) for name, weight in weights.items() if name in self.written}
+        if not known:
+            return []
+        # Whatever dtype and device the weights have been moved to. All at once: one wait for the GPU.
+        before = torch.cat([self.written[name].to(seen) for name, seen in known.items()])
+        equal = (before == torch.cat(list(known.values()))) | before.isnan()
+        pieces = equal.cpu().split([len(seen) for seen in known.values()])
+        return [name for name, same in zip(known, pieces, strict=True) if not bool(same.all())]
+
+
+def sampled(weight: Tensor) -> Tensor:
+    """At most SAMPLED numbers of a weight, evenly from its first to its last, whatever its layout in memory."""
+    places = torch.linspace(0, weight.numel() - 1, min(SAMPLED, weight.numel()), dtype=torch.float64).long()
+    return weight.detach()[torch.unravel_index(places.to(weight.device), weight.shape)]
+
 
 class LoadedAdapter:
     """An adapter at work in a denoiser: weights are set once per timestep, so that a pass costs what it did before.
 
-    Several may be at work in one denoiser: their changes add up, each by its own timesteps and `scale`.
+    Several may be at work in one denoiser: their changes add up, each by its own timesteps and `scale`. What is saved
+    of the denoiser meanwhile has the change in it, where it is the same at all timesteps, or else is refused. Weights
+    that something else sets meanwhile are noticed before they would be overwritten, with an InputError.
     """
 
     def __init__(self, denoiser: nn.Module, tensors: dict[str, Tensor], info: AdapterInfo, scale: float):
+        called, denoiser = denoiser, uncompiled(denoiser)
         parameters = dict(denoiser.named_parameters())
-        self.info, self._scale, self._at = info, float(scale), None
+        self.info, self._scale, self._at = info, checked_scale(scale), None
         self._timesteps = torch.tensor(info.timesteps, dtype=torch.float64)
         self._weights: dict[str, nn.Parameter] = {}
+        self._owners: dict[str, tuple[nn.Module, str]] = {}
         tensors, _ = split_word(tensors)
         for name in sorted({key.rsplit(".", 1)[0] for key in tensors}):
             expected = self._shape(tensors, name)
-            weight = parameters.get(f"{name}.weight", parameters.get(name))
+            found = [key for key in (f"{name}.weight", name, f"{name}.base_layer.weight") if key in parameters]
+            weight = parameters[found[0]] if found else None
+            check_weight(name, weight)
             if weight is None or weight.shape != expected:
                 raise InputError(
                     f"this adapter changes {name} of shape {tuple(expected)}, which this "
                     f"{type(denoiser).__name__} does not have: it was made for {info.denoiser} {info.model}"
                 )
             self._weights[name] = weight
+            module, _, own = found[0].rpartition(".")
+            self._owners[name] = denoiser.get_submodule(module), own
+        self._attentions = [module for module in denoiser.modules() if hasattr(module, "fused_projections")]
+        self._check_unfused()
         self._device = next(denoiser.parameters()).device
         self._tensors = {key: value.to(self._device) for key, value in tensors.items()}
-        self._together = _at_work.setdefault(denoiser, [])
+        self._work = _at_work.setdefault(denoiser, _AtWork())
+        self._together = self._work.adapters
+        self._check_own()
         known = {name: base for other in self._together for name, base in other.original.items()}
         self.original = {
             name: known[name] if name in known else weight.detach().clone() for name, weight in self._weights.items()
         }
         self._together.append(self)
-        self._handles = [denoiser.register_forward_pre_hook(self._before, with_kwargs=True)]
+        # A compiled module does not look for hooks that come later; the one around it does.
+        self._handles = [called.register_forward_pre_hook(self._before, with_kwargs=True)]
+        self._handles.append(denoiser.register_state_dict_pre_hook(self._before_saving))
 
     @property
     def alone(self) -> bool:
@@ -56,7 +103,9 @@ class LoadedAdapter:
 
     @scale.setter
     def scale(self, value: float) -> None:
-        self._scale = float(value)
+        value = checked_scale(value)
+        self._check_own()
+        self._scale = value
         if self._at is not None:
             self._set(self._weights)
 
@@ -96,11 +145,41 @@ class LoadedAdapter:
         """Whether the site's change depends on the timestep."""
         return f"{name}.keep" in self._tensors or len(self._tensors.get(f"{name}.down", ())) > 1
 
+    def _check_unfused(self) -> None:
+        if any(map(fused, self._attentions)):
+            raise InputError(_FUSED)
+
+    def _set_by_others(self) -> list[str]:
+        """Weights that are not what the adapters at work made them, or are no longer those of the denoiser."""
+        gone = [name for name, (module, own) in self._owners.items() if getattr(module, own) is not self._weights[name]]
+        return gone or self._work.set_by_others(self._weights)
+
+    def _check_own(self) -> None:
+        if names := self._set_by_others():
+            raise InputError(
+                f"something else has set the weights of {names[0]} while an adapter is at work (load_state_dict, a "
+                "moving average, a fused LoRA): the adapter's unload() leaves such weights as they are now. Unload "
+                "adapters before others set weights, and load them again afterwards"
+            )
+
+    @torch.no_grad()
+    def _before_saving(self, *_: Any) -> None:
+        """Saved weights are those that draw, or none."""
+        if any(map(self.varies, self._weights)):
+            raise InputError(
+                f"scope {self.info.scope} has other weights at each timestep, which nobody can save as one model: "
+                "unload the adapter first; its own file, with nullbooth.load_adapter, is what to keep"
+            )
+        if self._at is None:
+            self.set_step(0)
+
     @torch.no_grad()
     def _before(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         steps = nearest_index(self._timesteps, timestep_argument(args, kwargs).cpu()).unique()
         if len(steps) > 1:
             raise ValueError("a loaded adapter takes one timestep per call; train-time batches use Adapter.attached")
+        self._check_unfused()
+        self._check_own()
         if int(steps[0]) != self._at:
             self.set_step(int(steps[0]))
 
@@ -114,6 +193,7 @@ class LoadedAdapter:
 
     def set_step(self, step: int) -> None:
         """Give the weights the values that they have at a cached timestep."""
+        self._check_own()
         changing = [name for name in self._weights if self._at is None or self.varies(name)]
         self._at = step
         self._set(changing)
@@ -127,9 +207,11 @@ class LoadedAdapter:
             adapter._follow()
         with torch.autocast(self._device.type, enabled=False):
             for name in names:
+                check_weight(name, self._weights[name])
                 acting = [a for a in self._together if a._at is not None and name in a._weights]
                 changes = sum(a.scale * a.change(name, a._at) for a in acting)
                 self._weights[name].copy_(self.original[name].float() + changes if acting else self.original[name])
+                self._work.written[name] = sampled(self._weights[name])
         torch.clear_autocast_cache()  # it would keep the low-precision copies of the step before
 
     def merge(self) -> None:
@@ -143,19 +225,80 @@ class LoadedAdapter:
         if any(map(self.varies, self._weights)):
             raise InputError(f"scope {self.info.scope} has other weights at each timestep, which cannot be merged")
         self.set_step(0)
-        self._handles.pop(0).remove()  # the denoiser's; those of a word stay
+        for _ in range(2):
+            self._handles.pop(0).remove()  # the denoiser's; those of a word stay
         self._together.remove(self)
+        self._work.written.clear()
 
     def unload(self) -> None:
-        """Give the denoiser its own weights back, bit by bit, but for what other adapters at work change."""
+        """Give the denoiser its own weights back, bit by bit, but for what other adapters at work change.
+
+        Raises InputError if something else has set weights meanwhile: these stay as they are, the others are given
+        back, and the adapter is gone.
+        """
         for handle in self._handles:
             handle.remove()
-        if self in self._together:
-            self._together.remove(self)
-            self._set(self._weights)
+        if self not in self._together:
+            return
+        others = self._set_by_others()
+        self._together.remove(self)
+        self._set(name for name in self._weights if name not in others)
+        remaining = {name for adapter in self._together for name in adapter._weights}
+        for name in self._weights:
+            if name not in remaining:
+                self._work.written.pop(name, None)
+        if others:
+            raise InputError(
+                f"something else has set the weights of {others[0]} while the adapter was at work: they stay as they "
+                "are, with or without its change. If in doubt, load the pipeline anew"
+            )
 
 
-_at_work: WeakKeyDictionary[nn.Module, list[LoadedAdapter]] = WeakKeyDictionary()
+def fused(attention: nn.Module) -> bool:
+    """Whether an attention of diffusers computes queries, keys and values by one matrix. Its older class says so by its
+    processor alone once projections were fused: taking that back leaves the mark."""
+    if not attention.fused_projections or hasattr(attention, "unfuse_projections"):
+        return attention.fused_projections
+    return "Fused" in type(attention.processor).__name__
+
+
+def uncompiled(denoiser: nn.Module) -> nn.Module:
+    """The module itself, where torch.compile has put one around it. Raises InputError for one compiled in place, which
+    would not see an adapter."""
+    inner = getattr(denoiser, "_orig_mod", denoiser)
+    if getattr(inner, "_compiled_call_impl", None) is not None:
+        raise InputError(
+            f"this {type(inner).__name__} was compiled in place (its method compile), and would not see the adapter: "
+            "use pipe.unet = torch.compile(pipe.unet), or the same for pipe.transformer"
+        )
+    return inner
+
+
+def checked_scale(scale: float) -> float:
+    """A scale as a number. Raises InputError if it is not finite."""
+    if not math.isfinite(float(scale)):
+        raise InputError(f"scale {scale!r}: must be a finite number")
+    return float(scale)
+
+
+def check_weight(name: str, weight: Tensor | None) -> None:
+    """Raises InputError for a weight that cannot be set: with the reason, and what to do."""
+    if weight is None:
+        return
+    if weight.is_meta:
+        raise InputError(
+            f"{name} is offloaded layer by layer (enable_sequential_cpu_offload), which an adapter cannot follow: use "
+            "enable_model_cpu_offload"
+        )
+    if weight.is_inference():
+        raise InputError(
+            f"{name} was made in torch.inference_mode, and cannot be changed later: load the pipeline outside of it"
+        )
+    if not weight.is_floating_point():
+        raise InputError(f"{name} is quantised ({weight.dtype}): load the pipeline in bf16, fp16 or fp32")
+
+
+_at_work: WeakKeyDictionary[nn.Module, _AtWork] = WeakKeyDictionary()
 
 
 def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str | None = None) -> LoadedAdapter:

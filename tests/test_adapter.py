@@ -180,7 +180,7 @@ def test_change_is_the_formula(unet, protected):
 
 
 def test_base_denoiser_and_biases_stay_as_they_are(unet, protected):
-    before = {name: p.clone() for name, p in unet.named_parameters()}
+    before = {name: p.detach().clone() for name, p in unet.named_parameters()}
     adapter = tiny.adapter(unet, protected, "pooled", "full")
     tiny.fit(unet, adapter, steps=3)
     for name, p in unet.named_parameters():
@@ -355,7 +355,7 @@ def test_training_on_half_precision_weights_keeps_protected_outputs(unet, protec
 def test_steps_of_half_precision_weights_are_rounded_once_and_unloading_is_exact(pipeline, protected, tmp_path, scope):
     path = saved(tiny.randomise(tiny.adapter(pipeline.unet, protected, scope)), tmp_path)
     unet = halved(pipeline.unet)
-    before = {name: p.clone() for name, p in unet.state_dict().items()}
+    before = {name: p.detach().clone() for name, p in unet.named_parameters()}
     loaded = load_adapter(pipeline, path, 0.5)
     for step in (0, 2, 1, 0):
         loaded.set_step(step)
@@ -364,7 +364,7 @@ def test_steps_of_half_precision_weights_are_rounded_once_and_unloading_is_exact
             assert module.weight.dtype == torch.bfloat16
             assert module.weight.equal(expected.bfloat16()), f"{name} at {step}"
     loaded.unload()
-    assert all(p.equal(before[name]) for name, p in unet.state_dict().items())
+    assert all(p.equal(before[name]) for name, p in unet.named_parameters())
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -380,7 +380,7 @@ def test_saved_description_and_tensors_come_back(unet, protected, tmp_path, rank
 
 def test_saving_leaves_the_adapter_trainable(unet, protected, tmp_path):
     adapter = tiny.randomise(tiny.adapter(unet, protected, "pooled"))
-    before = [p.clone() for p in adapter.parameters()]
+    before = [p.detach().clone() for p in adapter.parameters()]
     path = saved(adapter, tmp_path)
     content = path.read_bytes()
     assert all(a.equal(b) for a, b in zip(adapter.parameters(), before, strict=True))
@@ -439,14 +439,14 @@ def test_loading_touches_weights_of_the_sites_only_and_unloading_restores_all(
     pipeline, protected, tmp_path, scope, rank
 ):
     unet, given = pipeline.unet, unlike(protected)
-    before = {name: p.clone() for name, p in unet.state_dict().items()}
+    before = {name: p.detach().clone() for name, p in unet.named_parameters()}
     base = tiny.predictions(unet, given)
     loaded = load_adapter(pipeline, saved(tiny.randomise(tiny.adapter(unet, protected, scope, rank)), tmp_path))
     tiny.predictions(unet, given)
-    changed = {name for name, p in unet.state_dict().items() if not p.equal(before[name])}
+    changed = {name for name, p in unet.named_parameters() if not p.equal(before[name])}
     assert changed == {f"{name}.weight" for name in find_sites(unet)}  # and so no bias
     loaded.unload()
-    assert all(p.equal(before[name]) for name, p in unet.state_dict().items())
+    assert all(p.equal(before[name]) for name, p in unet.named_parameters())
     assert tiny.predictions(unet, given).equal(base)
     assert not unet._forward_pre_hooks
 
@@ -516,10 +516,10 @@ def test_a_batch_of_several_timesteps_is_refused_once_loaded(pipeline, protected
 def test_an_adapter_of_another_model_is_refused(pipeline, protected, tmp_path, other):
     path = saved(tiny.randomise(tiny.adapter(pipeline.unet, protected, "timestep")), tmp_path)
     pipeline.unet = tiny.unet(**other)
-    before = {name: p.clone() for name, p in pipeline.unet.state_dict().items()}
+    before = {name: p.detach().clone() for name, p in pipeline.unet.named_parameters()}
     with pytest.raises(ValueError, match=r"attn2\.to_.*does not have.*made for UNet2DConditionModel abc"):
         load_adapter(pipeline, path)
-    assert all(p.equal(before[name]) for name, p in pipeline.unet.state_dict().items())
+    assert all(p.equal(before[name]) for name, p in pipeline.unet.named_parameters())
     assert not pipeline.unet._forward_pre_hooks
 
 
