@@ -1,5 +1,6 @@
 """Adapters in the forms that other tools read: LoRA files, whole pipelines, and a card that says what they are."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nullbooth.tensors import save_tensors
 from nullbooth.text import InputError
 
 KEYS = ("diffusers", "kohya")
+ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # of UNets
 
 
 def export_lora(path: Path | str, out: Path | str, keys: str = "diffusers") -> None:
@@ -47,18 +49,41 @@ def export_lora(path: Path | str, out: Path | str, keys: str = "diffusers") -> N
             name = f"lora_unet_{site.replace('.', '_')}"
             lora |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
             lora[f"{name}.alpha"] = torch.tensor(float(len(down)))
-    said = {"modelspec.title": info.prompt, "modelspec.trigger_phrase": info.prompt, "nullbooth.model": info.model}
-    said |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    said = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    said |= architecture(factors, info) | {"nullbooth.model": info.model}
+    said |= {"modelspec.title": info.prompt, "modelspec.trigger_phrase": info.prompt}
     save_tensors(out, lora, {"format": "pt", **said})
 
 
+# By the width of what cross-attention reads: the names of kohya's scripts and of ModelSpec, and the side of pictures.
+# AUTOMATIC1111 shows a LoRA for the models that its `ss_base_model_version` names, and takes one without for SD 1.
+UNETS = {
+    768: ("sd_v1", "stable-diffusion-v1", 512),
+    1024: ("sd_v2", "stable-diffusion-v2", None),
+    2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", 1024),
+}
+
+
+def architecture(factors: dict[str, tuple[Tensor, Tensor]], info: AdapterInfo) -> dict[str, str]:
+    """What other tools read of the model that a LoRA is for: kohya's keys, and those that ModelSpec 1.0.1 demands."""
+    said = {"modelspec.sai_model_spec": "1.0.1", "modelspec.implementation": "diffusers"}
+    read = {down.shape[1] for site, (down, _) in factors.items() if site.endswith(("attn2.to_k", "attn2.to_v"))}
+    version, name, side = UNETS.get(read.pop(), ("", "", None)) if of_unet(info) and len(read) == 1 else ("", "", None)
+    if version:
+        said |= {"ss_base_model_version": version, "ss_v2": str(version == "sd_v2")}
+    if side:
+        said["modelspec.resolution"] = f"{side}x{side}"
+    return said | {"modelspec.architecture": f"{name or info.denoiser}/lora"}
+
+
 def export_word(path: Path | str, out: Path | str) -> bool:
-    """Write the identifier's vectors, if it has some: `[k, d]` by the name of the text encoder, for
-    `pipe.load_textual_inversion`. Says whether it has."""
+    """Write the identifier's vectors, if it has some: `[k, d]` by the key that ComfyUI gives the text encoder. Says
+    whether it has."""
     tensors, info = read_adapter(path)
     _, word = split_word(tensors)
     if word:
-        save_tensors(out, word, {"format": "pt", "token": token_of(info)})
+        named = {ENCODERS.get(name, name): vectors for name, vectors in word.items()}
+        save_tensors(out, named, {"format": "pt", "token": token_of(info)})
     return bool(word)
 
 
@@ -135,10 +160,12 @@ what the model's layers read for the prompts that were protected, so that those 
 
 Trigger: {title}
 
+Run in the folder of this file:
+
 ```python
 from diffusers import {loader}
 
-pipe = {loader}.{call}
+{local}pipe = {loader}.{call}
 pipe.load_lora_weights(".", weight_name="{diffusers}")
 {word}pipe({prompt!r}).images[0].save("picture.png")
 ```
@@ -152,12 +179,18 @@ def as_code(text: str) -> str:
     return "`" + " ".join(text.split()).replace("`", "'") + "`"
 
 
+def as_found(model: str, card: Path | str) -> str:
+    """A folder or file as code in the card's folder finds it, and a Hub id as it is."""
+    return os.path.relpath(model, Path(card).resolve().parent) if Path(model).exists() else model
+
+
 WORD = """from safetensors.torch import load_file
 
 word = load_file("word.safetensors")
-for name in word:
-    parts = {{key: getattr(pipe, name.replace("text_encoder", key)) for key in ("text_encoder", "tokenizer")}}
-    pipe.load_textual_inversion({{{token!r}: word[name]}}, token={token!r}, **parts)
+for key, number in (("clip_l", ""), ("clip_g", "_2")):
+    if key in word:
+        parts = {{part: getattr(pipe, part + number) for part in ("text_encoder", "tokenizer")}}
+        pipe.load_textual_inversion({{{token!r}: word[key]}}, token={token!r}, **parts)
 """
 
 
@@ -172,13 +205,15 @@ def write_card(
     """Write a model card for exported LoRA files, `files` by their keys. model: folder, Hub id or one file of the base;
     configs, revision: folder or Hub id with the configs of one file, and their commit."""
     _, info = read_adapter(path)
-    loader, call = "DiffusionPipeline", f"from_pretrained({model!r})"
+    found, own = as_found(model, out), as_found(configs, out) if configs else None
+    loader, call = "DiffusionPipeline", f"from_pretrained({found!r})"
     if configs:
-        loader, call = pipeline_class(configs, revision).__name__, f"from_single_file({model!r}, config={configs!r})"
+        loader, call = pipeline_class(configs, revision).__name__, f"from_single_file({found!r}, config={own!r})"
     prompt, word = info.prompt, ""
     if info.identifier:
         prompt, word = prompt.replace(info.identifier, token_of(info)), WORD.format(token=token_of(info))
     said = {
+        "local": "" if found == model else "# On this computer: name a model of the Hub before you share this.\n",
         "loader": loader,
         "call": call,
         "base": yaml.safe_dump({"base_model": model}).strip(),

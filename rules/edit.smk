@@ -127,8 +127,8 @@ rule export_edits:
     input:
         edit=rules.edit.output.edit,
     output:
-        pipeline=directory("<edited>/pipeline"),
-        lora=directory("<edited>/lora"),
+        pipeline="<edited>/pipeline/model_index.json",
+        lora="<edited>/lora/diffusers.safetensors",
     log:
         "<results>/logs/edits/export.log",
     conda:

@@ -34,7 +34,9 @@ rule export:
     input:
         adapter=rules.adapter.output.adapter,
     output:
-        directory("<kept>/<run>/{key}/lora"),
+        # No directory(): Snakemake would leave a file of its own in what people upload.
+        card="<kept>/<run>/{key}/lora/README.md",
+        lora="<kept>/<run>/{key}/lora/diffusers.safetensors",
     log:
         "<results>/logs/lora/{concept}/{method}/{seed}/{key}.log",
     conda:
@@ -55,6 +57,6 @@ rule export:
 
 rule exports:
     input:
-        collect("<kept>/runs/{run}/lora", run=kept_runs(EXPORTABLE)),
+        collect("<kept>/runs/{run}/lora/README.md", run=kept_runs(EXPORTABLE)),
         collect("<results>/runs/{run}", run=EXPORTABLE),
-        collect("<edited>/{form}", form=["pipeline", "lora"] if EDITS else []),
+        rules.export_edits.output if EDITS else [],

@@ -11,6 +11,8 @@ import tiny
 import torch
 import yaml
 from diffusers import DiffusionPipeline
+from PIL import Image
+from running import script
 from safetensors import safe_open
 
 from nullbooth import export_lora, fuse, load_adapter
@@ -85,6 +87,49 @@ def test_what_is_said_of_a_lora_file(tmp_path):
     assert 'weight_name="lora.safetensors"' in card
     assert "rank 5" in card
     assert "kohya" not in card
+
+
+@pytest.mark.parametrize(
+    ("width", "version", "name"),
+    [
+        (768, "sd_v1", "stable-diffusion-v1/lora"),
+        (1024, "sd_v2", "stable-diffusion-v2/lora"),
+        (2048, "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+        (96, None, "UNet2DConditionModel/lora"),
+    ],
+)
+def test_a_lora_file_says_what_model_it_is_for(tmp_path, width, version, name):
+    """AUTOMATIC1111 hides files for SD XL that do not: it takes them for SD 1."""
+    tensors = {}
+    for site, read in (("attn1.to_q", 8), ("attn2.to_k", width), ("attn2.to_v", width)):
+        tensors[f"blocks.{site}.down"], tensors[f"blocks.{site}.up"] = torch.ones(1, 2, read), torch.ones(8, 2)
+    info = AdapterInfo("pooled", 2, (0.0,), "UNet2DConditionModel", "m", "a vbk star", "r")
+    write_adapter(tmp_path / "adapter.safetensors", tensors, info)
+    for keys in ("diffusers", "kohya"):
+        export_lora(tmp_path / "adapter.safetensors", tmp_path / f"{keys}.safetensors", keys)
+        with safe_open(tmp_path / f"{keys}.safetensors", "pt") as file:
+            said = file.metadata()
+        assert said.get("ss_base_model_version") == version
+        assert said["modelspec.architecture"] == name
+        assert {"modelspec.sai_model_spec", "modelspec.implementation", "modelspec.title"} <= said.keys()
+
+
+@pytest.mark.parametrize("with_word", [False, True], ids=["lora", "lora and word"])
+def test_the_program_of_a_card_runs_in_its_folder(tmp_path, monkeypatch, with_word):
+    """With the model in a folder that is named from elsewhere."""
+    from test_inversion import saved
+
+    monkeypatch.chdir(tmp_path)
+    pipeline = families.FAMILIES["Stable Diffusion 1"]()
+    pipeline.save_pretrained("models/base")
+    path = saved(pipeline, tmp_path / "a.safetensors") if with_word else adapter_of(pipeline, Path("a.safetensors"))
+    script("export").main("out/lora", str(path), "models/base")
+    assert Path("out/lora/word.safetensors").exists() == with_word
+    program = Path("out/lora/README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir("out/lora")
+    exec(compile(program, "README.md", "exec"), {})
+    with Image.open("picture.png") as picture:
+        assert picture.size == (16, 16)
 
 
 def test_a_card_shows_any_prompt_and_model_as_it_is(tmp_path, pipeline):

@@ -175,9 +175,11 @@ def test_plain_diffusers_reads_lora_and_word(family, tmp_path):
     pipeline.load_lora_weights(tmp_path / "lora.safetensors")
     _, info = read_adapter(path)
     token, word = token_of(info), load_file(tmp_path / "word.safetensors")
-    for name in word:
-        parts = {key: getattr(pipeline, name.replace("text_encoder", key)) for key in ("text_encoder", "tokenizer")}
-        pipeline.load_textual_inversion({token: word[name]}, token=token, **parts)
+    numbers = {"clip_l": "", "clip_g": "_2"}  # the keys that ComfyUI reads
+    assert sorted(word) == sorted(list(numbers)[: 1 + family.endswith("XL")])
+    for key, vectors in word.items():
+        parts = {part: getattr(pipeline, part + numbers[key]) for part in ("text_encoder", "tokenizer")}
+        pipeline.load_textual_inversion({token: vectors}, token=token, **parts)
     torch.testing.assert_close(draw(pipeline, family, f"a {token} star"), ours, rtol=1e-3, atol=1e-3)
 
 

@@ -22,4 +22,4 @@ def main(out: str, adapter: str, model: str, configs: str | None = None, revisio
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.adapter, **snakemake.params)
+    main(str(Path(snakemake.output.lora).parent), snakemake.input.adapter, **snakemake.params)

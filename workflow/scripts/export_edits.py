@@ -12,9 +12,10 @@ from nullbooth.progress import log_to
 def main(out: dict, edit: str, config: dict) -> None:
     device = models.pick_device("cpu")
     given = {key: config[key] for key in models.OF_PIPELINE if key != "offload"}
-    fuse(models.load_pipeline(config["model"], device, **given), edit, out["pipeline"])
+    with whole(Path(out["pipeline"]).parent) as folder:
+        fuse(models.load_pipeline(config["model"], device, **given), edit, folder)
     _, info = read_adapter(edit)
-    with whole(out["lora"]) as folder:
+    with whole(Path(out["lora"]).parent) as folder:
         for keys in KEYS:
             if keys == "diffusers" or of_unet(info):
                 export_lora(edit, Path(folder) / f"{keys}.safetensors", keys)
