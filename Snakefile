@@ -4,9 +4,21 @@ Photographs -> adapters confined to the null space of the protected prompts' fea
 `snakemake results/samples`; single stages by name: trajectories, covariances, projectors, adapters.
 """
 
+import os
+import sys
+
 from snakemake.utils import min_version
 
 min_version("9.14")
+
+# Paths in configs begin here; and a workflow that takes this one as a module has another folder.
+here = workflow.current_basedir.get_path_or_uri(secret_free=True)
+home = os.path.dirname(os.path.realpath(os.path.join(here, "Snakefile")))
+if os.path.realpath(os.getcwd()) != os.path.realpath(here) or not os.path.exists(os.path.join(here, "rules")):
+    sys.exit(
+        f"config: NullBooth works in its own checkout alone, not by -s, --directory or module: run it in {home}, and name "
+        "your own folders in a config of your own (--configfile, with absolute paths)"
+    )
 
 
 configfile: "config/config.yaml"
@@ -34,6 +46,18 @@ rule samples:
         rules.gallery.input,
         collect("<kept>/runs/{run}/adapter.safetensors", run=kept_runs(RUNS)),
         statistics_in_use,
+
+
+# A file behind a link, or in a page, by its plain name and in any spelling: to Snakemake the name of a rule.
+for name in set(sys.argv[1:]):
+    files = known_as(name, config["results"], SHOWN, PAGES)
+    if files and files != [name]:
+
+        rule:
+            name:
+                name
+            input:
+                files,
 
 
 rule trajectories:

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,9 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     errors = sorted(_Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
     if errors:
         raise SettingsError("\n".join(_explain(error) for error in errors[:_LINES]))
+    for path in _PATHS:
+        _expand(config, path.split("."))
+    config["results"] = os.path.normpath(config["results"])  # Snakemake takes every spelling for a folder of its own
     config["sample"]["prompts"] = _prompt_files(config)
     _check_weights(config)
     lists = {key: config.get(key, []) for key in ("concepts", "methods")}
@@ -78,6 +82,40 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         if doubled := [name for name in names if folded.count(name.lower()) > 1]:
             raise SettingsError(f"{kind}: the name {doubled[-1]!r} is used twice; names must differ, not in case alone")
     return config
+
+
+# Settings that name a file or folder.
+_PATHS = (
+    "results",
+    "model",
+    "model_config",
+    "concepts.images",
+    "concepts.holdout",
+    "protect.prompts",
+    "protect.pack",
+    "sample.prompts",
+    "lifelong.prompts",
+    "edit.templates",
+    "edit.paraphrases",
+    "evaluate.clip",
+    "evaluate.dino",
+    "evaluate.lpips",
+)
+
+
+def _expand(config: Any, path: list[str]) -> None:
+    """Put the home folder in place of a `~` that a setting, or what a list or mapping there has, begins with."""
+    if isinstance(config, list):
+        for entry in filter(lambda entry: isinstance(entry, dict), config):
+            _expand(entry, path)
+        return
+    keys = path[:1] or list(config)
+    for key in keys:
+        value = config.get(key)
+        if isinstance(value, str) and len(path) < 2:
+            config[key] = str(Path(value).expanduser()) if value.startswith("~") else value
+        elif isinstance(value, dict | list):
+            _expand(value, path[1:])
 
 
 def _prompt_files(config: dict[str, Any]) -> dict[str, str]:

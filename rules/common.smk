@@ -40,6 +40,7 @@ from nullbooth.settings import (
     subject_words,
     sweep_points,
 )
+from nullbooth.targets import known_as
 from nullbooth.shards import choose_shards, cut_shards, enough, shard_identity
 from nullbooth.wording import edits_of, not_concerned
 
@@ -280,6 +281,7 @@ STORES = {
 if PACKS:
     STORES |= {"moments": [], "sums": []}
 
+PAGES = ("samples", "comparison", "lifelong")  # folders that one rule makes
 # What a person looks for under a plain name is a link to what is kept: name, target, and the file that it stands for.
 SHOWN = {
     "figures": (STATISTICS / "figures", "free_directions.csv"),

@@ -99,7 +99,7 @@ rule comparison:
     params:
         results=config["results"],
         statistics=STORES,
-        template=str(Path(workflow.basedir) / "workflow" / "report" / "comparison.html.j2"),
+        template="workflow/report/comparison.html.j2",
         points=POINTS,
         concepts=COMPARED,
         seeds=config["comparison"]["seeds"],

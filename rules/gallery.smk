@@ -34,7 +34,7 @@ rule gallery:
         turn=1,  # of a SLURM job of several
     params:
         results=config["results"],
-        template=str(Path(workflow.basedir) / "workflow" / "report" / "gallery.html.j2"),
+        template="workflow/report/gallery.html.j2",
         seeds=config["seeds"],
         small=SMALL_PICTURES,
         runs=RUNS,
@@ -63,4 +63,4 @@ rule shown:
     message:
         "{output} is {params.target}"
     shell:
-        "ln -s {params.target:q} {output:q}"
+        "ln -s -- {params.target:q} {output:q}"

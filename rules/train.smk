@@ -59,4 +59,4 @@ rule exports:
     input:
         collect("<kept>/runs/{run}/lora/README.md", run=kept_runs(EXPORTABLE)),
         collect("<results>/runs/{run}", run=EXPORTABLE),
-        rules.export_edits.output if EDITS else [],
+        ["<edited>/pipeline/model_index.json", "<edited>/lora/diffusers.safetensors"] if EDITS else [],
