@@ -1,7 +1,15 @@
 """What a run inherits from its shell and cannot work with."""
 
 import os
+import re
 import sys
+
+# What mpirun, srun and torchrun tell the processes that they start: accelerate would wait for the others. A training on
+# several GPUs starts its own.
+_OF_PROCESSES = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|(PMI|PMIX|OMPI_COMM_WORLD|MV2_COMM_WORLD|TORCHELASTIC|"
+    r"ACCELERATE_USE)_.*"
+)
 
 
 def restart_needed(environ: dict[str, str], filesystem: str) -> dict[str, str] | None:
@@ -12,11 +20,14 @@ def restart_needed(environ: dict[str, str], filesystem: str) -> dict[str, str] |
 
 
 def prepare_environment() -> None:
-    """Make names of files and texts UTF-8 whatever the locale is, and give jobs the docstrings that transformers reads.
+    """Make names of files and texts UTF-8 whatever the locale is, give jobs the docstrings that transformers reads, and
+    let no training take itself for one of several processes.
 
     What Python was started with cannot be changed later, so it is started again with the same arguments. Call this
     before anything is locked or written.
     """
+    for name in filter(_OF_PROCESSES.fullmatch, list(os.environ)):
+        del os.environ[name]
     os.environ.pop("PYTHONOPTIMIZE", None)  # -OO takes docstrings away, which transformers parses as it is imported
     if (environ := restart_needed(dict(os.environ), sys.getfilesystemencoding())) is not None:
         sys.stdout.flush()

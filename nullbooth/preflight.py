@@ -109,10 +109,34 @@ def check_sampler(config: dict[str, Any]) -> None:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise SettingsError(f"sampler.scheduler: {shown(name)} is not a scheduler class of diffusers{hint}")
     path = configs_of(config) / "scheduler" / "scheduler_config.json"
-    limit = {**(read_json(path) if path.is_file() else {}), **options}.get("num_train_timesteps", 1000)
+    own = read_json(path) if path.is_file() else {}
+    limit = {**own, **options}.get("num_train_timesteps", 1000)
     for key in ("sampler", "comparison"):
         if isinstance(limit, int) and (steps := config[key]["steps"]) > limit:
             raise SettingsError(f"{key}.steps: {steps}: the scheduler has {limit} (num_train_timesteps); take fewer")
+    # PNDM's first steps are of another kind, unless it skips them as Stable Diffusion does.
+    usual = own.get("_class_name") in USUAL and ("PNDM" not in own["_class_name"] or own.get("skip_prk_steps"))
+    if own and (name or options or not usual):
+        from nullbooth.models import check_steps, fitting_sampler, scheduler_class, training_scheduler  # takes seconds
+
+        scheduler = scheduler_class(str(own.get("_class_name"))).from_config(own)
+        training_scheduler(scheduler, options)
+        for key in ("sampler", "comparison") if config["comparison"]["methods"] else ("sampler",):
+            check_steps(fitting_sampler(scheduler, name, options), config[key]["steps"], f"{key}.steps")
+
+
+# Schedulers that models come with, and that are known to be of use.
+USUAL = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+)
 
 
 def train_settings(config: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from nullbooth.adapter import Adapter
 from nullbooth.checkpoints import Learning, resume, save_checkpoint
 from nullbooth.files import whole
 from nullbooth.inversion import Word
-from nullbooth.models import computed_in, latents_name
+from nullbooth.models import computed_in, latents_name, objective_of
 from nullbooth.optimizers import make_optimizer, make_schedule
 from nullbooth.replay import Replay
 from nullbooth.rivals import FineTune
@@ -81,8 +81,7 @@ class TrainData:
 
 def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler is of the flow-matching kind: a velocity from data to noise, by straight lines."""
-    flow = scheduler.config.get("prediction_type") == "flow_prediction"
-    return flow or not hasattr(scheduler, "alphas_cumprod")
+    return objective_of(scheduler) == "flow"
 
 
 def noised(scheduler: Any, x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

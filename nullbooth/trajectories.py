@@ -215,7 +215,8 @@ def record(
     def draw(texts: list[str], steps: int) -> Trajectory:
         return _split_branches(_call(pipeline, texts, steps, guidance, seed, resolution, options), len(texts))
 
-    batch = fitting_batch(lambda n: draw(prompts[:n], 2), batch, len(prompts))
+    # Of fewer steps than 4 PNDM has no Runge-Kutta ones, and fails.
+    batch = fitting_batch(lambda n: draw(prompts[:n], min(steps, 4)), batch, len(prompts))
     parts = []
     for i in range(0, len(prompts), batch):
         parts.append(draw(prompts[i : i + batch], steps))

@@ -7,13 +7,33 @@ import sys
 import pytest
 from running import ROOT, Run
 
-from nullbooth.environment import restart_needed
+from nullbooth.environment import prepare_environment, restart_needed
 
 
 def test_python_is_started_again_once_where_it_cannot_name_every_file():
     assert restart_needed({}, "utf-8") is None
     assert restart_needed({"A": "b", "PYTHONUTF8": "0"}, "ascii") == {"A": "b", "PYTHONUTF8": "1"}
     assert restart_needed({"PYTHONUTF8": "1"}, "ascii") is None, "not for ever"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"PMI_SIZE": "8", "PMI_RANK": "0"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"},
+        {"LOCAL_RANK": "3", "TORCHELASTIC_RUN_ID": "x", "ACCELERATE_USE_FSDP": "true"},
+    ],
+    ids=lambda left: next(iter(left)),
+)
+def test_no_job_takes_itself_for_one_of_several_processes(monkeypatch, left):
+    """accelerate would wait for the others, and a rank be taken for the number of a GPU."""
+    kept = {"SLURM_PROCID": "0", "RANKING": "1", "PMIX": "1"}
+    for name, value in (left | kept).items():
+        monkeypatch.setenv(name, value)
+    prepare_environment()
+    assert not os.environ.keys() & left.keys()
+    assert os.environ.keys() >= kept.keys()
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,8 @@ def test_a_card_says_how_to_load_the_file(single, protected, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "base_model: my/model.safetensors" in card
     assert "from diffusers import StableDiffusionPipeline\n" in card
-    call = f"pipe = StableDiffusionPipeline.from_single_file('my/model.safetensors', config={str(single.configs)!r})"
+    configs = os.path.relpath(single.configs, tmp_path)
+    call = f"pipe = StableDiffusionPipeline.from_single_file('my/model.safetensors', config={configs!r})"
     assert f"{call}\n" in card
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import PartialState
-from diffusers import DDPMScheduler
 
 from nullbooth import devices, inversion, load_adapter, models, packs
 from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
@@ -24,7 +23,7 @@ from nullbooth.sampling import sample
 from nullbooth.settings import fill_prompt, prior_of, subject_words
 from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, protected_passes, short_of, site_projectors
-from nullbooth.training import TrainSettings, is_flow, train
+from nullbooth.training import TrainSettings, train
 
 # Of the steps in which the identifier alone is learned.
 PLAIN = {
@@ -106,6 +105,8 @@ def learn(
     inverting = method["train"]["inversion_steps"] > 0
     given = {key: config[key] for key in models.OF_TRAINING}
     pipeline = models.load_pipeline(config["model"], device, **given, offload=not inverting)
+    # What the model learned decides what is learned, not the sampler that one draws with.
+    scheduler = models.training_scheduler(pipeline.scheduler, sampler["options"])
     models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     build_on(pipeline, earlier, identity["model"])
     size, said = resolution or models.resolution_of(pipeline), sampler["arguments"]
@@ -113,9 +114,6 @@ def learn(
     how = {"arguments": said, **{key: method["train"][key] for key in ("flip", "buckets")}}
     prior = {"drawn": drawn_pictures(class_images, identity["model"]), "as_class": prior_of(method) == "prediction"}
     recipe, path = {"concept": concept, "method": method, "identity": identity}, Path(out["adapter"])
-    scheduler = pipeline.scheduler
-    if not is_flow(scheduler):
-        scheduler = DDPMScheduler.from_config(scheduler.config)
     word = {}
     if inverting:
         data = training_data(pipeline, images, concept, size, **how, live=True)
