@@ -3,7 +3,7 @@
 C = (1/n) sum(x x^T), uncentred, over every row: a centred covariance would leave the mean feature unprotected.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,28 +43,33 @@ def pool(moments: Iterable[Moment]) -> Moment:
 
 @contextmanager
 def collecting(
-    sites: dict[str, nn.Linear], mask: Callable[[], Tensor | None] = lambda: None
+    sites: dict[str, nn.Linear],
+    mask: Callable[[], Tensor | None] = lambda: None,
+    of_prompt: Collection[str] = (),
 ) -> Iterator[dict[str, Moment]]:
     """Add the input of every site to a moment, whenever the denoiser runs inside the context.
 
     mask: which tokens `[b, tokens]` of the prompts the denoiser reads in the pass at work, if it says so. Rows of the
-    others, which no output depends on, would only take up room. Memory does not depend on the number of prompts. Give
-    one site per distinct feature. Run the denoiser without gradients: gradient checkpointing would call every hook
-    twice.
+    others, which no output depends on, would only take up room. of_prompt: the sites whose input is the prompt and
+    nothing else; rows are left out there alone, as a picture may have as many tokens. Memory does not depend on the
+    number of prompts. Give one site per distinct feature. Run the denoiser without gradients: gradient checkpointing
+    would call every hook twice.
     """
     moments = {name: Moment.zero(module.in_features, module.weight.device) for name, module in sites.items()}
 
-    def hook(moment: Moment):
+    def hook(moment: Moment, masked: bool):
         def add(_module: nn.Module, args: tuple) -> None:
             if torch.is_grad_enabled():
                 raise RuntimeError("collect moments under torch.no_grad(): checkpointing would count rows twice")
-            x, read = args[0], mask()
+            x, read = args[0], mask() if masked else None
             with torch.autocast(x.device.type, enabled=False):
-                moment.add(x if read is None or read.shape != x.shape[:-1] else x[read])
+                moment.add(x if read is None else x[read])
 
         return add
 
-    handles = [module.register_forward_pre_hook(hook(moments[name])) for name, module in sites.items()]
+    handles = [
+        module.register_forward_pre_hook(hook(moments[name], name in of_prompt)) for name, module in sites.items()
+    ]
     tf32 = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

@@ -58,7 +58,8 @@ def moments_at(
     read = {f.name: found_sites[f.name] for f in features}
     with collecting(read):  # moments that nobody looks at, for the room that they take
         batch = fitting_batch(lambda m: run(calls[0], slice(0, m)), batch, n)
-    with collecting(read, mask) as moments:
+    # Only what is the same at all timesteps is the prompt alone.
+    with collecting(read, mask, [f.name for f in features if f.static]) as moments:
         for done, call in enumerate(calls):
             for i in range(0, n, batch):
                 run(call, slice(i, i + batch))

@@ -197,6 +197,8 @@ def recipe(concept, method, seed):
         scope = packs.scope_of(chosen)
         identity = own | {"pack": CONTENTS[scope]}
         freed_by = PACKS[scope][1]["rule"]
+    # Dropped captions are learned on what guidance gives the denoiser without the prompt.
+    used = ("scheduler", "options", "arguments", *(["guidance"] if train["caption_dropout"] else []))
     learned = ("name", "identifier", "class", "prompt", "images_digest", "class_prompts")
     on_top = {run: KEYS[run] for run in earlier_runs(concept, method, seed)}
     if on_top and chosen["method"] == "nullbooth":
@@ -210,7 +212,7 @@ def recipe(concept, method, seed):
             **{key: chosen[key] for key in ("method", "scope", "rank", "alpha", "prior")},
             "rule": freed_by,
         },
-        "sampler": {key: config["sampler"][key] for key in ("scheduler", "options", "arguments")},
+        "sampler": {key: config["sampler"][key] for key in used},
         "resolution": config["resolution"],
         "sites": config["protect"]["sites"],
         # Most rivals know nothing of protected prompts.

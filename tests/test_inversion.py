@@ -49,7 +49,7 @@ def family(request):
 
 
 def given(pipeline, prompts, side, arguments) -> dict[str, torch.Tensor]:
-    return conditions(pipeline, prompts, (side, side), arguments)[0]
+    return conditions(pipeline, prompts, (side, side), arguments, 1.0)[0]
 
 
 def test_prompts_without_the_word_are_read_as_before(family):

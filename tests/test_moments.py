@@ -234,3 +234,15 @@ def test_input_width_where_it_is_not_the_output_width(unet):
         for name, module in sites.items():
             assert moments[name].total.shape == (module.in_features, module.in_features)
     assert {m.in_features for m in sites.values()} == {24, 32}
+
+
+def test_only_what_reads_the_prompt_is_masked_by_it():
+    """Pictures may have as many tokens as prompts: what a layer reads decides, and no shape."""
+    layers = {"prompt": nn.Linear(3, 2), "picture": nn.Linear(3, 2)}
+    x, read = torch.randn(2, 4, 3), torch.tensor([[True, True, False, False], [True, False, False, False]])
+    with torch.no_grad(), collecting(layers, lambda: read, ["prompt"]) as moments:
+        for layer in layers.values():
+            layer(x)
+    assert moments["picture"].rows == 8
+    assert moments["prompt"].rows == 3
+    torch.testing.assert_close(moments["prompt"].mean(), x[read].double().T @ x[read].double() / 3, check_dtype=False)

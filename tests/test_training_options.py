@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import families
 import numpy as np
@@ -23,6 +24,7 @@ from nullbooth.photographs import bucket_shape, bucket_step, training_data
 from nullbooth.projector import Projector
 from nullbooth.sites import find_sites
 from nullbooth.training import TrainData, _draw, train
+from nullbooth.trajectories import first_call
 
 PRODIGY = replace(SETTINGS, optimizer="prodigy", learning_rate=1.0)
 
@@ -342,3 +344,43 @@ def test_every_option_goes_through_the_workflow(tmp_path):
     assert "photographs of 64 x 64 pixels" in said
     assert said.count("step 4/4") == 1, "by one of the two processes"
     assert list(made.rglob("*tfevents*"))
+
+
+# --- what guidance gives the denoiser ------------------------------------------------------------------------
+
+
+def one_photograph(folder: Path) -> Path:
+    folder.mkdir()
+    Image.new("RGB", (32, 32), (200, 90, 10)).save(folder / "0.png")
+    return folder
+
+
+@pytest.mark.parametrize("family", ["Stable Diffusion 1", "Stable Diffusion XL", "Stable Diffusion 3"])
+def test_dropped_captions_are_learned_on_what_guidance_gives_without_the_prompt(family, tmp_path):
+    """Zeros for Stable Diffusion XL, the empty prompt for others."""
+    pipeline, side = families.FAMILIES[family](), 24 if family.endswith("3") else 32
+    small = families.SMALL.get(family, {})
+    concept = {"identifier": "sks", "class": "star", "prompt": "a {subject}"}
+    how = {"arguments": small.get("arguments", {})}
+    folder = one_photograph(tmp_path / "photographs")
+    [given] = training_data(pipeline, folder, concept, side, guidance=5.0, **how)
+    [plain] = training_data(pipeline, folder, concept, side, guidance=1.0, **how)
+    sampled = first_call(pipeline, ["a star"], guidance=5.0, seed=0, resolution=(side, side), **how).conditions
+    for key, value in given.unconditional.items():
+        torch.testing.assert_close(value, sampled[key][0])
+    same = all(torch.allclose(value, plain.unconditional[key], atol=1e-4) for key, value in given.unconditional.items())
+    assert same == (family != "Stable Diffusion XL")
+    assert (given.unconditional["encoder_hidden_states"].abs().sum() == 0) == (family == "Stable Diffusion XL")
+
+
+def test_a_consistency_model_learns_at_the_guidance_that_it_samples_with(tmp_path):
+    pipeline = families.FAMILIES["LCM"]()
+    concept = {"identifier": "sks", "class": "star", "prompt": "a {subject}"}
+    [given] = training_data(
+        pipeline, one_photograph(tmp_path / "p"), concept, 16, arguments={}, guidance=8.5, as_class=True
+    )
+    sampled = first_call(pipeline, ["a star"], guidance=8.5, seed=0, resolution=(16, 16)).conditions["timestep_cond"]
+    other = first_call(pipeline, ["a star"], guidance=1.0, seed=0, resolution=(16, 16)).conditions["timestep_cond"]
+    for found in (given.conditions, given.class_conditions):
+        torch.testing.assert_close(found["timestep_cond"], sampled[0])
+    assert not sampled.equal(other)

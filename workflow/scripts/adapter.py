@@ -111,7 +111,11 @@ def learn(
     build_on(pipeline, earlier, identity["model"])
     size, said = resolution or models.resolution_of(pipeline), sampler["arguments"]
     [images] = [entry["images"] for entry in config["concepts"] if entry["name"] == concept["name"]]
-    how = {"arguments": said, **{key: method["train"][key] for key in ("flip", "buckets")}}
+    how = {
+        "arguments": said,
+        "guidance": config["sampler"]["guidance"],
+        **{key: method["train"][key] for key in ("flip", "buckets")},
+    }
     prior = {"drawn": drawn_pictures(class_images, identity["model"]), "as_class": prior_of(method) == "prediction"}
     recipe, path = {"concept": concept, "method": method, "identity": identity}, Path(out["adapter"])
     word = {}
