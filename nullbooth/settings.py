@@ -25,6 +25,7 @@ OF_TRAJECTORIES = ("replay", "corda")  # rivals that are given what the denoiser
 # These change the denoiser's own weights, or are read off them: what half precision rounds away would be lost.
 OF_WEIGHTS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "oft", "corda")
 EMBEDDED, EMBEDDED_NAMES = "resources/tinyworld", "config/prompts/names.txt"
+NEGATIVES, EMBEDDED_NEGATIVES = "config/prompts/negatives.txt", "config/prompts/negatives_embedded.txt"
 # What some settings need that is not installed with NullBooth.
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "wandb": "wandb"}
 # Names of results: some are taken, and tables read others as an absent value.
@@ -57,6 +58,12 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         _expand(config, path.split("."))
     config["results"] = os.path.normpath(config["results"])  # Snakemake takes every spelling for a folder of its own
     config["sample"]["prompts"] = _prompt_files(config)
+    config["protect"]["negatives"] = _negatives(config)
+    given = config["sampler"]["arguments"].get("negative_prompt")
+    if given is not None and not isinstance(given, str):
+        raise SettingsError(
+            f"sampler.arguments.negative_prompt: {shown(given)}: must be text, the same for every prompt"
+        )
     _check_weights(config)
     lists = {key: config.get(key, []) for key in ("concepts", "methods")}
     lists["comparison.methods"] = config.get("comparison", {}).get("methods", [])
@@ -122,8 +129,22 @@ def _prompt_files(config: dict[str, Any]) -> dict[str, str]:
     """Files by group of prompts, without the groups that have none."""
     files = dict(config["sample"]["prompts"])
     if files["names"] == "auto":
-        files["names"] = EMBEDDED_NAMES if Path(config["model"]).resolve() == Path(EMBEDDED).resolve() else None
+        files["names"] = EMBEDDED_NAMES if _embedded(config) else None
     return {group: path for group, path in files.items() if path is not None}
+
+
+def _embedded(config: dict[str, Any]) -> bool:
+    return Path(config["model"]).resolve() == Path(EMBEDDED).resolve()
+
+
+def _negatives(config: dict[str, Any]) -> list[str]:
+    """The negative prompts that are protected."""
+    given = config["protect"]["negatives"]
+    if given != "auto":
+        return given
+    from nullbooth.identity import read_prompts  # which asks for settings itself
+
+    return read_prompts(EMBEDDED_NEGATIVES if _embedded(config) else NEGATIVES, "protect.negatives")
 
 
 def _check_weights(config: dict[str, Any]) -> None:

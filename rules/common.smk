@@ -135,6 +135,7 @@ FEWER_STEPS = "@" + str(config["comparison"]["steps"])
 COMPUTED = {key: config[key] for key, usual in (("weights", "fp32"), ("attention", None)) if config[key] != usual}
 # What the statistics depend on, and nothing else; every store carries it and every reader checks it. What is known of a
 # shard depends on less than the sums, if shards are added until it is enough.
+NEGATIVES = config["protect"]["negatives"] if config["sampler"]["guidance"] > 1 else []
 OF_SHARDS = {
     "model": MODEL,
     "prompts": digest(PROTECTED),
@@ -142,6 +143,8 @@ OF_SHARDS = {
     "sites": digest(config["protect"]["sites"]),
     "precision": config["precision"],
     **COMPUTED,
+    # Not where there are none, as before there could be some.
+    **({"negatives": digest(NEGATIVES)} if NEGATIVES else {}),
 }
 UNTIL = None if PACKS else config["protect"]["prompts_until"]
 DECIDING = [UNTIL, config["protect"]["shard_size"], config["protect"]["rule"], PROMPTS["unrelated"]]

@@ -81,7 +81,7 @@ def collected(request, tmp_path_factory) -> Collected:
     config |= {"offload": False, "attention": None}
     config["resolution"] = small.get("resolution")
     sampler = {**SAMPLER, "scheduler": scheduler, "options": options, "arguments": small.get("arguments", {})}
-    config["protect"] = {"batch": 2}
+    config["protect"] = {"batch": 2, "negatives": ["dull"]}
     trajectory = folder / "trajectory.zarr"
     script("trajectory").main(trajectory, PROTECTED, sampler, 0, {}, config)
     for step in range(STEPS):
@@ -136,7 +136,7 @@ def test_protected_prompts_stay_with_weights_in_half_precision(family, tmp_path)
     """Statistics by the workflow's scripts, and an adapter at work, in bfloat16: what is left is its rounding."""
     folder, small = families.save(family, tmp_path / "model"), families.SMALL.get(family, {})
     config = {"model": str(folder), "device": "cpu", "precision": "bf16"}
-    config |= {"weights": "bf16", "offload": True, "protect": {"batch": 1}}
+    config |= {"weights": "bf16", "offload": True, "protect": {"batch": 1, "negatives": []}}
     config |= dict.fromkeys(("revision", "variant", "model_config", "attention"))
     config["resolution"] = small.get("resolution")
     sampler = {**SAMPLER, "arguments": small.get("arguments", {})}

@@ -189,7 +189,12 @@ def test_a_subject_s_moments_are_those_of_the_model_that_knows_it(pipeline, pipe
     sampler = {"scheduler": None, "options": {}, "arguments": {}, "steps": 3, "guidance": 4.0}
     prompts, identity = ["a red star", "a small blue ring"], {"model": "abc", "run": "x"}
     config = dict.fromkeys(OF_PIPELINE) | {"weights": "fp32", "offload": False, "precision": "fp32"}
-    config |= {"device": "cpu", "model": str(pipeline_folder), "protect": {"batch": 1}, "resolution": None}
+    config |= {
+        "device": "cpu",
+        "model": str(pipeline_folder),
+        "protect": {"batch": 1, "negatives": []},
+        "resolution": None,
+    }
     out = tmp_path / "moments.zarr"
     script("subject_moments").main(out, paths, prompts, sampler, 0, list(DEFAULT), identity, config)
     group = store.read(out, identity)
@@ -355,7 +360,7 @@ def test_no_room_for_the_next_subject_names_the_ones_that_took_it(monkeypatch, t
     monkeypatch.setattr(module, "build_on", lambda *_: None)
     monkeypatch.setattr(module.models, "denoiser_alone", lambda *_, **__: None)
     config = dict.fromkeys(OF_PIPELINE) | {"weights": "fp32", "offload": False, "protect": {"pack": None}}
-    config |= {"device": "cpu", "model": str(pipeline_folder), "validate": {"every": 0}}
+    config |= {"device": "cpu", "model": str(pipeline_folder), "validate": {"every": 0}, "sampler": {"guidance": 3.0}}
     config["concepts"] = [{"name": "cleo", "images": "photos"}]
     concept = {"name": "cleo", "identifier": "vbk", "class": "star", "prompt": "a {subject}", "class_prompts": []}
     method = {"train": {"inversion_steps": 0, "flip": False, "buckets": 1, "gpus": 1}, "method": "nullbooth"}

@@ -521,3 +521,25 @@ def test_no_two_results_share_a_name(schema, methods, compared, kind):
 def test_a_method_may_be_compared_at_other_settings(schema):
     config = {**NEEDED, "methods": [{"name": "a"}], "comparison": {"methods": [{"name": "a", "sweep": [{"steps": 5}]}]}}
     assert complete(config, schema)["comparison"]["methods"][0]["name"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        ("owner/name", "auto", "blurry, low quality, deformed"),
+        ("resources/tinyworld", "auto", "ugly, bad anatomy, extra limbs"),
+        ("owner/name", ["dull"], "dull"),
+    ],
+)
+def test_negative_prompts_of_the_kind_of_model(schema, model, given, expected):
+    config = {**NEEDED, "model": model, "protect": {"prompts": "p.txt", "negatives": given}}
+    found = complete(config, schema)["protect"]["negatives"]
+    assert expected in found
+    assert (len(found) > 10) == (given == "auto")
+    assert complete({**NEEDED, "protect": {"prompts": "p.txt", "negatives": []}}, schema)["protect"]["negatives"] == []
+
+
+def test_a_negative_prompt_of_the_sampler_is_text(schema):
+    for value in (["a", "b"], 3):
+        with pytest.raises(SettingsError, match=r"sampler\.arguments\.negative_prompt: .* must be text"):
+            complete({**NEEDED, "sampler": {"arguments": {"negative_prompt": value}}}, schema)

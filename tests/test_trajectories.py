@@ -1,6 +1,7 @@
 """Trajectories: what the denoiser is given when the pipeline itself samples the protected prompts."""
 
 import diffusers
+import families
 import pytest
 import tiny
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from nullbooth.identity import prompt_seed, seeded_noise
 from nullbooth.models import set_sampler
-from nullbooth.trajectories import denoiser_inputs, flatten, initial_latents, record, unflatten
+from nullbooth.trajectories import denoiser_inputs, flatten, initial_latents, negatives_of, record, unflatten
 
 PROMPTS = ["a red star", "a small blue ring", "a heart on a green background"]
 SAMPLING = dict(steps=3, guidance=4.0, seed=0)
@@ -206,3 +207,54 @@ def test_as_many_prompts_in_a_pass_as_fit(pipeline, fits, used):
     handle.remove()
     assert sizes[-1] == used
     torch.testing.assert_close(found.latents, record(pipeline, PROMPTS, batch=2, **SAMPLING).latents)
+
+
+# --- negative prompts ----------------------------------------------------------------------------------
+
+SHAPES = ("star", "ring", "heart", "moon")
+MANY = [f"a {color} {shape}" for color in ("red", "blue", "green", "pink") for shape in SHAPES]
+
+
+def test_each_prompt_has_a_negative_one_of_its_own(pipeline):
+    """The second branch: that of the negative prompt that the prompt's hash gives it, or the sampler's own."""
+    negatives, options = ["blurry", "a ring"], {"negative_prompt": "dull"}
+    found = record(pipeline, MANY, batch=5, arguments=options, negatives=negatives, **SAMPLING)
+    given = [negative or "dull" for negative in negatives_of(pipeline, MANY, negatives)]
+    assert set(given) == {"dull", "blurry", "a ring"}, "all have a share"
+    ids = pipeline.tokenizer(given, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = pipeline.text_encoder(ids)[0]
+    torch.testing.assert_close(found.conditions["encoder_hidden_states"][0], expected)
+    plain = record(pipeline, MANY, batch=16, **SAMPLING).conditions["encoder_hidden_states"]
+    torch.testing.assert_close(found.conditions["encoder_hidden_states"][1], plain[1])
+
+
+def test_a_prompt_s_trajectory_is_the_one_that_it_has_alone(pipeline):
+    together = record(pipeline, MANY, batch=5, negatives=["blurry"], **SAMPLING)
+    for i, prompt in enumerate(MANY[:6]):
+        alone = record(pipeline, [prompt], batch=1, negatives=["blurry"], **SAMPLING)
+        torch.testing.assert_close(together.latents[:, i], alone.latents[:, 0], rtol=1e-4, atol=1e-4)
+        for key, value in alone.conditions.items():
+            torch.testing.assert_close(together.conditions[key][:, i], value[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_pipelines_without_negative_prompts_are_given_none(pipeline):
+    assert set(negatives_of(families.FAMILIES["LCM"](), MANY, ["blurry"])) == {None}
+    assert set(negatives_of(pipeline, MANY, [])) == {None}
+    assert set(negatives_of(pipeline, MANY, ["blurry"])) == {None, "blurry"}
+
+
+@pytest.mark.parametrize("family", ["Stable Diffusion XL", "Stable Diffusion 3", "PixArt-Sigma", "Sana"])
+def test_families_take_a_negative_prompt_for_each(family):
+    """And where there is none, what the pipeline has without, be it zeros."""
+    pipeline, small = families.FAMILIES[family](), families.SMALL.get(family, {})
+    pipeline.set_progress_bar_config(disable=True)
+    how = dict(batch=3, resolution=small.get("resolution"), arguments=small.get("arguments", {}), **SAMPLING)
+    prompts = MANY[:6]
+    found = record(pipeline, prompts, negatives=["blurry", "a ring"], **how).conditions["encoder_hidden_states"]
+    plain = record(pipeline, prompts, **how).conditions["encoder_hidden_states"]
+    given = negatives_of(pipeline, prompts, ["blurry", "a ring"])
+    assert len(set(given)) == 3
+    for i, negative in enumerate(given):
+        assert torch.allclose(found[0, i], plain[0, i], atol=1e-4) == (negative is None)
+    torch.testing.assert_close(found[1], plain[1], rtol=1e-4, atol=1e-4)

@@ -21,6 +21,7 @@ def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict,
             batch=config["protect"]["batch"],
             resolution=config["resolution"],
             arguments=sampler["arguments"],
+            negatives=config["protect"]["negatives"],  # part of the identity
             progress=reporter("protected prompts"),
         )
 
