@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nullbooth.files import read_json
 from nullbooth.images import IN_BROWSERS, list_images, open_image, read_drawn
+from nullbooth.mechanism import summary
 from nullbooth.wording import edits_of
 
 GROUPS = {
@@ -48,6 +49,14 @@ def figure(metrics: list[dict], model: str, group: str, metric: str) -> dict | N
     """One measured value with its interval, or None where it was not measured."""
     matches = [m for m in metrics if (m["model"], m["group"], m["metric"]) == (model, group, metric)]
     return matches[0] if matches else None
+
+
+def leak_of(path: Path) -> list[str]:
+    """What mechanism.csv says of a run, if there is one."""
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return summary(list(csv.DictReader(file)))
 
 
 def loss_curve(path: Path, width: int = 320, height: int = 72, window: int = 20) -> str:
@@ -180,6 +189,7 @@ def concept_section(
                 "metrics": metrics,
                 "loss": loss_curve(folder / "loss.csv"),
                 "change": change,
+                "leak": leak_of(folder / "mechanism.csv"),
             }
         )
     keys = list(tuned[0]["images"])

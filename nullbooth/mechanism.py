@@ -1,6 +1,8 @@
 """What an adapter does inside: how much it changes the output of each protected layer, at each timestep."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,48 @@ def output_change(weight: NDArray, change: NDArray, moment: NDArray) -> float:
 def relative_norm(weight: NDArray, change: NDArray) -> float:
     """Frobenius norm of a change beside that of the weight."""
     return float(np.linalg.norm(change) / np.linalg.norm(weight))
+
+
+LEAK = 0.1  # relative change of a protected output that is worth a warning
+CONCENTRATED = 0.9  # share of a feature's energy in one direction, from which on `energy` says little of all others
+
+
+def largest_share(moment: NDArray, iterations: int = 30) -> float:
+    """Share of the trace of `moment: [n, n]` that its largest eigenvalue holds, by power iteration."""
+    x = np.ones(len(moment))
+    for _ in range(iterations):
+        x = moment @ x
+        x /= np.linalg.norm(x) or 1.0
+    return float(x @ moment @ x / np.trace(moment))
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Sentences about a table of mechanism.csv: how much protected outputs and the weights change, and warnings where a
+    layer leaks more than LEAK or one direction holds more than CONCENTRATED of what it reads."""
+    changes = np.array([float(row["protected"]) for row in rows])
+    norms = np.array([float(row["norm"]) for row in rows])
+    worst = rows[int(changes.argmax())]
+    where = f"{short_name(worst['site'])}, timestep {float(worst['timestep']):.0f}"
+    said = [
+        f"For protected prompts, outputs of the layers change by {np.median(changes):.1%} in the median over layers and "
+        f"timesteps and by {changes.max():.1%} at most ({where}). Weights change by {np.median(norms):.2g} times their "
+        f"own norm in the median, {norms.max():.2g} times at most."
+    ]
+    leaking = sorted({row["site"] for row in rows if float(row["protected"]) > LEAK})
+    every = {row["site"] for row in rows}
+    if leaking:
+        said.append(
+            f"Warning: {len(leaking)} of {len(every)} layers change protected outputs by more than {LEAK:.0%} at some "
+            f"timestep ({', '.join(map(short_name, leaking[:3]))}{', ...' if leaking[3:] else ''}). A smaller "
+            "protect.rule, fewer training steps or a smaller scale lowers this."
+        )
+    if narrow := sorted({row["site"] for row in rows if float(row.get("largest") or 0) > CONCENTRATED}):
+        said.append(
+            f"Warning: one direction holds more than {CONCENTRATED:.0%} of what {len(narrow)} of {len(every)} layers "
+            f"read ({', '.join(map(short_name, narrow[:3]))}{', ...' if narrow[3:] else ''}). The energy that may leak is "
+            "a share of that direction, and may be much of all others: take a smaller protect.rule energy."
+        )
+    return said
 
 
 def short_name(site: str) -> str:

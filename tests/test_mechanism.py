@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth.mechanism import output_change, relative_norm, short_name
+from nullbooth.mechanism import largest_share, output_change, relative_norm, short_name, summary
 from nullbooth.projector import RULES, decompose, free_share, projector
 
 
@@ -48,3 +48,32 @@ def test_free_share_is_the_projectors_trace(rule):
     w, u = decompose(x.T @ x / 40)
     value = 0.4 if rule == "fraction" else 1e-2
     assert free_share(w, rule, value) == pytest.approx(projector(w, u, rule, value).free / 12)
+
+
+@pytest.mark.parametrize("top", [1.0, 8.0, 1000.0])
+def test_the_largest_direction_s_share_of_the_energy(top):
+    q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))
+    w = np.array([top, *np.linspace(0.9, 0.01, 11)])
+    assert largest_share((q * w) @ q.T) == pytest.approx(top / w.sum(), rel=0.02)
+
+
+def row(site: str, protected: float, largest: float | None = 0.2) -> dict:
+    found = {"site": f"down_blocks.0.attentions.0.transformer_blocks.0.attn2.{site}", "step": 0, "timestep": "981.0"}
+    return (
+        found
+        | {"protected": str(protected), "heldout": "0.2", "norm": "1.5"}
+        | ({"largest": largest} if largest else {})
+    )
+
+
+def test_what_a_table_says_of_leaks():
+    [said] = summary([row("to_q", 0.02), row("to_k", 0.04), row("to_v", 0.06)])
+    assert "change by 4.0% in the median" in said
+    assert "6.0% at most (down 0.0 to_v, timestep 981)" in said
+    assert "1.5 times their own norm" in said
+    _, warning = summary([row("to_q", 0.02), row("to_k", 0.11), row("to_k", 0.3)])
+    assert warning.startswith("Warning: 1 of 2 layers change protected outputs by more than 10%")
+    assert "down 0.0 to_k" in warning
+    _, warning = summary([row("to_q", 0.02, 0.95), row("to_k", 0.02)])
+    assert warning.startswith("Warning: one direction holds more than 90% of what 1 of 2 layers read (down 0.0 to_q)")
+    assert len(summary([row("to_q", 0.02, None)])) == 1, "tables from before have no such column"

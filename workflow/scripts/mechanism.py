@@ -9,10 +9,10 @@ from nullbooth import figures, models, store
 from nullbooth.adapter import read_adapter
 from nullbooth.files import whole
 from nullbooth.loaded import LoadedAdapter
-from nullbooth.mechanism import output_change, relative_norm, short_name
+from nullbooth.mechanism import largest_share, output_change, relative_norm, short_name, summary
 from nullbooth.progress import log_to, reporter
 
-COLUMNS = ("site", "step", "timestep", "protected", "heldout", "norm")
+COLUMNS = ("site", "step", "timestep", "protected", "heldout", "norm", "largest")
 
 
 def moment(group, name: str) -> np.ndarray:
@@ -29,11 +29,13 @@ def measure(adapter: LoadedAdapter, covariances: list, heldout, weights: dict[st
         for feature in features:
             name, known = feature["name"], 0 if feature["static"] else step
             seen = moment(covariances[known], name), moment(heldout, f"{known:02d}:{name}")
+            largest = largest_share(seen[0])
             for site in (s for s in feature["sites"] if s in weights):
                 change = adapter.change(site, at).numpy()
                 protected, other = (output_change(weights[site], change, c) for c in seen)
                 norm = relative_norm(weights[site], change)
-                rows.append(dict(zip(COLUMNS, (site, step, timestep, protected, other, norm), strict=True)))
+                row = (site, step, timestep, protected, other, norm, largest)
+                rows.append(dict(zip(COLUMNS, row, strict=True)))
         report(step + 1, len(timesteps))
     return rows
 
@@ -51,6 +53,8 @@ def main(
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+    for sentence in summary(rows):
+        print(sentence)
     sites = [site for site in weights if any(row["site"] == site for row in rows)]
     timesteps = other.attrs["timesteps"]
     for key in ("protected", "heldout"):
