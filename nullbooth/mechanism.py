@@ -45,8 +45,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     where = f"{short_name(worst['site'])}, timestep {float(worst['timestep']):.0f}"
     said = [
         f"For protected prompts, outputs of the layers change by {np.median(changes):.1%} in the median over layers "
-        f"and timesteps and by {changes.max():.1%} at most ({where}). Weights change by {np.median(norms):.2g} times their "
-        f"own norm in the median, {norms.max():.2g} times at most."
+        f"and timesteps and by {changes.max():.1%} at most ({where}). Weights change by {np.median(norms):.2g} times "
+        f"their own norm in the median, {norms.max():.2g} times at most."
     ]
     leaking = sorted({row["site"] for row in rows if float(row["protected"]) > LEAK})
     every = {row["site"] for row in rows}
@@ -60,8 +60,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         named = f"{', '.join(map(short_name, narrow[:3]))}{', ...' if narrow[3:] else ''}"
         said.append(
             f"Warning: one direction holds more than {CONCENTRATED:.0%} of what {len(narrow)} of {len(every)} layers "
-            f"read ({named}). The energy that may leak is a share of that direction, and may be much of all others: take "
-            "a smaller protect.rule energy."
+            f"read ({named}). The energy that may leak is a share of that direction, and may be much of all others: "
+            "take a smaller protect.rule energy."
         )
     return said
 
