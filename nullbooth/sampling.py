@@ -10,7 +10,7 @@ from torch import Tensor
 from nullbooth.identity import step_generators
 from nullbooth.models import denoiser_of, device_of, passes_in
 from nullbooth.text import InputError
-from nullbooth.trajectories import call_options, initial_latents
+from nullbooth.trajectories import call_options, for_each, initial_latents
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def sample(
                 latents=initial_latents(pipeline, seeds[i : i + batch], resolution).to(device, denoiser.dtype),
                 generator=step_generators(seeds[i : i + batch]),
                 output_type="pt",
-                **call_options(pipeline, resolution, arguments or {}),
+                **for_each(call_options(pipeline, resolution, arguments or {}), len(texts)),
             ).images
             pictures.append(images.float().cpu() * 2 - 1)
             progress(i + len(texts), len(prompts))
@@ -95,6 +95,6 @@ def sample_halves(
             output_type="pt",
             callback_on_step_end=join,
             callback_on_step_end_tensor_inputs=["latents"],
-            **call_options(pipeline, resolution, arguments or {}),
+            **for_each(call_options(pipeline, resolution, arguments or {}), 2),
         ).images
     return images[0].float().cpu() * 2 - 1

@@ -131,6 +131,12 @@ def call_options(pipeline: Any, resolution: Resolution, arguments: dict[str, Any
     return {k: v for k, v in wanted.items() if k in known} | arguments
 
 
+def for_each(options: dict[str, Any], prompts: int) -> dict[str, Any]:
+    """Arguments of a call with so many prompts: a negative prompt once for each, as some pipelines do not repeat it."""
+    texts = {k: [v] * prompts for k, v in options.items() if k.startswith("negative_prompt") and isinstance(v, str)}
+    return options | texts
+
+
 def _call(
     pipeline: Any,
     texts: list[str],
@@ -155,7 +161,7 @@ def _call(
             latents=latents.to(device_of(pipeline), denoiser_of(pipeline).dtype),
             output_type="latent",
             generator=step_generators(seeds),
-            **options,
+            **for_each(options, len(texts)),
         )
     return seen
 

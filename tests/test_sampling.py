@@ -1,5 +1,6 @@
 """Pictures: the same noise for the same seed, whatever the batch, the method and the device."""
 
+import families
 import pytest
 import tiny
 import torch
@@ -130,3 +131,18 @@ def test_pipelines_without_halves_say_why(pipeline):
     assert without_halves(Packing()) == "Packing packs its latents, which have no left and right"
     with pytest.raises(InputError, match=r"two prompts in one picture: Closed .*callback_on_step_end"):
         halves(Closed(), "a", "b")
+
+
+@pytest.mark.parametrize("family", ["Stable Diffusion 1", "Stable Diffusion XL", "Stable Diffusion 3", "PixArt-Sigma"])
+def test_a_negative_prompt_is_that_of_every_picture(family):
+    """Whether a pipeline repeats a text or not: as if each picture were drawn alone."""
+    pipeline, small = families.FAMILIES[family](), families.SMALL.get(family, {})
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {**small.get("arguments", {}), "negative_prompt": "a blue ring"}
+    how = dict(steps=2, guidance=5.0, resolution=small.get("resolution"))
+    prompts, seeds = ["a red star", "a moon", "a heart"], [1, 2, 3]
+    together = sample(pipeline, prompts, seeds, batch=3, arguments=arguments, **how)
+    alone = [sample(pipeline, [p], [s], arguments=arguments, **how) for p, s in zip(prompts, seeds, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-3)
+    without = sample(pipeline, prompts, seeds, batch=3, arguments=small.get("arguments", {}), **how)
+    assert (together - without).abs().max() > 1e-3
