@@ -70,4 +70,4 @@ if __name__ == "__main__":
     p.add_argument("--method", default="nullbooth")
     given = p.parse_args()
     places = {kind: vars(given)[kind] for kind in ("without", "with")}
-    report("negatives", main(places, given.concepts, given.method), given.out)
+    report("negatives", main(places, given.concepts, given.method), given)
