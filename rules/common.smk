@@ -189,6 +189,12 @@ def earlier_runs(concept, method, seed):
     return [f"{name}/{method}/{seed}" for name in before]
 
 
+def pictures_of_class(concept):
+    """So many pictures per prompt that they suffice, from noise that no evaluated picture starts from."""
+    per_prompt = ceil(config["sample"]["class_images"] / len(CONCEPTS[concept]["class_prompts"]))
+    return {**SAMPLING, "per_prompt": per_prompt, "seed": SAMPLING["seed"] + 1_000_000}
+
+
 def recipe(concept, method, seed):
     """Everything that an adapter is made from; photographs by their content, wherever they lie."""
     chosen, keeps = METHODS[method], METHODS[method]["method"] in ("nullbooth", *OF_TRAJECTORIES)
@@ -208,7 +214,10 @@ def recipe(concept, method, seed):
         identity = identity | {"earlier": on_top, "lifelong": LATER}
     elif on_top:
         identity = identity | {"earlier": on_top}
+    # A training that was killed must not go on from a checkpoint of other pictures.
+    drawn = {"class_pictures": digest([config["sampler"], pictures_of_class(concept)])}
     return {
+        **(drawn if prior_of(chosen) == "images" else {}),
         "concept": {key: CONCEPTS[concept][key] for key in learned},
         "method": {
             "train": train,
@@ -412,12 +421,6 @@ def class_prompts(wildcards):
     concept = CONCEPTS[wildcards.concept]
     words = {"subject": concept["class"], "class": concept["class"]}
     return {"class": [fill_prompt(prompt, words) for prompt in concept["class_prompts"]]}
-
-
-def class_sampling(wildcards):
-    """So many pictures per prompt that they suffice, from noise that no evaluated picture starts from."""
-    per_prompt = ceil(config["sample"]["class_images"] / len(CONCEPTS[wildcards.concept]["class_prompts"]))
-    return {**SAMPLING, "per_prompt": per_prompt, "seed": SAMPLING["seed"] + 1_000_000}
 
 
 def drawn_sampling(wildcards):

@@ -43,7 +43,7 @@ rule class_images:
     params:
         prompts=class_prompts,
         sampler=config["sampler"],
-        sampling=class_sampling,
+        sampling=lambda wildcards: pictures_of_class(wildcards.concept),
         identity={"model": MODEL},
     message:
         "Drawing the class of {wildcards.concept} with the base model"

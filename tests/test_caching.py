@@ -1,13 +1,14 @@
 """Nothing is computed twice and nothing stale is used: what runs after which change, by real runs and by plans."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from running import ROOT, Run, executed, planned
+from running import ROOT, Run, executed, planned, snakemake
 
 from nullbooth import store
 
@@ -296,3 +297,22 @@ def test_a_shared_cache_serves_other_results_folders(tmp_path):
         for name in first:
             np.testing.assert_array_equal(first[name][:], second[name][:])
     assert stored[1][0].attrs["timestep"] > stored[1][1].attrs["timestep"]
+
+
+def keys_of(**settings) -> set[str]:
+    """Names under which adapters would be kept."""
+    given = [f"{key}={value}" for key, value in settings.items()]
+    arguments = ["--configfile", "config/minimal.yaml", "--config", "results=none-such", *given]
+    done = snakemake("--dry-run", *arguments, "--", "adapters")
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"kept/runs/starling/\w+/0/(\w+)/adapter\.safetensors", done.stdout + done.stderr))
+
+
+def test_pictures_that_a_method_learns_from_are_part_of_its_recipe():
+    """Else a training that was killed would go on from a checkpoint of others."""
+    prior, plain = "[{name: p, method: dreambooth-prior}]", "[{name: p, method: lora, rank: 4}]"
+    few, guided = "{class_images: 3}", "{steps: 3, guidance: 5.0}"
+    assert len(keys_of(methods=prior)) == 1
+    assert keys_of(methods=prior) != keys_of(methods=prior, sample=few)
+    assert keys_of(methods=prior) != keys_of(methods=prior, sampler=guided)
+    assert keys_of(methods=plain) == keys_of(methods=plain, sample=few) == keys_of(methods=plain, sampler=guided)
