@@ -134,7 +134,9 @@ def _prompt_files(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _embedded(config: dict[str, Any]) -> bool:
-    return Path(config["model"]).resolve() == Path(EMBEDDED).resolve()
+    """Whether a model knows the embedded model's words: by its tokenizer, wherever the folder lies."""
+    own, known = (Path(model, "tokenizer", "tokenizer.json") for model in (config["model"], EMBEDDED))
+    return own.is_file() and known.is_file() and own.read_bytes() == known.read_bytes()
 
 
 def _negatives(config: dict[str, Any]) -> list[str]:
