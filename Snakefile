@@ -36,6 +36,7 @@ include: "rules/edit.smk"
 include: "rules/lifelong.smk"
 include: "rules/gallery.smk"
 include: "rules/plan.smk"
+include: "rules/targets.smk"
 
 
 # Snakemake looks no further than a page that is there; the rule asks for all that it rests on, too.
@@ -46,18 +47,6 @@ rule samples:
         rules.gallery.input,
         collect("<kept>/runs/{run}/adapter.safetensors", run=kept_runs(RUNS)),
         statistics_in_use,
-
-
-# A file behind a link, or in a page, by its plain name and in any spelling: to Snakemake the name of a rule.
-for name in set(sys.argv[1:]):
-    files = known_as(name, config["results"], SHOWN, PAGES)
-    if files and files != [name]:
-
-        rule:
-            name:
-                name
-            input:
-                files,
 
 
 rule trajectories:

@@ -1,11 +1,12 @@
 """Negative prompts after training: drift with and without `protect.negatives`, on the embedded model.
 
-Draws config/prompts/unrelated.txt with the base model and with adapters that were learned once with `negatives: []` and
-once with the default, each time with the same negative prompt for both:
+Draws config/prompts/unrelated.txt with the base model and with adapters learned without `protect.negatives` and with
+them, each time with the same negative prompt for both:
 
     snakemake -- adapters
-    snakemake --config results=results/no-negatives 'protect={negatives: []}' -- adapters
-    PYTHONPATH=. python bench/negatives.py --with results --without results/no-negatives
+    snakemake --config results=results/negatives \\
+        'protect={negatives: config/prompts/negatives_embedded.txt}' -- adapters
+    PYTHONPATH=. python bench/negatives.py --without results --with results/negatives
 
 `unseen` is none of the protected ones. `other noise` is the drift between two pictures of the base model, the scale of
 all others. Intervals are over prompts and subjects, of one training each.
@@ -64,8 +65,10 @@ def main(folders: dict[str, Path], concepts: list[str], method: str) -> list[dic
 
 if __name__ == "__main__":
     p = parser(__doc__, sizes=())
-    p.add_argument("--with", type=Path, default=ROOT / "results", help="results with negative prompts protected")
-    p.add_argument("--without", type=Path, default=ROOT / "results/no-negatives", help="results with none")
+    p.add_argument(
+        "--with", type=Path, default=ROOT / "results/negatives", help="results with negative prompts protected"
+    )
+    p.add_argument("--without", type=Path, default=ROOT / "results", help="results without")
     p.add_argument("--concepts", nargs="+", default=["quilt", "muppet"])
     p.add_argument("--method", default="nullbooth")
     given = p.parse_args()

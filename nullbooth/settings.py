@@ -25,7 +25,7 @@ OF_TRAJECTORIES = ("replay", "corda")  # rivals that are given what the denoiser
 # These change the denoiser's own weights, or are read off them: what half precision rounds away would be lost.
 OF_WEIGHTS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "oft", "corda")
 EMBEDDED, EMBEDDED_NAMES = "resources/tinyworld", "config/prompts/names.txt"
-NEGATIVES, EMBEDDED_NEGATIVES = "config/prompts/negatives.txt", "config/prompts/negatives_embedded.txt"
+NEGATIVES = "config/prompts/negatives.txt"
 # What some settings need that is not installed with NullBooth.
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "wandb": "wandb"}
 # Names of results: some are taken, and tables read others as an absent value.
@@ -98,6 +98,7 @@ _PATHS = (
     "model_config",
     "concepts.images",
     "concepts.holdout",
+    "protect.negatives",
     "protect.prompts",
     "protect.pack",
     "sample.prompts",
@@ -140,13 +141,15 @@ def _embedded(config: dict[str, Any]) -> bool:
 
 
 def _negatives(config: dict[str, Any]) -> list[str]:
-    """The negative prompts that are protected."""
+    """The negative prompts that are protected. None by default for the embedded model, whose pictures need none."""
     given = config["protect"]["negatives"]
-    if given != "auto":
+    if not isinstance(given, str):
         return given
+    if given == "auto" and _embedded(config):
+        return []
     from nullbooth.identity import read_prompts  # which asks for settings itself
 
-    return read_prompts(EMBEDDED_NEGATIVES if _embedded(config) else NEGATIVES, "protect.negatives")
+    return read_prompts(NEGATIVES if given == "auto" else given, "protect.negatives")
 
 
 def _check_weights(config: dict[str, Any]) -> None:

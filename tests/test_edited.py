@@ -118,7 +118,8 @@ def test_exports_are_a_pipeline_and_lora_files(edited, root):
     jobs = executed("exports", *edited.arguments())
     assert jobs["export_edits"] == 1
     folder = results(edited) / "edits"
-    assert not list(folder.glob("*/.snakemake_timestamp")), "nothing of Snakemake in what people upload"
+    for shared in ("lora", "pipeline"):
+        assert not list((folder / shared).rglob(".snakemake*")), "nothing of Snakemake in what people upload"
     assert {path.name for path in (folder / "lora").glob("*.safetensors")} == {
         "diffusers.safetensors",
         "kohya.safetensors",

@@ -54,4 +54,4 @@ def test_no_path_of_one_machine():
 
 
 def test_the_snakefile_stays_short():
-    assert len((ROOT / "Snakefile").read_text().splitlines()) <= 60
+    assert len((ROOT / "Snakefile").read_text().splitlines()) <= 70

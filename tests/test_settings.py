@@ -16,6 +16,7 @@ from nullbooth.settings import (
     subject_words,
     sweep_points,
 )
+from nullbooth.text import InputError
 from nullbooth.training import TrainSettings
 
 NEEDED = {
@@ -527,16 +528,24 @@ def test_a_method_may_be_compared_at_other_settings(schema):
     ("model", "given", "expected"),
     [
         ("owner/name", "auto", "blurry, low quality, deformed"),
-        ("resources/tinyworld", "auto", "ugly, bad anatomy, extra limbs"),
+        ("resources/tinyworld", "config/prompts/negatives_embedded.txt", "ugly, bad anatomy, extra limbs"),
         ("owner/name", ["dull"], "dull"),
     ],
 )
-def test_negative_prompts_of_the_kind_of_model(schema, model, given, expected):
+def test_negative_prompts_come_from_a_list_a_file_or_the_kind_of_model(schema, model, given, expected):
     config = {**NEEDED, "model": model, "protect": {"prompts": "p.txt", "negatives": given}}
-    found = complete(config, schema)["protect"]["negatives"]
-    assert expected in found
-    assert (len(found) > 10) == (given == "auto")
-    assert complete({**NEEDED, "protect": {"prompts": "p.txt", "negatives": []}}, schema)["protect"]["negatives"] == []
+    assert expected in complete(config, schema)["protect"]["negatives"]
+
+
+@pytest.mark.parametrize(("model", "given"), [("resources/tinyworld", "auto"), ("owner/name", [])])
+def test_there_may_be_no_negative_prompts(schema, model, given):
+    config = {**NEEDED, "model": model, "protect": {"prompts": "p.txt", "negatives": given}}
+    assert complete(config, schema)["protect"]["negatives"] == []
+
+
+def test_a_file_of_negative_prompts_must_be_there(schema):
+    with pytest.raises(InputError, match=r"protect\.negatives: 'none\.txt': no such file"):
+        complete({**NEEDED, "protect": {"prompts": "p.txt", "negatives": "none.txt"}}, schema)
 
 
 def test_a_negative_prompt_of_the_sampler_is_text(schema):
