@@ -26,6 +26,7 @@ OF_TRAJECTORIES = ("replay", "corda")  # rivals that are given what the denoiser
 OF_WEIGHTS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "oft", "corda")
 EMBEDDED, EMBEDDED_NAMES = "resources/tinyworld", "config/prompts/names.txt"
 NEGATIVES = "config/prompts/negatives.txt"
+_READERS = ("tokenizer/tokenizer.json", "text_encoder/model.safetensors")
 # What some settings need that is not installed with NullBooth.
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "wandb": "wandb"}
 # Names of results: some are taken, and tables read others as an absent value.
@@ -135,9 +136,11 @@ def _prompt_files(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _embedded(config: dict[str, Any]) -> bool:
-    """Whether a model knows the embedded model's words: by its tokenizer, wherever the folder lies."""
-    own, known = (Path(model, "tokenizer", "tokenizer.json") for model in (config["model"], EMBEDDED))
-    return own.is_file() and known.is_file() and own.read_bytes() == known.read_bytes()
+    """Whether a model reads prompts as the embedded model does, wherever its folder lies."""
+    return all(
+        own.is_file() and known.is_file() and own.read_bytes() == known.read_bytes()
+        for own, known in ((Path(model, part) for model in (config["model"], EMBEDDED)) for part in _READERS)
+    )
 
 
 def _negatives(config: dict[str, Any]) -> list[str]:
