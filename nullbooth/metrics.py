@@ -100,8 +100,9 @@ def subject_fidelity(images: Tensor, references: Tensor) -> Tensor:
 
 
 def paired_drift(tuned: Tensor, base: Tensor) -> Tensor:
-    """(1 - cos)/2 `[n]` of unit embeddings of images drawn from the same noise by tuned and base model."""
-    return (1 - (tuned * base).sum(1)) / 2
+    """(1 - cos)/2 `[n]` of unit embeddings of images drawn from the same noise by tuned and base model. As a square it
+    is never below 0, and exact where little changed."""
+    return (tuned - base).square().sum(1) / 4
 
 
 def diversity(embeddings: Tensor, groups: list[str]) -> dict[str, Tensor]:
