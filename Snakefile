@@ -56,14 +56,14 @@ rule trajectories:
 
 rule covariances:
     input:
-        collect("<results>/covariances/{step}.zarr", step=STEPS),
+        collect("<statistics>/covariances/{step}.zarr", step=STEPS),
 
 
 rule projectors:
     input:
-        collect("<results>/projectors/{step}.zarr", step=[*STEPS, "pooled"]),
+        collect("<statistics>/projectors/{step}.zarr", step=[*STEPS, "pooled"]),
 
 
 rule adapters:
     input:
-        collect("<results>/runs/{run}", run=RUNS),
+        collect("<kept>/runs/{run}/adapter.safetensors", run=kept_runs(RUNS)),

@@ -120,7 +120,7 @@ def main(args) -> None:
     results, judge = learn(folder, entries, args), Judge(args.steps)
     found = [row for method in args.methods for row in measure(judge, results, method, entries)]
     for row in found:
-        run = (results / "runs" / row["subject"] / row["method"] / "0").resolve()
+        run = (results / "runs" / row["subject"] / row["method"] / "0/adapter.safetensors").resolve().parent
         place = run / "projectors/pooled.zarr"
         place = place if place.is_dir() else results / "projectors/pooled.zarr"  # of the first, the prompts' alone
         row["room"] = free_counts(str(place), "energy", ENERGY) if row["method"] == "nullbooth" else None

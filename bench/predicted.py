@@ -26,8 +26,8 @@ from nullbooth.shapes import pipeline_shapes
 
 BENCHMARKS = {  # rule: pattern of its benchmarks
     "adapter": "adapters/**/*.tsv",
-    "base_images": "images/base/*.tsv",
-    "tuned_images": "images/*/*/*/*.tsv",
+    "base_images": "images/base/*/*.tsv",
+    "tuned_images": "images/*/*/*/*/*.tsv",
     "evaluate": "metrics/**/*.tsv",
     "heldout_moments": "moments/heldout.tsv",
     "mechanism": "mechanism/**/*.tsv",

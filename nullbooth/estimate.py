@@ -295,8 +295,6 @@ def jobs(model: Model, work: Work, machine: Machine) -> list[Job]:
     found += [job for run in work.runs for job in training(model, work, machine, run)]
     found.append(cpu_job("evaluation", 1, "numpy", 0.1, 0.0, (1e5, 2)))
     found.append(cpu_job("gallery", 1, "figures", 0.5, 160e6, (1e6, 3)))
-    links = len(work.base) + len(work.runs) + work.protecting
-    found.append(Job("shown", links, 0.1, False, 0.0, 0.0, 0.0, 0.0))
     by_rule: dict[str, list[Job]] = {}
     for job in found:
         if job.count:

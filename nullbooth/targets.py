@@ -1,31 +1,74 @@
-"""What a person may ask Snakemake for by a plain name, as the files that its rules make."""
+"""Plain names: what a person may ask Snakemake for, and the links by which results are found under `results`.
 
-from collections.abc import Iterable, Mapping
-from os.path import abspath
+Everything is kept under a name made from its content (`results/kept`). A plain name leads to what belongs to the config
+as it is now. `shown` has, by plain name, a file or folder that is kept, and the file in it that a rule makes (empty
+where a rule makes it as a whole). `folders` has, by folder, the one of its plain names that stands for all.
+"""
+
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-# Within a folder that a link leads to: made as a whole by one rule, or told by one file of it.
-_WHOLE = {"images": "images", "lora": "lora/README.md", "pipeline": "pipeline/model_index.json"}
+Shown = Mapping[str, tuple[Path | str, str]]
 
 
-def known_as(
-    target: str, results: Path | str, shown: Mapping[str, tuple[Path, str]], pages: Iterable[str]
-) -> list[str] | None:
-    """The files that rules make for a target below `results`, or None for what is neither one nor behind one.
+def known_as(target: str, results: Path | str, shown: Shown, folders: Mapping[str, str]) -> list[str] | None:
+    """The files that rules make for a target below `results`, or None for what is not below it.
 
-    shown: names below `results` that are links, by what they lead to and the file that this stands for (empty where it
-    is one itself). A file behind a link is asked for where it is kept, and with it the link. pages: folders that one
-    rule makes as a whole. Any spelling of a path is one (`./`, `//`, `~`, a slash at the end, absolute).
+    A target inside of what a rule makes is that. Any spelling of a path is one (`./`, `//`, `~`, a slash at the end,
+    absolute).
     """
-    place = Path(abspath(Path(target).expanduser()))  # noqa: PTH100 (links are names here, not to be followed)
-    if not place.is_relative_to(root := Path(abspath(results))):  # noqa: PTH100
+    place = Path(os.path.abspath(Path(target).expanduser()))  # noqa: PTH100 (links are names here, not to be followed)
+    if not place.is_relative_to(root := Path(os.path.abspath(results))):  # noqa: PTH100
         return None
-    name = place.relative_to(root)
-    behind = [link for link in map(Path, shown) if name.is_relative_to(link)]
-    if not behind:
-        whole = [page for page in pages if name.is_relative_to(page)]
-        return [str(Path(results, *whole or [name]))] if name.parts else None
-    link = max(behind, key=lambda path: len(path.parts))
-    inside, (folder, file) = name.relative_to(link), shown[link.as_posix()]
-    kept = [str(folder / _WHOLE.get(inside.parts[0], inside))] if inside.parts and file else []
-    return [*kept, str(Path(results) / link)]
+    if not (name := place.relative_to(root)).parts:
+        return None
+    names = (folders.get(name.as_posix(), name.as_posix()), *(parent.as_posix() for parent in name.parents))
+    known = next((shown[name] for name in names if name in shown), (Path(results, name), ""))
+    return [str(Path(*known))]
+
+
+def show(root: Path | str, shown: Shown, folders: Mapping[str, str]) -> None:
+    """Link the plain names below `root` to what is there.
+
+    A folder of `folders` changes as a whole, when there is something for it: a link to what another adapter made must
+    not stay beside those of this one. Other links stay until there is something else. What is no link, as of an earlier
+    version, is moved aside and named.
+    """
+    root = Path(root)
+    there = {name for name, (target, file) in shown.items() if Path(target, file).exists()}
+    changing = {folder for folder in folders if any(Path(name).is_relative_to(folder) for name in there)}
+    for name, (target, _) in shown.items():
+        if name in there:
+            _link(root, root / name, Path(target))
+        elif (root / name).is_symlink() and not changing.isdisjoint(p.as_posix() for p in Path(name).parents):
+            (root / name).unlink()
+
+
+@contextmanager
+def view(shown: Shown) -> Iterator[Path]:
+    """A folder for a while with nothing but those plain names, whatever those of the results lead to by then."""
+    with TemporaryDirectory() as folder:
+        show(folder, shown, {})
+        yield Path(folder)
+
+
+def _link(root: Path, place: Path, target: Path) -> None:
+    for above in [p for p in reversed(place.parents) if p.is_relative_to(root) and p != root]:
+        if above.is_symlink() and above.resolve().is_relative_to((root / "kept").resolve()):
+            above.unlink()  # an earlier version linked the folder as a whole
+    place.parent.mkdir(parents=True, exist_ok=True)
+    wanted = os.path.relpath(target.resolve(), place.parent.resolve())
+    if place.is_symlink() and os.readlink(place) == wanted:  # noqa: PTH115 (text, as it was written)
+        return
+    if place.exists() and not place.is_symlink():
+        aside = next(p for i in range(1000) if not (p := place.with_name(f"{place.name}.old{i or ''}")).exists())
+        place.rename(aside)
+        print(f"results: {place} was no link, as of an earlier version: now it is {aside}", file=sys.stderr)
+    made = place.with_name(f".{place.name}-{secrets.token_hex(4)}")
+    made.symlink_to(wanted)
+    made.replace(place)

@@ -40,7 +40,7 @@ from nullbooth.settings import (
     subject_words,
     sweep_points,
 )
-from nullbooth.targets import known_as
+from nullbooth.targets import known_as, show
 from nullbooth.shards import choose_shards, cut_shards, enough, shard_identity
 from nullbooth.wording import edits_of, not_concerned
 
@@ -238,9 +238,29 @@ def learned_run(run):
     return f"{concept}/{POINTS.get(method, {}).get('run', method)}/{seed}"
 
 
-def made_in(run):
-    """The file that stands for the folder of a run."""
-    return "adapter.safetensors" if learned_run(run) == run else "metrics.json"
+class Named(dict):
+    """Wildcards of a job that is not planned yet."""
+
+    __getattr__ = dict.__getitem__
+
+
+TEMPLATES = digest([path.read_text(encoding="utf-8") for path in sorted(Path("workflow/report").glob("*.j2"))])
+
+
+def behind(names):
+    """The files that stand for plain names."""
+    return [str(Path(*SHOWN[name])) for name in names]
+
+
+def page_of(kind, names, **params):
+    """Where a page is kept: by what those plain names lead to, what else it says, and how it looks."""
+    places = {name: str(Path(SHOWN[name][0]).relative_to(KEPT)) for name in names}
+    return KEPT / "pages" / kind / digest([params, places, TEMPLATES])
+
+
+def viewed(names):
+    """For a script, what plain names lead to (nullbooth.targets.view)."""
+    return {name: [str(target), file] for name, (target, file) in ((name, SHOWN[name]) for name in names)}
 
 
 def kept_runs(runs):
@@ -295,28 +315,9 @@ STORES = {
 if PACKS:
     STORES |= {"moments": [], "sums": []}
 
-PAGES = ("samples", "comparison", "lifelong")  # folders that one rule makes
-# What a person looks for under a plain name is a link to what is kept: name, target, and the file that it stands for.
-SHOWN = {
-    "figures": (STATISTICS / "figures", "free_directions.csv"),
-    **({"edits": (EDITED, "edit.safetensors")} if EDITS else {}),
-    "packs": (STATISTICS / "packs" / RULE, f"{SCOPES[0]}.safetensors"),
-    **{f"runs/{run}": (KEPT / "runs" / run / key, made_in(run)) for run, key in KEYS.items()},
-    **{f"images/base/{part}": (DRAWN / part, "") for part in [*PARTS, *(part + FEWER_STEPS for part in PARTS)]},
-    **{f"covariances/{step}.zarr": (STATISTICS / f"covariances/{step}.zarr", "") for step in [*STEPS, "pooled"]},
-    **{f"projectors/{step}.zarr": (STATISTICS / f"projectors/{step}.zarr", "") for step in [*STEPS, "pooled"]},
-    **{
-        f"trajectories/{i:02d}.zarr": (KEPT / "shards" / shard / "trajectory.zarr", "")
-        for i, shard in enumerate(SHARDS)
-    },
-}
-for name, (target, _) in SHOWN.items():
-    place = Path(config["results"]) / name
-    if place.exists() and not place.is_symlink():
-        sys.exit(
-            f"config: results: {place} should be a link to {target}, but is something else, perhaps of an earlier "
-            "version: move it away, or name another folder for results"
-        )
+# By plain name, what is kept: a file or folder, and the file in it that stands for it; and by folder of plain names, the
+# name that stands for all (see nullbooth.targets). Each rules file adds its own.
+SHOWN, FOLDERS = {}, {}
 
 # CPUs of jobs that can use many. Not workflow.cores, which raises where no number is given.
 CPUS = workflow.resource_settings.cores or 1
@@ -379,7 +380,8 @@ wildcard_constraints:
     stage="|".join(STAGES) or "none",
     scope="pooled|timestep",
     number="|".join(str(i + 1) for i in range(len(SHARDS))),
-    shown="|".join(map(re.escape, SHOWN)),
+    pictures="[0-9a-f]{16}",
+    measured="[0-9a-f]{16}",
 
 
 pathvars:
@@ -457,7 +459,7 @@ def base_prompts(wildcards):
 def base_parts(wildcards):
     """The base model's pictures that those of a run are paired with."""
     suffix = FEWER_STEPS if wildcards.method in POINTS else ""
-    return [f"<drawn>/{part}{suffix}" for part in (wildcards.concept, "unrelated")]
+    return [base_pictures(part + suffix) for part in (wildcards.concept, "unrelated")]
 
 
 def projectors_of(method):
@@ -499,7 +501,7 @@ def calibration(wildcards):
 def class_images(wildcards):
     """Pictures of the class by the base model, for methods that train on them."""
     wanted = prior_of(METHODS[wildcards.method]) == "images"
-    return f"<drawn>/class/{wildcards.concept}" if wanted else []
+    return f"<drawn>/class/{wildcards.concept}/{CLASS_PICTURES[wildcards.concept]}" if wanted else []
 
 
 def longer(minutes):

@@ -11,6 +11,34 @@ def in_contexts(group, target=False):
     return list(dict.fromkeys(edit.filled(c)[target] for edit in EDITS for c in chosen))
 
 
+# What the base model draws, and the edited one.
+UNEDITED_PROMPTS = {
+    "edited": in_contexts("edited"),
+    "paraphrased": in_contexts("paraphrased"),
+    "meant": in_contexts("edited", target=True) + in_contexts("paraphrased", target=True),
+}
+EDITED_PROMPTS = {**{group: UNEDITED_PROMPTS[group] for group in EDITED_CONTEXTS}, **UNEDITED}
+UNEDITED_PICTURES, EDITED_PICTURES = (
+    EDITED / name / digest([prompts, config["sampler"], SAMPLING])
+    for name, prompts in {"base": UNEDITED_PROMPTS, "images": EDITED_PROMPTS}.items()
+)
+EDITS_MEASURED = (
+    EDITED
+    / "metrics"
+    / digest([UNEDITED_PICTURES.name, EDITED_PICTURES.name, BASE_PICTURES["unrelated"], ENCODERS, EDITED_CONTEXTS])
+)
+if EDITS:
+    FOLDERS |= {"edits": "edits/edit.safetensors"}
+    SHOWN |= {
+        **{f"edits/{name}": (EDITED / name, "") for name in ("edit.safetensors", "edit.json", "config.yaml")},
+        **{f"edits/metrics.{kind}": (f"{EDITS_MEASURED}.{kind}", "") for kind in ("json", "csv")},
+        "edits/base": (UNEDITED_PICTURES, ""),
+        "edits/images": (EDITED_PICTURES, ""),
+        "edits/pipeline": (EDITED / "pipeline", "model_index.json"),
+        "edits/lora": (EDITED / "lora", "diffusers.safetensors"),
+    }
+
+
 rule edit:
     output:
         edit="<edited>/edit.safetensors",
@@ -37,7 +65,7 @@ rule edit:
 
 rule unedited_images:
     output:
-        directory("<edited>/base"),
+        directory(UNEDITED_PICTURES),
     log:
         "<results>/logs/edits/base.log",
     benchmark:
@@ -50,11 +78,7 @@ rule unedited_images:
         mem_mb=grown(6000, "base_images"),
         runtime=longer(60),
     params:
-        prompts={
-            "edited": in_contexts("edited"),
-            "paraphrased": in_contexts("paraphrased"),
-            "meant": in_contexts("edited", target=True) + in_contexts("paraphrased", target=True),
-        },
+        prompts=UNEDITED_PROMPTS,
         sampler=config["sampler"],
         sampling=SAMPLING,
         identity={"model": MODEL},
@@ -68,7 +92,7 @@ rule edited_images:
     input:
         adapters=[rules.edit.output.edit],
     output:
-        directory("<edited>/images"),
+        directory(EDITED_PICTURES),
     log:
         "<results>/logs/edits/images.log",
     benchmark:
@@ -81,11 +105,7 @@ rule edited_images:
         mem_mb=grown(6000, "tuned_images"),
         runtime=longer(60),
     params:
-        prompts={
-            "edited": in_contexts("edited"),
-            "paraphrased": in_contexts("paraphrased"),
-            **UNEDITED,
-        },
+        prompts=EDITED_PROMPTS,
         sampler=config["sampler"],
         sampling=SAMPLING,
         identity={"model": MODEL},
@@ -98,10 +118,10 @@ rule edited_images:
 rule measure_edits:
     input:
         edited=rules.edited_images.output[0],
-        base=[rules.unedited_images.output[0], "<drawn>/unrelated"],
+        base=[rules.unedited_images.output[0], base_pictures("unrelated")],
     output:
-        "<edited>/metrics.json",
-        "<edited>/metrics.csv",
+        f"{EDITS_MEASURED}.json",
+        f"{EDITS_MEASURED}.csv",
     log:
         "<results>/logs/edits/metrics.log",
     benchmark:
@@ -147,4 +167,3 @@ rule edits:
     input:
         rules.edit.output if EDITS else [],
         rules.measure_edits.output if EDITS else [],
-        "<results>/edits" if EDITS else [],

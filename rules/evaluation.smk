@@ -1,18 +1,46 @@
 """All measurements as one table, and methods beside each other."""
 
+TABULATED = [f"runs/{run}/metrics.json" for run in RUNS]
+TABLE = {"concepts": list(CONCEPTS), "methods": list(LEARNED), "seeds": config["seeds"]}
+EVALUATION = page_of("evaluation", TABULATED, **TABLE)
+# What adapters change in each layer, by where it is below an adapter.
+CHANGES = f"mechanism/{digest([IDENTITY, HELDOUT_IDENTITY])}"
+COMPARED_NAMES = [
+    *(f"runs/{run}/loss.csv" for run in LEARNED_FOR_POINTS),
+    *(f"runs/{run}/{name}" for run in COMPARED_RUNS for name in ("metrics.json", "images")),
+    *(f"images/base/{part}{FEWER_STEPS}" for part in [*COMPARED, "unrelated"]),
+]
+COMPARISON = {
+    "points": POINTS,
+    "concepts": COMPARED,
+    "seeds": config["comparison"]["seeds"],
+    "reference": REFERENCE,
+    "steps": config["comparison"]["steps"],
+    "small": SMALL_PICTURES,
+}
+FOLDERS |= {"evaluation": "evaluation/metrics.csv"}
+SHOWN |= {
+    **{f"evaluation/{name}": (EVALUATION / name, "") for name in ("metrics.csv", "metrics.json")},
+    **{
+        f"runs/{run}/{name}": (KEPT / "runs" / run / KEYS[run] / CHANGES / name, "")
+        for run in RUNS
+        for name in ("mechanism.csv", "change_protected.svg", "change_heldout.svg")
+    },
+    "comparison": (page_of("comparison", COMPARED_NAMES, **COMPARISON), ""),
+}
+
 
 rule evaluation:
     input:
-        metrics=collect("<kept>/runs/{run}/metrics.json", run=kept_runs(RUNS)),
-        shown=collect("<results>/runs/{run}", run=RUNS),
+        behind(TABULATED),
     output:
         table=report(
-            "<results>/evaluation/metrics.csv",
+            EVALUATION / "metrics.csv",
             caption="../workflow/report/metrics.rst",
             category="Measurements",
             labels={"what": "all metrics", "form": "table"},
         ),
-        json="<results>/evaluation/metrics.json",
+        json=EVALUATION / "metrics.json",
     log:
         "<results>/logs/evaluation.log",
     benchmark:
@@ -24,10 +52,8 @@ rule evaluation:
         runtime=longer(10),
         turn=1,  # of a SLURM job of several
     params:
-        results=config["results"],
-        concepts=list(CONCEPTS),
-        methods=list(LEARNED),
-        seeds=config["seeds"],
+        **TABLE,
+        shown=viewed(TABULATED),
     message:
         "Writing the table of all measurements"
     script:
@@ -40,15 +66,15 @@ rule mechanism:
         covariances=collect(rules.covariance.output[0], step=STEPS),
         heldout=rules.heldout_moments.output[0],
     output:
-        table="<kept>/<run>/{key}/mechanism.csv",
+        table=f"<kept>/<run>/{{key}}/{CHANGES}/mechanism.csv",
         protected=report(
-            "<kept>/<run>/{key}/change_protected.svg",
+            f"<kept>/<run>/{{key}}/{CHANGES}/change_protected.svg",
             caption="../workflow/report/change.rst",
             category="Mechanism",
             labels={"concept": "{concept}", "method": "{method}", "seed": "{seed}", "prompts": "protected"},
         ),
         heldout=report(
-            "<kept>/<run>/{key}/change_heldout.svg",
+            f"<kept>/<run>/{{key}}/{CHANGES}/change_heldout.svg",
             caption="../workflow/report/change.rst",
             category="Mechanism",
             labels={"concept": "{concept}", "method": "{method}", "seed": "{seed}", "prompts": "not protected"},
@@ -74,14 +100,10 @@ rule mechanism:
 
 rule comparison:
     input:
-        metrics=collect("<kept>/runs/{run}/metrics.json", run=kept_runs(COMPARED_RUNS)),
-        losses=collect("<kept>/runs/{run}/loss.csv", run=kept_runs(LEARNED_FOR_POINTS)),
-        images=collect("<kept>/runs/{run}/images", run=kept_runs(COMPARED_RUNS)),
-        shown=collect("<results>/runs/{run}", run=dict.fromkeys([*LEARNED_FOR_POINTS, *COMPARED_RUNS])),
-        base=collect("<results>/images/base/{part}" + FEWER_STEPS, part=[*COMPARED, "unrelated"]),
+        behind(COMPARED_NAMES),
     output:
         page=report(
-            directory("<results>/comparison"),
+            directory(SHOWN["comparison"][0]),
             htmlindex="index.html",
             caption="../workflow/report/comparison.rst",
             category="Comparison",
@@ -97,15 +119,13 @@ rule comparison:
         mem_mb=2000,
         runtime=longer(30),
     params:
-        results=config["results"],
+        **COMPARISON,
+        shown=viewed(COMPARED_NAMES),
         statistics=STORES,
+        class_images=[
+            f"{config['results']}/benchmarks/images/class/{name}/{CLASS_PICTURES[name]}.tsv" for name in COMPARED
+        ],
         template="workflow/report/comparison.html.j2",
-        points=POINTS,
-        concepts=COMPARED,
-        seeds=config["comparison"]["seeds"],
-        reference=REFERENCE,
-        steps=config["comparison"]["steps"],
-        small=SMALL_PICTURES,
     message:
         "Comparing methods"
     script:

@@ -1,22 +1,44 @@
-"""The page that a person opens, and plain names for what is kept."""
+"""The page that a person opens."""
+
+OF_RUNS = ["images", "metrics.json", "loss.csv"]
+CHANGED = ["mechanism.csv", "change_protected.svg", "change_heldout.svg"]
+PICTURED = [
+    *(f"runs/{run}/{name}" for run in RUNS for name in [*OF_RUNS, *(CHANGED if PROTECTING else [])]),
+    *(f"images/base/{part}" for part in PARTS),
+    "evaluation/metrics.csv",
+    *(["figures/spectra.svg", "figures/free_directions.svg"] if PROTECTING else []),
+    *(["figures/leak.svg"] if PROTECTING and len(SHARDS) > 1 else []),
+    *(["lifelong"] if STAGES else []),
+    *(
+        [f"edits/{name}" for name in ("edit.safetensors", "base", "images", "metrics.json", "metrics.csv")]
+        if EDITS
+        else []
+    ),
+]
+GALLERY = {
+    "seeds": config["seeds"],
+    "small": SMALL_PICTURES,
+    "runs": RUNS,
+    "methods": list(LEARNED),
+    "model": str(config["model"]),
+    "sampler": config["sampler"],
+    "protecting": PROTECTING,
+    "edits": config["edits"],
+    "contexts": EDITED_CONTEXTS,
+    "lifelong": bool(STAGES),
+}
+SAID = [
+    {key: value for key, value in concept.items() if key not in ("images", "holdout")} for concept in CONCEPTS.values()
+]
+SHOWN["samples"] = page_of("samples", PICTURED, concepts=SAID, **GALLERY), ""
 
 
 rule gallery:
     input:
-        tuned=collect("<kept>/runs/{run}/images", run=kept_runs(RUNS)),
-        base=collect("<results>/images/base/{part}", part=PARTS),
-        metrics=collect("<kept>/runs/{run}/metrics.json", run=kept_runs(RUNS)),
-        losses=collect("<kept>/runs/{run}/loss.csv", run=kept_runs(RUNS)),
-        mechanism=collect("<kept>/runs/{run}/mechanism.csv", run=kept_runs(RUNS if PROTECTING else [])),
-        shown=collect("<results>/runs/{run}", run=RUNS),
-        table=rules.evaluation.output.table,
-        statistics=["<results>/figures"] if PROTECTING else [],
-        lifelong=rules.lifelong.output if STAGES else [],
-        edits=[*rules.measure_edits.output, *rules.measure_edits.input, "<results>/edits"] if EDITS else [],
-        leaks=rules.leaks.output.leak if PROTECTING and len(SHARDS) > 1 else [],
+        behind(PICTURED),
     output:
         report(
-            directory("<results>/samples"),
+            directory(SHOWN["samples"][0]),
             htmlindex="index.html",
             caption="../workflow/report/gallery.rst",
             category="Gallery",
@@ -33,34 +55,11 @@ rule gallery:
         runtime=longer(10),
         turn=1,  # of a SLURM job of several
     params:
-        results=config["results"],
+        **GALLERY,
+        shown=viewed(PICTURED),
         template="workflow/report/gallery.html.j2",
-        seeds=config["seeds"],
-        small=SMALL_PICTURES,
-        runs=RUNS,
         concepts=list(CONCEPTS.values()),
-        methods=list(LEARNED),
-        model=str(config["model"]),
-        sampler=config["sampler"],
-        protecting=PROTECTING,
-        edits=config["edits"],
-        contexts=EDITED_CONTEXTS,
-        lifelong=bool(STAGES),
     message:
         "Writing the gallery"
     script:
         "../workflow/scripts/gallery.py"
-
-
-rule shown:
-    input:
-        lambda wildcards: str(Path(*SHOWN[wildcards.shown])),
-    output:
-        directory("<results>/{shown}"),
-    localrule: True
-    params:
-        target=lambda wildcards, output: os.path.relpath(SHOWN[wildcards.shown][0], Path(output[0]).parent),
-    message:
-        "{output} is {params.target}"
-    shell:
-        "ln -s -- {params.target:q} {output:q}"

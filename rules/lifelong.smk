@@ -27,8 +27,25 @@ def stage_of(run, count):
     return digest(kept_runs(f"{concept}/{method}/{seed}" for concept in list(CONCEPTS)[:count]))
 
 
-def stages_measured(name):
-    """Files of that name by (method, seed, concepts known, concept): each concept when it was learned, and ever after.
+def pictures_at(stage, concept):
+    """Where pictures of a concept are below a stage."""
+    prompts = stage_prompts(Named(stage=stage, concept=concept))
+    return f"images/{digest([prompts, config['sampler'], SAMPLING])}"
+
+
+def stage_pictures(wildcards):
+    place = "<kept>/lifelong/{method}/{seed}/{stage}/{concept}".format(**wildcards)
+    return f"{place}/{pictures_at(wildcards.stage, wildcards.concept)}"
+
+
+def measured_at(stage, concept):
+    wildcards = Named(concept=concept, method=STAGES[stage][0].split("/")[1])
+    return f"metrics/{measured_key(pictures_at(stage, concept), wildcards)}.json"
+
+
+def stages_measured(of_run, of_stage):
+    """Files by (method, seed, concepts known, concept): each concept when it was learned, and ever after. of_run: where
+    they are below an adapter, by run; of_stage: below a stage, by its key and concept.
 
     A concept that was just learned on top of others has been drawn and measured as such, as a run; one that was learned
     alone, to be merged, too: then none counts as known.
@@ -39,14 +56,15 @@ def stages_measured(name):
         if method not in LIFELONG:
             continue
         if LIFELONG[method] == "merged":
-            found[method, int(seed), 0, concept] = f"<kept>/runs/{run}/{KEYS[run]}/{name}"
+            found[method, int(seed), 0, concept] = f"<kept>/runs/{run}/{KEYS[run]}/{of_run[run]}"
         for count in range(list(CONCEPTS).index(concept) + 1, len(CONCEPTS) + 1):
             last = list(CONCEPTS)[count - 1]
             if count == 1 or (last == concept and LIFELONG[method] == "sequence"):
-                place = f"<kept>/runs/{run}/{KEYS[run]}"
+                place = f"<kept>/runs/{run}/{KEYS[run]}/{of_run[run]}"
             else:
-                place = f"<kept>/lifelong/{method}/{seed}/{stage_of(run, count)}/{concept}"
-            found[method, int(seed), count, concept] = f"{place}/{name}"
+                stage = stage_of(run, count)
+                place = f"<kept>/lifelong/{method}/{seed}/{stage}/{concept}/{of_stage(stage, concept)}"
+            found[method, int(seed), count, concept] = place
     return found
 
 
@@ -90,7 +108,32 @@ def rooms(scope):
     return found
 
 
+def pairs_at(stage):
+    """Where pictures of two subjects at once are below a stage."""
+    pairs = pairs_of(Named(stage=stage))
+    return f"together/{digest([pairs, config['sampler'], SAMPLING])}"
+
+
 ROOMS = {key: path for scope in ("pooled", "timestep", "shared") for key, path in rooms(scope).items()}
+SEEN, JUDGED = stages_measured(PICTURES, pictures_at), stages_measured(MEASURED, measured_at)
+TOGETHER = {run: f"<kept>/lifelong/{run}/{stage}/{pairs_at(stage)}" for run, stage in whole_stages().items()}
+LEARNED_IN_TURN = {
+    "stages": [list(key) for key in SEEN],
+    "rooms": [list(key) for key in ROOMS],
+    "runs": list(TOGETHER),
+    "rules": {name: METHODS[name]["rule"] or config["protect"]["rule"] for name in LIFELONG},
+    "ranks": {name: METHODS[name]["rank"] for name in LIFELONG},
+    "concepts": list(CONCEPTS),
+}
+SHOWN["lifelong"] = (
+    page_of(
+        "lifelong",
+        [],
+        of=[STATISTICS.name, *SEEN.values(), *JUDGED.values(), *ROOMS.values(), TOGETHER],
+        **LEARNED_IN_TURN,
+    ),
+    "",
+)
 
 
 rule subject_moments:
@@ -157,11 +200,11 @@ rule stage_images:
     input:
         adapters=stage_adapters,
     output:
-        directory("<kept>/lifelong/{method}/{seed}/{stage}/{concept}/images"),
+        directory("<kept>/lifelong/{method}/{seed}/{stage}/{concept}/images/{pictures}"),
     log:
-        "<results>/logs/lifelong/images/{method}/{seed}/{stage}/{concept}.log",
+        "<results>/logs/lifelong/images/{method}/{seed}/{stage}/{concept}/{pictures}.log",
     benchmark:
-        "<results>/benchmarks/lifelong/images/{method}/{seed}/{stage}/{concept}.tsv"
+        "<results>/benchmarks/lifelong/images/{method}/{seed}/{stage}/{concept}/{pictures}.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: CPUS
@@ -182,14 +225,14 @@ rule stage_images:
 
 rule stage_metrics:
     input:
-        tuned=rules.stage_images.output[0],
+        tuned=stage_pictures,
         base=base_parts,
     output:
-        "<kept>/lifelong/{method}/{seed}/{stage}/{concept}/metrics.json",
+        "<kept>/lifelong/{method}/{seed}/{stage}/{concept}/metrics/{measured}.json",
     log:
-        "<results>/logs/lifelong/metrics/{method}/{seed}/{stage}/{concept}.log",
+        "<results>/logs/lifelong/metrics/{method}/{seed}/{stage}/{concept}/{measured}.log",
     benchmark:
-        "<results>/benchmarks/lifelong/metrics/{method}/{seed}/{stage}/{concept}.tsv"
+        "<results>/benchmarks/lifelong/metrics/{method}/{seed}/{stage}/{concept}/{measured}.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: 1
@@ -210,11 +253,11 @@ rule together:
     input:
         adapters=stage_adapters,
     output:
-        directory("<kept>/lifelong/{method}/{seed}/{stage}/together"),
+        directory("<kept>/lifelong/{method}/{seed}/{stage}/together/{pictures}"),
     log:
-        "<results>/logs/lifelong/together/{method}/{seed}/{stage}.log",
+        "<results>/logs/lifelong/together/{method}/{seed}/{stage}/{pictures}.log",
     benchmark:
-        "<results>/benchmarks/lifelong/together/{method}/{seed}/{stage}.tsv"
+        "<results>/benchmarks/lifelong/together/{method}/{seed}/{stage}/{pictures}.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: CPUS
@@ -235,13 +278,13 @@ rule together:
 
 rule lifelong:
     input:
-        metrics=stages_measured("metrics.json").values(),
-        images=stages_measured("images").values(),
+        metrics=JUDGED.values(),
+        images=SEEN.values(),
         rooms=ROOMS.values(),
-        together=[f"<kept>/lifelong/{run}/{stage}/together" for run, stage in whole_stages().items()],
+        together=TOGETHER.values(),
     output:
         folder=report(
-            directory("<results>/lifelong"),
+            directory(SHOWN["lifelong"][0]),
             htmlindex="retention.svg",
             caption="../workflow/report/lifelong.rst",
             category="Lifelong",
@@ -258,12 +301,7 @@ rule lifelong:
         mem_mb=1000,
         runtime=longer(10),
     params:
-        stages=[list(key) for key in stages_measured("")],
-        rooms=[list(key) for key in ROOMS],
-        runs=list(whole_stages()),
-        rules={name: METHODS[name]["rule"] or config["protect"]["rule"] for name in LIFELONG},
-        ranks={name: METHODS[name]["rank"] for name in LIFELONG},
-        concepts=list(CONCEPTS),
+        **LEARNED_IN_TURN,
     message:
         "Writing what became of each subject"
     script:

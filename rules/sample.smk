@@ -1,13 +1,54 @@
 """Pictures of base and tuned models from the same noise, and how they differ."""
 
 
+def pictures_key(prompts, **names):
+    """What names pictures of a model beside it: prompts and how they are drawn."""
+    wildcards = Named(names)
+    return digest([prompts(wildcards), drawn_sampler(wildcards), drawn_sampling(wildcards)])
+
+
+def base_pictures(part):
+    return f"{DRAWN}/{part}/{BASE_PICTURES[part]}"
+
+
+def tuned_pictures(wildcards):
+    run = "{concept}/{method}/{seed}".format(**run_of(wildcards))
+    return f"<kept>/runs/{run}/{wildcards.key}/{PICTURES[run]}"
+
+
+def class_key(concept):
+    return digest([class_prompts(Named(concept=concept)), config["sampler"], pictures_of_class(concept)])
+
+
+def measured_key(pictures, wildcards):
+    """What names measurements of pictures: what they are compared with, and by what."""
+    return digest([pictures, [Path(path).name for path in base_parts(wildcards)], ENCODERS, photographs(wildcards)])
+
+
+BASE_PICTURES = {
+    part: pictures_key(base_prompts, part=part) for part in [*PARTS, *(part + FEWER_STEPS for part in PARTS)]
+}
+CLASS_PICTURES = {concept: class_key(concept) for concept in CONCEPTS}
+# By run, where its pictures and measurements are below its adapter.
+PICTURES, MEASURED = {}, {}
+for run in KEYS:
+    named = dict(zip(("concept", "method", "seed"), run.split("/")))
+    PICTURES[run] = f"images/{pictures_key(run_prompts, **named)}"
+    MEASURED[run] = f"metrics/{measured_key(PICTURES[run], Named(named))}.json"
+
+SHOWN |= {f"images/base/{part}": (base_pictures(part), "") for part in BASE_PICTURES}
+for run, key in KEYS.items():
+    SHOWN[f"runs/{run}/images"] = KEPT / "runs" / run / key / PICTURES[run], ""
+    SHOWN[f"runs/{run}/metrics.json"] = KEPT / "runs" / run / key / MEASURED[run], ""
+
+
 rule base_images:
     output:
-        directory("<drawn>/{part}"),
+        directory("<drawn>/{part}/{pictures}"),
     log:
-        "<results>/logs/images/base/{part}.log",
+        "<results>/logs/images/base/{part}/{pictures}.log",
     benchmark:
-        "<results>/benchmarks/images/base/{part}.tsv"
+        "<results>/benchmarks/images/base/{part}/{pictures}.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: CPUS
@@ -28,11 +69,11 @@ rule base_images:
 
 rule class_images:
     output:
-        directory("<drawn>/class/{concept}"),
+        directory("<drawn>/class/{concept}/{pictures}"),
     log:
-        "<results>/logs/images/class/{concept}.log",
+        "<results>/logs/images/class/{concept}/{pictures}.log",
     benchmark:
-        "<results>/benchmarks/images/class/{concept}.tsv"
+        "<results>/benchmarks/images/class/{concept}/{pictures}.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: CPUS
@@ -56,11 +97,11 @@ rule tuned_images:
         adapters=adapter_of,
         earlier=adapters_before,
     output:
-        directory("<kept>/<run>/{key}/images"),
+        directory("<kept>/<run>/{key}/images/{pictures}"),
     log:
-        "<results>/logs/images/{concept}/{method}/{seed}/{key}.log",
+        "<results>/logs/images/{concept}/{method}/{seed}/{key}/{pictures}.log",
     benchmark:
-        "<results>/benchmarks/images/{concept}/{method}/{seed}/{key}.tsv"
+        "<results>/benchmarks/images/{concept}/{method}/{seed}/{key}/{pictures}.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: CPUS
@@ -81,14 +122,14 @@ rule tuned_images:
 
 rule evaluate:
     input:
-        tuned=rules.tuned_images.output[0],
+        tuned=tuned_pictures,
         base=base_parts,
     output:
-        "<kept>/<run>/{key}/metrics.json",
+        "<kept>/<run>/{key}/metrics/{measured}.json",
     log:
-        "<results>/logs/metrics/{concept}/{method}/{seed}/{key}.log",
+        "<results>/logs/metrics/{concept}/{method}/{seed}/{key}/{measured}.log",
     benchmark:
-        "<results>/benchmarks/metrics/{concept}/{method}/{seed}/{key}.tsv"
+        "<results>/benchmarks/metrics/{concept}/{method}/{seed}/{key}/{measured}.tsv"
     conda:
         "../envs/nullbooth.yaml"
     threads: 1

@@ -33,11 +33,37 @@ def moments_taken(wildcards):
 
 
 def leaks_taken(wildcards):
-    return collect("<statistics>/leak/{number}.json", number=[i + 1 for i in range(len(taken()))])
+    return collect(f"{LEAK}/{{number}}.json", number=[i + 1 for i in range(len(taken()))])
 
 
 def trajectories_taken(wildcards):
-    return collect("<results>/trajectories/{i:02d}.zarr", i=range(len(taken())))
+    return collect("<kept>/shards/{shard}/trajectory.zarr", shard=taken())
+
+
+# What is drawn of the moments: how many directions a rule frees, and what more prompts bring for others.
+FIGURES = f"{STATISTICS}/figures/{RULE}"
+LEAK = f"{STATISTICS}/leak/{digest([config['protect']['rule'], HELDOUT_IDENTITY, list(SHARD_IDENTITIES.values())])}"
+FOLDERS |= {"figures": "figures/free_directions.csv", "packs": f"packs/{SCOPES[0]}.safetensors"}
+SHOWN |= {
+    **{
+        f"figures/{name}": (f"{FIGURES}/{name}", "")
+        for name in ("spectra.svg", "free_directions.svg", "free_directions.csv")
+    },
+    **{f"figures/{name}": (f"{LEAK}/{name}", "") for name in ("leak.svg", "leak.csv")},
+    **{
+        f"packs/{scope}.safetensors": (f"{STATISTICS}/packs/{RULE}/{scope}.safetensors", "")
+        for scope in ("pooled", "timestep")
+    },
+    **{
+        f"{kind}/{step}.zarr": (f"{STATISTICS}/{kind}/{step}.zarr", "")
+        for kind in ("covariances", "projectors")
+        for step in [*STEPS, "pooled"]
+    },
+    **{
+        f"trajectories/{i:02d}.zarr": (KEPT / "shards" / shard / "trajectory.zarr", "")
+        for i, shard in enumerate(SHARDS)
+    },
+}
 
 
 rule trajectory:
@@ -169,7 +195,7 @@ checkpoint leak:  # for what more prompts would bring decides how many are prote
         moments=first_shards,
         heldout=rules.heldout_moments.output[0],
     output:
-        "<statistics>/leak/{number}.json",
+        f"{LEAK}/{{number}}.json",
     log:
         "<results>/logs/leak/{number}.log",
     benchmark:
@@ -196,12 +222,12 @@ rule leaks:
         leaks=leaks_taken,
     output:
         leak=report(
-            "<statistics>/figures/leak.svg",
+            f"{LEAK}/leak.svg",
             caption="../workflow/report/leak.rst",
             category="Moments",
             labels={"figure": "leak by number of prompts"},
         ),
-        table="<statistics>/figures/leak.csv",
+        table=f"{LEAK}/leak.csv",
     log:
         "<results>/logs/leaks.log",
     benchmark:
@@ -223,18 +249,18 @@ rule spectra:
         covariances=collect(rules.covariance.output[0], step=STEPS),
     output:
         spectra=report(
-            "<statistics>/figures/spectra.svg",
+            f"{FIGURES}/spectra.svg",
             caption="../workflow/report/spectra.rst",
             category="Moments",
             labels={"figure": "spectra of the moments"},
         ),
         free=report(
-            "<statistics>/figures/free_directions.svg",
+            f"{FIGURES}/free_directions.svg",
             caption="../workflow/report/free_directions.rst",
             category="Moments",
             labels={"figure": "free directions"},
         ),
-        table="<statistics>/figures/free_directions.csv",
+        table=f"{FIGURES}/free_directions.csv",
     log:
         "<results>/logs/spectra.log",
     benchmark:
@@ -339,4 +365,3 @@ rule packed:
 rule pack:
     input:
         collect(rules.packed.output[0], scope=SCOPES),
-        "<results>/packs",

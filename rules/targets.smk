@@ -1,8 +1,8 @@
-"""What may be asked for by a plain name."""
+"""What may be asked for by a plain name, and the links by which it is found."""
 
-# A file behind a link, or in a page, by its plain name and in any spelling: to Snakemake the name of a rule.
+# To Snakemake, the name of a rule.
 for name in set(sys.argv[1:]):
-    files = known_as(name, config["results"], SHOWN, PAGES)
+    files = known_as(name, config["results"], SHOWN, FOLDERS)
     if files and files != [name]:
 
         rule:
@@ -10,3 +10,21 @@ for name in set(sys.argv[1:]):
                 name
             input:
                 files,
+
+
+def show_results():
+    if writable(config["results"]):
+        show(config["results"], SHOWN, FOLDERS)
+
+
+# What is there already, of an earlier config perhaps, is not made by any job.
+if workflow.is_main_process and not workflow.output_settings.dryrun:
+    show_results()
+
+
+onsuccess:
+    show_results()
+
+
+onerror:  # what was made before is there
+    show_results()

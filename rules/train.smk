@@ -1,5 +1,15 @@
 """One adapter per concept, method and seed."""
 
+# A run drawn with the adapter of another has measurements only.
+FOLDERS |= {
+    f"runs/{run}": f"runs/{run}/{'adapter.safetensors' if learned_run(run) == run else 'metrics.json'}" for run in KEYS
+}
+SHOWN |= {
+    f"runs/{run}/{name}": (KEPT / "runs" / run / key / name, file)
+    for run, key in KEYS.items()
+    for name, file in {"adapter.safetensors": "", "loss.csv": "", "config.yaml": "", "lora": "README.md"}.items()
+}
+
 
 rule adapter:
     input:
@@ -58,5 +68,4 @@ rule export:
 rule exports:
     input:
         collect("<kept>/runs/{run}/lora/README.md", run=kept_runs(EXPORTABLE)),
-        collect("<results>/runs/{run}", run=EXPORTABLE),
         ["<edited>/pipeline/model_index.json", "<edited>/lora/diffusers.safetensors"] if EDITS else [],

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 SUMS = {"covariance", "pool", "projector", "spectra"}
 STATISTICS = {"trajectory", "moments", *SUMS}
-VIEWS = {"shown", "evaluation", "gallery", "samples"}  # pages, and plain names for what is kept
+VIEWS = {"evaluation", "gallery", "samples"}
 LATER = {"tuned_images", "evaluate", "mechanism", *VIEWS}
 
 
@@ -26,13 +26,13 @@ def run(finished) -> Iterator[Run]:
     before = finished.prompts.read_text()
     yield finished
     finished.prompts.write_text(before)
-    assert set(executed(*finished.arguments())) <= VIEWS
+    assert executed(*finished.arguments()) == {}
 
 
 def covariances(run: Run) -> dict[str, Path]:
     """By name, those of all kept ones that the run uses as it is now."""
-    assert set(executed("covariances", *run.arguments())) <= {"shown", "covariances"}
-    return {path.name: path.resolve() for path in (run.folder / "results/covariances").iterdir()}
+    assert executed("covariances", *run.arguments()) == {}
+    return {path.name: path.resolve() for path in run.folder.glob("results/covariances/[0-9]*.zarr")}
 
 
 def first_array(path: Path) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_edited_code_runs_nothing(tmp_path):
         shutil.copytree(ROOT / name, project / name)
     shutil.copy(ROOT / "Snakefile", project)
     arguments = ("--configfile", "config/minimal.yaml", "--config", "precision=fp32", "--", "trajectories")
-    assert executed(*arguments, cwd=project) == {"trajectory": 1, "shown": 1, "trajectories": 1}
+    assert executed(*arguments, cwd=project) == {"trajectory": 1, "trajectories": 1}
     for path in [*(project / "nullbooth").glob("*.py"), *(project / "workflow/scripts").glob("*.py")]:
         path.write_text(path.read_text() + "\nEDITED = True\n")
     assert planned(*arguments, cwd=project) == {}
@@ -109,11 +109,15 @@ def test_an_added_prompt_costs_only_itself(run):
     known = set(run.folder.glob("results/kept/shards/*"))
     run.prompts.write_text(before + "a cyan ring\n")
     adapters = target(run, "runs/starling/pooled/0")
+
+    def learned() -> Path:
+        return run.folder / "results/runs/starling/pooled/0/adapter.safetensors"
+
     assert executed(adapters, *run.arguments()) == {
-        "trajectory": 1, "moments": 3, "covariance": 3, "pool": 1, "projector": 1, "adapter": 1, "shown": 1,
+        "trajectory": 1, "moments": 3, "covariance": 3, "pool": 1, "projector": 1, "adapter": 1,
     }  # fmt: skip
     [shard] = set(run.folder.glob("results/kept/shards/*")) - known
-    adapter = (run.folder / "results/runs/starling/pooled/0").resolve()
+    adapter = learned().resolve()
     assert store.read(shard / "trajectory.zarr").attrs["prompts"] == ["a cyan ring"]
     [added_up] = [
         folder
@@ -125,9 +129,9 @@ def test_an_added_prompt_costs_only_itself(run):
 
     run.prompts.write_text(before)
     assert set(planned(*run.arguments())) <= VIEWS
-    assert executed(adapters, *run.arguments()) == {"shown": 1}
-    assert (run.folder / "results/runs/starling/pooled/0").resolve() != adapter, "the plain name is that of now"
-    assert (adapter / "adapter.safetensors").is_file(), "and the other adapter is kept"
+    assert executed(adapters, *run.arguments()) == {}
+    assert learned().resolve() != adapter, "the plain name is that of now"
+    assert adapter.is_file(), "and the other adapter is kept"
     run.prompts.write_text("\n".join(before.splitlines()[1:]) + "\n")
     assert set(planned(*run.arguments())) >= STATISTICS | {"adapter"} | LATER, "a prompt less"
     run.prompts.write_text(before.replace("moon", "small moon"))
@@ -148,7 +152,7 @@ def test_a_changed_weight_runs_everything_and_going_back_nothing(run, tmp_path):
     assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
     assert set(planned(*arguments)) == STATISTICS | LATER | {"heldout_moments", "adapter", "base_images"}
     assert executed(target(run, "covariances/00.zarr"), *arguments) == {
-        "trajectory": 1, "moments": 1, "covariance": 1, "shown": 1,
+        "trajectory": 1, "moments": 1, "covariance": 1,
     }  # fmt: skip
     content[-1] ^= 1
     weights.write_bytes(content)
@@ -186,9 +190,9 @@ def changed(run: Run, change: dict) -> dict:
     return {k: {**run.settings.get(k, {}), **v} if isinstance(v, dict) else v for k, v in change.items()}
 
 
-LEARNED = {"adapter": 2, "shown": 2, "adapters": 1}
+LEARNED = {"adapter": 2, "adapters": 1}
 SUMMED = {
-    "trajectory": 1, "moments": 3, "covariance": 3, "pool": 1, "projector": 4, "shown": 4, "projectors": 1,
+    "trajectory": 1, "moments": 3, "covariance": 3, "pool": 1, "projector": 4, "projectors": 1,
 }  # fmt: skip
 
 
@@ -240,6 +244,35 @@ def test_other_sampling_prompts_do_not_train(finished, tmp_path):
     assert set(jobs) == {"base_images", "tuned_images", "evaluate"} | VIEWS
 
 
+def test_other_sampling_prompts_make_another_page_and_the_first_is_kept(finished, tmp_path):
+    """Also where nothing is known of how results were made: copied ones, or another clone."""
+    run = finished.copy(tmp_path / "run")
+    samples = run.folder / "results/samples"
+    (tmp_path / "subject.txt").write_text("a photo of a {subject} on a cyan background\n")
+    files = {group: f"config/prompts/minimal_{group}.txt" for group in ("subject", "class", "unrelated")}
+    other = {"sample": {"prompts": {**files, "subject": str(tmp_path / "subject.txt")}}}
+
+    def page() -> str:
+        return (samples / "index.html").read_text()
+
+    first = page()
+    assert executed(samples, *run.arguments()) == {}
+    drawn = {"base_images": 1, "tuned_images": 2, "evaluate": 2, "evaluation": 1, "gallery": 1}
+    assert executed(samples, *run.arguments(**other)) == drawn
+    assert "on a cyan background" in page()
+    assert "on a cyan background" not in first
+    assert planned(samples, *run.arguments()) == {}
+    assert "on a cyan background" in page(), "a dry run changes nothing"
+    assert executed(samples, *run.arguments()) == {}
+    assert page() == first
+    assert executed(samples, *run.arguments(**other)) == {}
+    assert "on a cyan background" in page()
+    pictures = finished.folder / "results/runs/starling/pooled/0/images"
+    assert sorted(p.name for p in pictures.iterdir()) == sorted(
+        p.name for p in (run.folder / "results/runs/starling/pooled/0/images").iterdir()
+    )
+
+
 @pytest.fixture
 def without_a_covariance(run, tmp_path) -> Iterator[Run]:
     """The run without the covariance of timestep 01, which comes back afterwards with its times."""
@@ -258,7 +291,7 @@ def test_a_deleted_covariance_comes_again_with_all_that_follows(without_a_covari
     assert set(jobs) == SUMS | {"adapter"} | LATER
     assert jobs["covariance"] == 1
     assert jobs["projector"] == 2, "its own and the pooled one"
-    assert executed(target(run, "covariances/01.zarr"), *run.arguments()) == {"covariance": 1, "shown": 1}
+    assert executed(target(run, "covariances/01.zarr"), *run.arguments()) == {"covariance": 1}
     jobs = planned(*run.arguments())
     assert set(jobs) == (SUMS | {"adapter"} | LATER) - {"covariance"}
     assert jobs["projector"] == 2

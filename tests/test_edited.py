@@ -54,9 +54,9 @@ def results(run: Run) -> Path:
 
 
 def test_the_target_edits_solves_draws_and_measures(edited):
-    assert edited.jobs == {**dict.fromkeys(MADE, 1), "shown": 1, "edits": 1}
+    assert edited.jobs == {**dict.fromkeys(MADE, 1), "edits": 1}
     folder = results(edited) / "edits"
-    assert folder.resolve().parent == (results(edited) / "kept/edits").resolve()
+    assert (folder / "edit.json").resolve().parents[1] == (results(edited) / "kept/edits").resolve()
     about = json.loads((folder / "edit.json").read_text())
     assert [{key: found[key] for key in ("from", "to")} for found in about["edits"]] == EDITS
     assert all(found["reached"] > 0.5 for found in about["edits"])
@@ -143,7 +143,7 @@ def draw(pipeline) -> torch.Tensor:
 
 
 def planned_edits(run: Run, **changes) -> set[str]:
-    return set(planned("edits", *run.arguments(**changes))) - {"edits", "shown"}
+    return set(planned("edits", *run.arguments(**changes))) - {"edits"}
 
 
 def test_nothing_runs_twice(edited):
@@ -202,10 +202,10 @@ def test_another_rule_or_ridge_edits_again(edited, change):
 
 def test_an_edit_more_is_another_result_and_the_first_is_kept(edited):
     more = [*EDITS, {"from": "a cross", "to": "a heart"}]
-    first = (results(edited) / "edits").resolve()
+    first = (results(edited) / "edits/edit.json").resolve()
     assert planned_edits(edited, edits=more) == MADE
     assert planned_edits(edited, edits=EDITS[::-1]) == MADE, "one after another: their order counts"
     assert executed("edit", *edited.arguments(edits=more)) == {"edit": 1}
     assert planned_edits(edited, edits=more) == MADE - {"edit"}
-    assert planned_edits(edited) == set()
-    assert (results(edited) / "edits").resolve() == first
+    assert executed("edits", *edited.arguments()) == {}
+    assert (results(edited) / "edits/edit.json").resolve() == first

@@ -356,7 +356,7 @@ def test_a_job_that_finds_nothing_free_says_so(finished, tmp_path):
 @pytest.mark.slow
 def test_a_job_that_is_given_an_adapter_of_another_model_says_so(finished, tmp_path):
     run = finished.copy(tmp_path / "run")
-    path = (run.folder / "results/runs/starling/pooled/0").resolve() / "adapter.safetensors"
+    path = (run.folder / "results/runs/starling/pooled/0/adapter.safetensors").resolve()
     tensors, info = read_adapter(path)
     write_adapter(path, tensors, replace(info, model="another"))
     done = snakemake(str(run.folder / "results/samples"), *run.arguments())

@@ -286,7 +286,6 @@ def test_with_a_pack_merged_adapters_need_no_statistics(learned, tmp_path):
 
 def test_when_the_room_is_used_up_the_subjects_that_took_it_are_named(learned, tmp_path):
     run = learned.copy(tmp_path / "full")
-    shutil.rmtree(results(run) / "lifelong")
     run.settings["lifelong"] = {"weight": 1e9}  # the first subject's features count for more than there is
     method = {**METHODS[0], "rule": {"absolute": 1e-3}}
     done = snakemake(results(run) / "lifelong", *run.arguments(methods=[method]))

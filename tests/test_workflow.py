@@ -34,7 +34,7 @@ def test_the_example_of_edits(tmp_path):
     """Beside the config of the project, as its first line says."""
     arguments = ("--configfile", "config/edits.yaml", "--config", f"results={tmp_path}")
     jobs = planned(*arguments, "--", "edits")
-    made = ("edit", "unedited_images", "edited_images", "measure_edits", "base_images", "shown", "edits")
+    made = ("edit", "unedited_images", "edited_images", "measure_edits", "base_images", "edits")
     assert jobs == dict.fromkeys(made, 1), "nothing is learned, and no statistics are needed"
     assert planned(*arguments)["gallery"] == 1
 
@@ -159,7 +159,8 @@ def test_free_directions_are_those_that_training_reports(finished):
     static = [r for r in rows if not r["timestep"]]
     assert len(static) == 1
     share = int(static[0]["free"]) / int(static[0]["width"])
-    key = (finished.folder / "results/runs/starling/timestep/0").resolve().name  # others were learned in this run too
+    adapter = finished.folder / "results/runs/starling/timestep/0/adapter.safetensors"
+    key = adapter.resolve().parent.name  # others were learned in this run too
     log = finished.folder / f"results/logs/adapters/starling/timestep/0/{key}.log"
     assert f"free directions of to_k: {share:.0%}" in log.read_text()
 
@@ -174,7 +175,7 @@ def test_every_job_has_a_log_and_a_benchmark(finished):
     stored = {p for p in logs if p.parts[0] in ("trajectories", "moments", "covariances", "projectors")}
     assert benchmarks | stored == logs
     fresh = planned(*finished.arguments(results=str(finished.folder / "none")))
-    ran = sum(count for rule, count in fresh.items() if rule not in ("shown", "samples"))  # these two run nothing
+    ran = sum(count for rule, count in fresh.items() if rule != "samples")  # which runs nothing
     assert len(finished.logs) == ran
     for path in results.glob("kept/*/*/**/*.zarr"):  # what can come from a shared cache says itself what it cost
         assert store.read(path).attrs["spent"]["seconds"] > 0
@@ -194,19 +195,19 @@ def test_no_more_prompts_are_collected_than_are_enough(tmp_path):
     assert planned("covariances", *arguments())["trajectory"] == 2, "the first shard, and prompts held out"
     assert executed("covariances", *arguments()) == {
         "trajectory": 3, "moments": 4, "heldout_moments": 1, "shard_pool": 2, "leak": 2, "covariance": 2,
-        "shown": 2, "covariances": 1,
+        "covariances": 1,
     }  # fmt: skip
     summed = store.read(tmp_path / "results/covariances/00.zarr")
     taken = [store.read(tmp_path / f"results/kept/shards/{s}/trajectory.zarr") for s in summed.attrs["shards"]]
     assert [group.attrs["prompts"] for group in taken] == partition(SHARDED, [], 2)[:2]
-    figure = next((tmp_path / "results/kept/statistics").iterdir()) / "figures/leak.svg"
+    figure = tmp_path / "results/figures/leak.svg"
     assert executed(figure, *arguments()) == {"leaks": 1}
     rows = list(csv.DictReader(figure.with_suffix(".csv").read_text().splitlines()))
     assert [(r["shards"], r["prompts"]) for r in rows if r["feature"] == "mean"] == [("1", "2"), ("2", "4")]
     assert all(0 <= float(r["leak"]) <= 1 for r in rows)
 
     assert planned("covariances", *arguments()) == {}
-    assert planned("trajectories", *arguments()) == {"shown": 2, "trajectories": 1}
+    assert planned("trajectories", *arguments()) == {}
     other = planned("covariances", *arguments(prompts_until=0.98))
     assert not {"trajectory", "moments", "heldout_moments", "shard_pool"} & set(other), "shards do not depend on it"
     assert planned("covariances", *arguments(prompts_until=None))["trajectory"] == 3, "those that were left out"
@@ -239,7 +240,7 @@ def test_another_encoder_in_the_same_place_measures_again(finished):
 def test_stores_of_another_model_sampler_or_prompts_are_refused_by_jobs(finished, tmp_path):
     """Whole ones, in the place of those that the jobs are to read."""
     run = finished.copy(tmp_path / "run")
-    sums = (run.folder / "results/figures").resolve().parent
+    sums = (run.folder / "results/covariances/00.zarr").resolve().parents[1]
     for step, key in enumerate(("model", "sampler", "prompts")):
         path = sums / f"covariances/{step:02d}.zarr"
         group = store.read(path)
@@ -257,7 +258,7 @@ def test_stores_of_another_model_sampler_or_prompts_are_refused_by_jobs(finished
 
 @pytest.mark.slow
 def test_statics_are_stored_once(finished):
-    covariances = (finished.folder / "results/figures").resolve().parent / "covariances"
+    covariances = (finished.folder / "results/covariances/00.zarr").resolve().parent
     counts = [len(store.read(covariances / f"{step:02d}.zarr").attrs["features"]) for step in range(3)]
     static = [f for f in store.read(covariances / "00.zarr").attrs["features"] if f["static"]]
     assert len(static) == 1

@@ -13,6 +13,7 @@ from nullbooth.gallery import render
 from nullbooth.images import read_drawn
 from nullbooth.progress import log_to
 from nullbooth.settings import OF_TRAJECTORIES, prior_of
+from nullbooth.targets import view
 
 COLUMNS = {
     "fidelity": FIDELITY,
@@ -86,13 +87,14 @@ def seconds_of(stores: list[str]) -> float | None:
     return sum(made) if made else None
 
 
-def costs(benchmarks: Path, statistics: dict[str, list[str]], concepts: list[str]) -> dict[str, float | None]:
-    """Seconds of what is done once for all runs. statistics: its stores by kind, those that some method needed."""
+def costs(statistics: dict[str, list[str]], class_images: list[str]) -> dict[str, float | None]:
+    """Seconds of what is done once for all runs. statistics: its stores by kind, those that some method needed;
+    class_images: benchmark files of what drew them."""
     stores = [path for paths in statistics.values() for path in paths]
     return {
         "statistics": seconds_of(stores) if seconds_of(statistics["moments"]) else None,
         "trajectories": seconds_of(statistics["trajectories"]),
-        "class images": cost([benchmarks / "images" / "class" / f"{concept}.tsv" for concept in concepts]),
+        "class images": cost([Path(path) for path in class_images]),
     }
 
 
@@ -125,8 +127,9 @@ def point_rows(found: list[Point], front: list[int], points: dict[str, dict]) ->
 
 def main(
     out: str,
-    results: str,
+    results: Path,
     statistics: dict[str, list[str]],
+    class_images: list[str],
     template: str,
     points: dict[str, dict],
     concepts: list[str],
@@ -137,7 +140,7 @@ def main(
 ) -> None:
     if not points:
         raise ValueError("comparison.methods: there is nothing to compare; name at least one method")
-    results, page = Path(results), Path(out)
+    page = Path(out)
     page.mkdir(parents=True)
     found = [read_point(results, point, concepts, seeds) for point in points.values()]
     curves = {p.curve: [q for q in found if q.curve == p.curve] for p in found}
@@ -149,7 +152,7 @@ def main(
     svg = figures.svg(drawing)
     (page / "trade-off.svg").write_text(svg)
 
-    table, once = [], costs(results / "benchmarks", statistics, concepts)
+    table, once = [], costs(statistics, class_images)
     for curve, ps in curves.items():
         point = best_point(ps, target)
         row = table_row(curve, point, equal[curve], points[point.name], once)
@@ -174,5 +177,6 @@ def main(
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    with whole(snakemake.output.page) as page:
-        main(page, **snakemake.params)
+    params = dict(snakemake.params)
+    with view(params.pop("shown")) as results, whole(snakemake.output.page) as page:
+        main(page, results, **params)

@@ -2,13 +2,13 @@
 
 import csv
 import json
-from pathlib import Path
 
 from nullbooth.comparison import read_runs, stacked
 from nullbooth.files import whole, write_text
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.metrics import possible
 from nullbooth.progress import log_to
+from nullbooth.targets import view
 
 COLUMNS = ("concept", "method", "seed", "group", "metric", "value", "low", "high", "n")
 
@@ -45,12 +45,18 @@ def rows_of(concept: str, methods: dict[str, list[dict]], seeds: list[int]) -> l
 
 
 def main(
-    csv_path: str, json_path: str, results: str, concepts: list[str], methods: list[str], seeds: list[int]
+    csv_path: str,
+    json_path: str,
+    shown: dict[str, list[str]],
+    concepts: list[str],
+    methods: list[str],
+    seeds: list[int],
 ) -> None:
     rows = []
-    for concept in concepts:
-        runs = {m: [run for [run] in read_runs(Path(results), m, [concept], seeds)] for m in methods}
-        rows += rows_of(concept, runs, seeds)
+    with view(shown) as results:
+        for concept in concepts:
+            runs = {m: [run for [run] in read_runs(results, m, [concept], seeds)] for m in methods}
+            rows += rows_of(concept, runs, seeds)
     with whole(csv_path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()

@@ -7,6 +7,7 @@ from nullbooth.comparison import DRIFT, FIDELITY, pareto_front, read_point
 from nullbooth.files import whole
 from nullbooth.gallery import write_gallery
 from nullbooth.progress import log_to
+from nullbooth.targets import view
 
 
 def plot_of_methods(results: Path, concepts: list[str], methods: list[str], seeds: list[int]) -> str | None:
@@ -24,7 +25,7 @@ def plot_of_methods(results: Path, concepts: list[str], methods: list[str], seed
 
 def main(
     out: str,
-    results: str,
+    shown: dict[str, list[str]],
     template: str,
     runs,
     concepts,
@@ -45,9 +46,9 @@ def main(
         "small": small,
     }
     names = [concept["name"] for concept in concepts]
-    plot = plot_of_methods(Path(results), names, methods, seeds)
-    with whole(out) as page:
-        write_gallery(page, Path(template), Path(results), runs, concepts, about, plot, protecting, **sections)
+    with view(shown) as results, whole(out) as page:
+        plot = plot_of_methods(results, names, methods, seeds)
+        write_gallery(page, Path(template), results, runs, concepts, about, plot, protecting, **sections)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,7 @@ def main(
                 name = kind if len(free) == 1 else f"{method}, {kind}"
                 kinds[name] = [counts["kinds"][kind] for counts in found]
         figures.save(figures.rooms(kinds, "share of directions that are free"), folder / "room.svg")
-    for path in together:
-        run = Path(path).parent.parent.relative_to(Path(path).parents[3])
+    for run, path in zip(runs, together, strict=True):
         shutil.copytree(path, folder / "together" / run)
 
 
