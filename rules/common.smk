@@ -244,7 +244,9 @@ class Named(dict):
     __getattr__ = dict.__getitem__
 
 
-TEMPLATES = digest([path.read_text(encoding="utf-8") for path in sorted(Path("workflow/report").glob("*.j2"))])
+TEMPLATES = digest(
+    [path.read_text(encoding="utf-8") for path in sorted(Path(workflow.basedir, "workflow/report").glob("*.j2"))]
+)
 
 
 def behind(names):
@@ -480,6 +482,17 @@ def step_projectors(wildcards):
     except SettingsError as error:
         raise WorkflowError(f"config: {error}") from error
     return projectors_of(METHODS[wildcards.method])
+
+
+def configured(found, lacking):
+    """For the input of a job, nothing; or an error, if it is asked for and the config has nothing for it to do."""
+
+    def no_files(wildcards):
+        if not found:
+            raise WorkflowError(f"config: {lacking}")
+        return []
+
+    return no_files
 
 
 def training_gpus(wildcards):

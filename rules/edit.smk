@@ -27,19 +27,20 @@ EDITS_MEASURED = (
     / "metrics"
     / digest([UNEDITED_PICTURES.name, EDITED_PICTURES.name, BASE_PICTURES["unrelated"], ENCODERS, EDITED_CONTEXTS])
 )
-if EDITS:
-    FOLDERS |= {"edits": "edits/edit.safetensors"}
-    SHOWN |= {
-        **{f"edits/{name}": (EDITED / name, "") for name in ("edit.safetensors", "edit.json", "config.yaml")},
-        **{f"edits/metrics.{kind}": (f"{EDITS_MEASURED}.{kind}", "") for kind in ("json", "csv")},
-        "edits/base": (UNEDITED_PICTURES, ""),
-        "edits/images": (EDITED_PICTURES, ""),
-        "edits/pipeline": (EDITED / "pipeline", "model_index.json"),
-        "edits/lora": (EDITED / "lora", "diffusers.safetensors"),
-    }
+FOLDERS |= {"edits": "edits/edit.safetensors"}
+SHOWN |= {
+    **{f"edits/{name}": (EDITED / name, "") for name in ("edit.safetensors", "edit.json", "config.yaml")},
+    **{f"edits/metrics.{kind}": (f"{EDITS_MEASURED}.{kind}", "") for kind in ("json", "csv")},
+    "edits/base": (UNEDITED_PICTURES, ""),
+    "edits/images": (EDITED_PICTURES, ""),
+    "edits/pipeline": (EDITED / "pipeline", "model_index.json"),
+    "edits/lora": (EDITED / "lora", "diffusers.safetensors"),
+}
 
 
 rule edit:
+    input:
+        configured(EDITS, "edits: is empty; name what to edit, such as [{from: a moon, to: a yellow star}]"),
     output:
         edit="<edited>/edit.safetensors",
         about="<edited>/edit.json",
@@ -165,5 +166,5 @@ rule export_edits:
 
 rule edits:
     input:
-        rules.edit.output if EDITS else [],
-        rules.measure_edits.output if EDITS else [],
+        rules.edit.output,
+        rules.measure_edits.output,

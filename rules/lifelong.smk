@@ -278,6 +278,7 @@ rule together:
 
 rule lifelong:
     input:
+        configured(LIFELONG, "methods: none has lifelong; set lifelong: sequence (or merged) for one"),
         metrics=JUDGED.values(),
         images=SEEN.values(),
         rooms=ROOMS.values(),

@@ -1,8 +1,12 @@
 """Every command of README, docs, configs and Makefile is read by Snakemake as it is meant, and none needs --cores."""
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from running import ROOT, python
@@ -42,6 +46,83 @@ def test_options_come_first_and_targets_after_two_dashes(monkeypatch):
         _, arguments = parse_args(given)
         assert (list(arguments.targets or []), bool(arguments.cores)) == (targets, True), f"{page}: {given}"
         assert all(re.fullmatch(r"results/.+|[a-z]+", target) for target in targets), f"{page}: {given}"
+
+
+def settings_of(page: str) -> str:
+    """The mine.yaml that a page shows, or that of the README."""
+    block = re.compile(r"^```yaml\n(# mine\.yaml\n.*?)^```", re.MULTILINE | re.DOTALL)
+    for name in (page, "README.md"):
+        if found := block.search((ROOT / name).read_text()):
+            return found[1]
+    raise ValueError("no page has a mine.yaml")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """What users of these commands have: the project, photographs, prompts, and a model in the Hub's cache."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for place in ROOT.iterdir():
+        if place.name[0] != "." and place.name != "results":
+            (folder / place.name).symlink_to(place)
+    for name in ("rex", "mug"):
+        shutil.copytree(ROOT / "resources/subjects/starling/train", folder / "photos" / name)
+    (folder / "my").mkdir()
+    (folder / "my/subject.txt").write_text("a photo of {subject} on the moon\n")
+    (folder / "my/class.txt").write_text("a photo of {class} on the moon\n")
+    (folder / "my/unrelated.txt").write_text("an unheard-of zebra\n")
+    repository = folder / "hub/models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("0" * 40)
+    shutil.copytree(ROOT / "resources/tinyworld", repository / "snapshots" / ("0" * 40))
+    return folder
+
+
+def distinct() -> list:
+    """Each command once for each config that it reads."""
+    found = {}
+    for page, given in commands():
+        if len(given) == 1 and (name := given[0].removeprefix("results/")) in ("edits", "lifelong"):
+            # Said beside the setting, which is empty by default.
+            page, given = f"docs/{name}.md", ["--configfile", "mine.yaml", "--", *given]
+        mine = settings_of(page) if "mine.yaml" in given else ""
+        found.setdefault((tuple(given), mine), page)
+    return [pytest.param(list(given), mine, id=f"{page}: {' '.join(given)}") for (given, mine), page in found.items()]
+
+
+@pytest.mark.parametrize(("given", "mine"), distinct())
+def test_every_command_is_understood_with_the_config_of_its_page(given, mine, checkout):
+    """Reports and unlocking are done; of anything else it is found what would run, and that every input is there."""
+    (checkout / "mine.yaml").write_text(mine)
+    if "--report" in given:
+        pytest.skip("needs results: tests/test_workflow.py")
+    dry = [] if "--unlock" in given else ["--dry-run"]
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_CACHE": str(checkout / "hub")}
+    program = sys.executable if "--config" in given else python()  # the place of the cache is read when Python starts
+    done = subprocess.run(
+        [program, "-m", "snakemake", *dry, *given],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("edits", "config: edits: is empty; name what to edit"),
+        ("results/edits/metrics.csv", "config: edits: is empty; name what to edit"),
+        ("results/lifelong", "config: methods: none has lifelong; set lifelong: sequence (or merged) for one"),
+    ],
+)
+def test_a_target_for_which_the_config_has_nothing_says_which_key_to_set(target, said, checkout):
+    done = subprocess.run(
+        [python(), "-m", "snakemake", "--dry-run", target], cwd=checkout, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode
+    assert said in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("question", ["--dag", "--rulegraph", "--summary", "--list-params-changes", "--unlock"])

@@ -320,6 +320,33 @@ def test_a_comparison_leaves_everything_else_as_it_is(compared):
     assert planned(str(compared.folder / "results/comparison"), *again) == {}
 
 
+def python_blocks(page: str) -> str:
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.slow
+def test_the_python_of_readme_and_docs_runs(finished, tmp_path, monkeypatch):
+    """In the order in which one reads it, beside the results of a run."""
+    pooled, timestep = (
+        finished.folder / f"results/runs/starling/{name}/0/adapter.safetensors" for name in ("pooled", "timestep")
+    )
+    for name, adapter in (("starling", pooled), ("rex", pooled), ("mug", timestep)):
+        place = tmp_path / f"results/runs/{name}/nullbooth/0/adapter.safetensors"
+        place.parent.mkdir(parents=True)
+        place.symlink_to(adapter)
+    for name, adapter in (("rex", pooled), ("mia", timestep)):
+        (tmp_path / f"{name}.safetensors").symlink_to(adapter)
+    (tmp_path / "resources").symlink_to(ROOT / "resources")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for page in ("README.md", "docs/adapters.md", "docs/lifelong.md"):
+        blocks = python_blocks(page)
+        assert "nullbooth.load_adapter" in blocks
+        exec(compile(blocks, page, "exec"), names)
+        names["pipe"]("a red star", num_inference_steps=2)
+    assert (tmp_path / "star.png").stat().st_size > 1000
+
+
 @pytest.mark.slow
 def test_the_report_works_in_a_browser(compared, tmp_path):
     arguments = compared.arguments(comparison=COMPARISON, sample={"class_images": 6})
