@@ -44,6 +44,9 @@ class AdapterInfo:
     prompt: str  # what calls the subject
     rule: str
     identifier: str = ""  # where text encoders read vectors of their own for it (nullbooth.inversion)
+    guided: bool | None = (
+        None  # whether protected prompts were sampled with guidance; None: nothing protected, or unknown
+    )
 
 
 class SiteProjectors(nn.Module):

@@ -1,11 +1,12 @@
 """Saved adapters at work in diffusers pipelines: any number of them, each with a scale, and taken away bit by bit."""
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,12 @@ SAMPLED = 64  # numbers of each weight by which it is seen whether somebody else
 _FUSED = (
     "the projections of this pipeline are fused, so that those which the adapter changes are not used: call "
     "unfuse_qkv_projections() first"
+)
+_UNGUIDED = (
+    "this adapter's protected prompts were sampled without guidance (sampler.guidance of 1 or less), so the empty "
+    "prompt and negative prompts are not protected: with guidance, other pictures change more. Draw with "
+    "guidance_scale=1, or "
+    "train the adapter again with sampler.guidance set to the guidance you draw with"
 )
 
 
@@ -58,6 +65,7 @@ class LoadedAdapter:
         called, denoiser = denoiser, uncompiled(denoiser)
         parameters = dict(denoiser.named_parameters())
         self.info, self._scale, self._at = info, checked_scale(scale), None
+        self._pipeline: ref | None = None  # until it was looked at whether it guides
         self._timesteps = torch.tensor(info.timesteps, dtype=torch.float64)
         self._weights: dict[str, nn.Parameter] = {}
         self._owners: dict[str, tuple[nn.Module, str]] = {}
@@ -114,6 +122,10 @@ class LoadedAdapter:
         if f"{name}.delta" in tensors:
             return tensors[f"{name}.delta"].shape
         return torch.Size((tensors[f"{name}.up"].shape[0], tensors[f"{name}.down"].shape[-1]))
+
+    def warn_if_guided(self, pipeline: Any) -> None:
+        """Warn at the first pass that this pipeline guides, if the protected prompts were sampled without guidance."""
+        self._pipeline = ref(pipeline) if self.info.guided is False else None
 
     def learn_word(self, handles: list) -> None:
         """Take hooks by which text encoders read the identifier's own vectors, to be removed with this adapter.
@@ -180,6 +192,9 @@ class LoadedAdapter:
             raise ValueError("a loaded adapter takes one timestep per call; train-time batches use Adapter.attached")
         self._check_unfused()
         self._check_own()
+        if self._pipeline and getattr(self._pipeline(), "do_classifier_free_guidance", False):
+            self._pipeline = None
+            warnings.warn(_UNGUIDED, stacklevel=2)
         if int(steps[0]) != self._at:
             self.set_step(int(steps[0]))
 
@@ -313,6 +328,7 @@ def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str
     try:
         loaded = LoadedAdapter(models.denoiser_of(pipeline), tensors, info, scale)
         try:
+            loaded.warn_if_guided(pipeline)
             if word:
                 loaded.learn_word(inversion.install(pipeline, info.identifier, word))
         except InputError:

@@ -1,6 +1,7 @@
 """Adapters keep protected outputs after real training, and are the same thing trained, saved, loaded and exported."""
 
 import json
+import warnings
 from contextlib import contextmanager
 
 import numpy as np
@@ -507,6 +508,22 @@ def test_a_batch_of_several_timesteps_is_refused_once_loaded(pipeline, protected
     load_adapter(pipeline, saved(tiny.randomise(tiny.adapter(pipeline.unet, protected, "timestep")), tmp_path))
     with pytest.raises(ValueError, match="one timestep per call"):
         tiny.predict(pipeline.unet, given.latents[0], torch.tensor([901, 101]), given.prompts)
+
+
+@pytest.mark.parametrize(
+    ("guided", "guidance", "warned"), [(False, 3.0, 1), (False, 1.0, 0), (True, 3.0, 0), (None, 3.0, 0)]
+)
+def test_guidance_is_warned_of_where_statistics_had_none(pipeline, protected, tmp_path, guided, guidance, warned):
+    adapter = tiny.randomise(tiny.adapter(pipeline.unet, protected, "timestep"))
+    path = tmp_path / "adapter.safetensors"
+    adapter.save(path, info_of(adapter, guided=guided))
+    load_adapter(pipeline, path)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            pipeline("a star", num_inference_steps=2, guidance_scale=guidance, output_type="latent")
+    said = [str(w.message) for w in found if "sampled without guidance" in str(w.message)]
+    assert len(said) == warned, "once for an adapter, not once for a pass"
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,7 @@ def learn(
         prompt=fill_prompt(concept["prompt"], subject_words(concept)),
         rule=", ".join(f"{rule}: {value}" for rule, value in (method["rule"] or {}).items()),
         identifier=concept["identifier"] if word else "",
+        guided=config["sampler"]["guidance"] > 1 if ours and pack is None else None,
     )
     write_adapter(path, adapter.tensors() | word, info)
     write_text(out["config"], yaml.safe_dump({**recipe, "sampler": sampler}, sort_keys=False))
