@@ -308,6 +308,40 @@ def test_trajectories_may_be_deleted_to_save_room(run, tmp_path):
             shutil.move(tmp_path / f"{i}.zarr", place)
 
 
+# --- files that nobody made ---------------------------------------------------------------------------
+
+
+def test_files_of_file_managers_and_nfs_among_the_results_change_nothing(finished, tmp_path):
+    """In every folder: nothing runs again, and every stage that reads a folder still does when it is forced to."""
+    run = finished.copy(tmp_path / "visited")
+    folders = [run.folder / "results", *(p for p in (run.folder / "results").rglob("*") if p.is_dir())]
+    for folder in folders:
+        if not folder.is_symlink():
+            for name in (".DS_Store", "._.DS_Store", "Thumbs.db", "desktop.ini", ".nfs0000000000a1b2c300000001"):
+                (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    assert planned(*run.arguments()) == {}
+    forced = (
+        "covariance",
+        "pool",
+        "projector",
+        "adapter",
+        "tuned_images",
+        "evaluate",
+        "mechanism",
+        "spectra",
+        "gallery",
+    )
+    jobs = executed("samples", *run.arguments(), "--forcerun", *forced)
+    assert jobs.keys() >= set(forced)
+    run.prompts.write_text(run.prompts.read_text() + "a cyan ring\n")
+    assert executed("covariances", *run.arguments()) == {
+        "trajectory": 1,
+        "moments": 3,
+        "covariance": 3,
+        "covariances": 1,
+    }
+
+
 # --- a store for a group ------------------------------------------------------------------------------
 
 
