@@ -28,6 +28,7 @@ BENCHMARKS = {  # rule: pattern of its benchmarks
     "adapter": "adapters/**/*.tsv",
     "base_images": "images/base/*/*.tsv",
     "tuned_images": "images/*/*/*/*/*.tsv",
+    "embed_base": "images/embeddings/**/*.tsv",
     "evaluate": "metrics/**/*.tsv",
     "heldout_moments": "moments/heldout.tsv",
     "mechanism": "mechanism/**/*.tsv",

@@ -221,18 +221,18 @@ def training(model: Model, work: Work, machine: Machine, run: Run) -> list[Job]:
     device = learning(model, work, machine, run)
     found = [gpu_job(machine, "adapter", 1, seconds, model.weight_bytes, device, host, size)]
     found.append(drawing(model, work, machine, "tuned_images", run.pictures, run))
-    found.append(measuring(work, machine, run))
+    found.append(measuring(work, machine, "evaluate", run.pictures))
     if work.protecting:
         found.append(mechanism(model, work))
     return found
 
 
-def measuring(work: Work, machine: Machine, run: Run) -> Job:
-    """The pictures of a run and two of the base model's for each, embedded by both encoders. They are taken for vision
-    transformers with 257 tokens, a pass of which costs two operations for each weight and token."""
+def measuring(work: Work, machine: Machine, rule: str, n: int) -> Job:
+    """n pictures of a run or of the base model, embedded by both encoders. They are taken for vision transformers with
+    257 tokens, a pass of which costs two operations for each weight and token."""
     of_picture = 2 * work.encoders / 4 * 257 / (machine.rate if machine.gpus else machine.rate / machine.cores)
-    seconds, passes = run.pictures * (0.03 + 3 * of_picture), 0.2 * work.encoders
-    return gpu_job(machine, "evaluate", 1, seconds, work.encoders, work.encoders + passes, 0.0, (4e4, 1))
+    seconds, passes = n * (0.03 + of_picture), 0.2 * work.encoders
+    return gpu_job(machine, rule, 1, seconds, work.encoders, work.encoders + passes, 0.0, (4e4, 1))
 
 
 def learning(model: Model, work: Work, machine: Machine, run: Run) -> float:
@@ -292,6 +292,7 @@ def jobs(model: Model, work: Work, machine: Machine) -> list[Job]:
         found += statistics(model, work, machine)
     found += [drawing(model, work, machine, "class_images", n) for n in work.class_pictures]
     found += [drawing(model, work, machine, "base_images", n) for n in work.base]
+    found += [measuring(work, machine, "embed_base", n) for n in work.base]
     found += [job for run in work.runs for job in training(model, work, machine, run)]
     found.append(cpu_job("evaluation", 1, "numpy", 0.1, 0.0, (1e5, 2)))
     found.append(cpu_job("gallery", 1, "figures", 0.5, 160e6, (1e6, 3)))

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nullbooth.models import load_whole
+from nullbooth.tensors import load_tensors, save_tensors
+
+_EMBEDDED = "nullbooth-embeddings-1"
 
 
 def possible(metric: str) -> tuple[float, float]:
@@ -67,6 +70,13 @@ def load_encoder(path: str, revision: str | None = None, device: torch.device | 
     return Encoder(model.to(device), size, mean, std, tokenizer, heads, attributes)
 
 
+def load_encoders(paths: dict[str, str], identity: dict[str, str], device: torch.device | str) -> dict[str, Encoder]:
+    """The encoders `clip` and `dino` of the config's `evaluate`, of the revisions that `identity` names."""
+    return {
+        name: load_encoder(paths[name], identity[name].partition("@")[2] or None, device) for name in ("clip", "dino")
+    }
+
+
 def _tensor(output: object) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
@@ -83,6 +93,18 @@ def embed_images(encoder: Encoder, x: Tensor, batch: int = 16) -> Tensor:
             found = encoder.model(pixel_values=pixels).pooler_output
         features.append(found.cpu())
     return F.normalize(torch.cat(features), dim=-1)
+
+
+def save_embeddings(path: Path | str, found: dict[tuple[str, str], Tensor]) -> None:
+    """Write unit embeddings `[n, d]` by encoder and group of prompts."""
+    save_tensors(path, {f"{name}.{group}": part for (name, group), part in found.items()}, {"format": _EMBEDDED})
+
+
+def read_embeddings(path: Path | str) -> dict[tuple[str, str], Tensor]:
+    """What `save_embeddings` wrote. Raises InputError that names the file if it is damaged."""
+    mend = f"delete {path} and run the same command again"
+    tensors, _ = load_tensors(path, _EMBEDDED, "embeddings of pictures", mend)
+    return {tuple(key.split(".", 1)): part for key, part in tensors.items()}
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from nullbooth.settings import prior_of
 VALIDATION_BATCH = 8  # as nullbooth.sampling
 USUAL_BATCH = 16  # what estimates take for a batch that finds its size by itself
 
+ENCODING = ("embed_base", "evaluate")  # run the evaluators
 # What to change where a rule does not fit the card.
 MENDS = {
     "trajectory": "lower protect.batch, or set weights to bf16, or offload to true",
@@ -22,7 +23,7 @@ MENDS = {
     "base_images": "lower sample.batch, or set weights to bf16, or offload to true",
     "class_images": "lower sample.batch, or set weights to bf16, or offload to true",
     "tuned_images": "lower sample.batch, or set weights to bf16, or offload to true",
-    "evaluate": "take smaller models for evaluate.clip and evaluate.dino",
+    **dict.fromkeys(ENCODING, "take smaller models for evaluate.clip and evaluate.dino"),
 }
 
 
@@ -105,7 +106,7 @@ def slots(job: Job, machine: Machine) -> int:
     """How many jobs of a rule run side by side. Without GPUs a denoiser takes all cores."""
     if job.gpu:
         return machine.gpus
-    return 1 if not machine.gpus and job.rule in MENDS and job.rule != "evaluate" else machine.cores
+    return 1 if not machine.gpus and job.rule in MENDS and job.rule not in ENCODING else machine.cores
 
 
 def total(jobs: Iterable[Job], key: str) -> float:

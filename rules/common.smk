@@ -101,6 +101,7 @@ try:
     }
     if lpips := config["evaluate"]["lpips"]:
         ENCODERS["lpips"] = file_digest(Path(lpips))
+    EMBEDDED_BY = digest({name: ENCODERS[name] for name in ("clip", "dino")})
     for entry in config["concepts"]:
         for key in filter(entry.get, ("images", "holdout")):
             entry[f"{key}_digest"] = content_digest(entry[key])
@@ -462,6 +463,12 @@ def base_parts(wildcards):
     """The base model's pictures that those of a run are paired with."""
     suffix = FEWER_STEPS if wildcards.method in POINTS else ""
     return [base_pictures(part + suffix) for part in (wildcards.concept, "unrelated")]
+
+
+def base_embeddings(wildcards):
+    """What the evaluators make of them."""
+    folders = map(Path, base_parts(wildcards))
+    return [str(path.parent / "embeddings" / path.name / f"{EMBEDDED_BY}.safetensors") for path in folders]
 
 
 def projectors_of(method):

@@ -227,6 +227,7 @@ rule stage_metrics:
     input:
         tuned=stage_pictures,
         base=base_parts,
+        embedded=base_embeddings,
     output:
         "<kept>/lifelong/{method}/{seed}/{stage}/{concept}/metrics/{measured}.json",
     log:

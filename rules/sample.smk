@@ -120,10 +120,35 @@ rule tuned_images:
         "../workflow/scripts/sample.py"
 
 
+rule embed_base:
+    input:
+        "<drawn>/{part}/{pictures}",
+    output:
+        "<drawn>/{part}/embeddings/{pictures}/{measured}.safetensors",
+    log:
+        "<results>/logs/images/embeddings/{part}/{pictures}/{measured}.log",
+    benchmark:
+        "<results>/benchmarks/images/embeddings/{part}/{pictures}/{measured}.tsv"
+    conda:
+        "../envs/nullbooth.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=grown(4000, "embed_base"),
+        runtime=longer(30),
+    params:
+        identity=ENCODERS,
+    message:
+        "Embedding pictures of the base model: {wildcards.part}"
+    script:
+        "../workflow/scripts/embed_base.py"
+
+
 rule evaluate:
     input:
         tuned=tuned_pictures,
         base=base_parts,
+        embedded=base_embeddings,
     output:
         "<kept>/<run>/{key}/metrics/{measured}.json",
     log:

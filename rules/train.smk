@@ -4,10 +4,11 @@
 FOLDERS |= {
     f"runs/{run}": f"runs/{run}/{'adapter.safetensors' if learned_run(run) == run else 'metrics.json'}" for run in KEYS
 }
+FILES_OF_RUN = {name: "" for name in ("adapter.safetensors", "loss.csv", "config.yaml", "tensorboard", "wandb")}
 SHOWN |= {
     f"runs/{run}/{name}": (KEPT / "runs" / run / key / name, file)
     for run, key in KEYS.items()
-    for name, file in {"adapter.safetensors": "", "loss.csv": "", "config.yaml": "", "lora": "README.md"}.items()
+    for name, file in {**FILES_OF_RUN, "lora": "README.md"}.items()
 }
 
 

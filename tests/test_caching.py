@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 
 SUMS = {"covariance", "pool", "projector", "spectra"}
 STATISTICS = {"trajectory", "moments", *SUMS}
+BASE = {"base_images", "embed_base"}
 VIEWS = {"evaluation", "gallery", "samples"}
 LATER = {"tuned_images", "evaluate", "mechanism", *VIEWS}
 
@@ -150,7 +151,7 @@ def test_a_changed_weight_runs_everything_and_going_back_nothing(run, tmp_path):
     weights.write_bytes(content)
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-    assert set(planned(*arguments)) == STATISTICS | LATER | {"heldout_moments", "adapter", "base_images"}
+    assert set(planned(*arguments)) == STATISTICS | LATER | {"heldout_moments", "adapter", *BASE}
     assert executed(target(run, "covariances/00.zarr"), *arguments) == {
         "trajectory": 1, "moments": 1, "covariance": 1,
     }  # fmt: skip
@@ -166,17 +167,17 @@ def test_a_changed_weight_runs_everything_and_going_back_nothing(run, tmp_path):
         ({"comparison": {"steps": 5}}, set()),
         ({"seeds": [0, 1]}, {"adapter"} | LATER),
         ({"device": "cpu"}, set()),
-        ({"precision": "bf16"}, STATISTICS | {"heldout_moments", "adapter", "base_images"} | LATER),
+        ({"precision": "bf16"}, STATISTICS | {"heldout_moments", "adapter", *BASE} | LATER),
         ({"protect": {"rule": {"energy": 0.01}}}, {"adapter", "spectra"} | LATER),
         ({"protect": {"shard_size": 1}}, set()),
         ({"protect": {"prompts_until": 0.05}}, SUMS | {"adapter"} | LATER),
         ({"validate": {"every": 100}}, set()),
-        ({"sample": {"seed": 1}}, {"base_images", "tuned_images", "evaluate"} | VIEWS),
-        ({"sampler": {"guidance": 2.0}}, STATISTICS | {"heldout_moments", "adapter", "base_images"} | LATER),
-        ({"sampler": {"steps": 2}}, STATISTICS | {"heldout_moments", "adapter", "base_images"} | LATER),
+        ({"sample": {"seed": 1}}, {*BASE, "tuned_images", "evaluate"} | VIEWS),
+        ({"sampler": {"guidance": 2.0}}, STATISTICS | {"heldout_moments", "adapter", *BASE} | LATER),
+        ({"sampler": {"steps": 2}}, STATISTICS | {"heldout_moments", "adapter", *BASE} | LATER),
         (
             {"sampler": {"scheduler": "EulerDiscreteScheduler"}},
-            STATISTICS | {"heldout_moments", "adapter", "base_images"} | LATER,
+            STATISTICS | {"heldout_moments", "adapter", *BASE} | LATER,
         ),
         ({"protect": {"sites": ["*.attn2.to_k", "*.attn2.to_v"]}}, STATISTICS | {"heldout_moments", "adapter"} | LATER),
     ],
@@ -217,7 +218,7 @@ def test_another_subject_leaves_the_first_alone(finished):
     starling = {**quilt, "name": "starling", "images": "resources/subjects/starling/train", "class": "star"}
     starling["holdout"] = "resources/subjects/starling/holdout"
     jobs = planned(*finished.arguments(concepts=[starling, quilt]))
-    assert set(jobs) == {"adapter", "base_images"} | LATER
+    assert set(jobs) == {"adapter", *BASE} | LATER
     assert jobs["adapter"] == 2, "one for each method, of the new subject only"
 
 
@@ -241,7 +242,7 @@ def test_other_sampling_prompts_do_not_train(finished, tmp_path):
     (tmp_path / "subject.txt").write_text("a photo of a {subject} in the snow\n")
     prompts["subject"] = str(tmp_path / "subject.txt")
     jobs = planned(*finished.arguments(sample={"prompts": prompts}))
-    assert set(jobs) == {"base_images", "tuned_images", "evaluate"} | VIEWS
+    assert set(jobs) == {*BASE, "tuned_images", "evaluate"} | VIEWS
 
 
 def test_other_sampling_prompts_make_another_page_and_the_first_is_kept(finished, tmp_path):
@@ -257,7 +258,7 @@ def test_other_sampling_prompts_make_another_page_and_the_first_is_kept(finished
 
     first = page()
     assert executed(samples, *run.arguments()) == {}
-    drawn = {"base_images": 1, "tuned_images": 2, "evaluate": 2, "evaluation": 1, "gallery": 1}
+    drawn = {"base_images": 1, "embed_base": 1, "tuned_images": 2, "evaluate": 2, "evaluation": 1, "gallery": 1}
     assert executed(samples, *run.arguments(**other)) == drawn
     assert "on a cyan background" in page()
     assert "on a cyan background" not in first

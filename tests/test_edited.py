@@ -153,7 +153,6 @@ def test_nothing_runs_twice(edited):
 
 def test_without_edits_nothing_of_it_is_planned(edited):
     assert not MADE & set(planned(*edited.arguments(edits=[])))
-    assert planned_edits(edited, edits=[]) == set()
     assert "export_edits" not in planned("exports", *edited.arguments(edits=[]))
 
 

@@ -146,7 +146,7 @@ def content(path: Path) -> object:
 def comparable(kept: Path) -> dict[str, Path]:
     """Stores, adapters, metrics and folders of pictures by their place under `kept`."""
     found = [
-        *kept.rglob("*.zarr"), *kept.rglob("adapter.safetensors"), *kept.rglob("metrics.json"),
+        *kept.rglob("*.zarr"), *kept.rglob("adapter.safetensors"), *(kept / "runs").rglob("metrics/*.json"),
         *(path.parent for path in kept.rglob("images.json")),
     ]  # fmt: skip
     return {str(path.relative_to(kept)): path for path in found}

@@ -317,9 +317,9 @@ def test_a_picture_more_of_each_prompt_gives_the_scale_of_drift(tmp_path):
         "concepts": [{"name": "star", "images": photographs, "holdout": None}],
     }
     concept = {"name": "star", "identifier": "zark"}
-    script("evaluate").main(
-        str(tmp_path / "metrics.json"), folders[0], [folders[1]], dict.fromkeys(evaluators, ""), concept, config
-    )
+    out, embedded, identity = tmp_path / "metrics.json", tmp_path / "base.safetensors", dict.fromkeys(evaluators, "")
+    script("embed_base").main(str(embedded), folders[1], identity, config)
+    script("evaluate").main(str(out), folders[0], [folders[1]], [str(embedded)], identity, concept, config)
     found = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     rows = {(m["model"], m["metric"]): m for m in found}
     assert rows["tuned", "dino_drift"]["values"] == pytest.approx([0, 0], abs=1e-6)

@@ -343,7 +343,7 @@ def test_every_option_goes_through_the_workflow(tmp_path):
     assert "photographs of 80 x 48 pixels" in said
     assert "photographs of 64 x 64 pixels" in said
     assert said.count("step 4/4") == 1, "by one of the two processes"
-    assert list(made.rglob("*tfevents*"))
+    assert list((made / "tensorboard").rglob("*tfevents*"))
 
 
 # --- what guidance gives the denoiser ------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from nullbooth import store
 from nullbooth.shards import partition
 
 SHARDED = [f"a {color} {thing}" for color in ("red", "blue", "green") for thing in ("circle", "cross", "square")]
-MEASURED = {"evaluate", "evaluation", "gallery", "samples"}
+MEASURED = {"embed_base", "evaluate", "evaluation", "gallery", "samples"}
 
 
 @pytest.mark.parametrize("config", ["config/config.yaml", "config/minimal.yaml"])

@@ -31,12 +31,13 @@ def spoken_class(prompt: str, identifier: str) -> str:
     return " ".join(word for word in prompt.split() if word != identifier)
 
 
-def measure_group(group, prompts, pictures, spare, encoders, reference, lpips, identifier, row) -> None:
-    """Rows of one group. pictures: base and tuned `[n, 3, h, w]`, pair by pair from the same noise; spare: prompts of
-    more pictures by the base model from other noise, and the pictures. What a new seed changes is the scale of drift.
+def measure_group(group, prompts, pictures, embedded, spare, encoders, reference, lpips, identifier, row) -> None:
+    """Rows of one group. pictures: base and tuned `[n, 3, h, w]`, pair by pair from the same noise; embedded: those of
+    the base model, by encoder; spare: prompts of more pictures by the base model from other noise, and by encoder their
+    embeddings. What a new seed changes is the scale of drift.
     """
     features = {
-        name: {model: metrics.embed_images(encoder, x) for model, x in pictures.items()}
+        name: {"base": embedded[name], "tuned": metrics.embed_images(encoder, pictures["tuned"])}
         for name, encoder in encoders.items()
     }
     for name, found in features.items():
@@ -48,7 +49,7 @@ def measure_group(group, prompts, pictures, spare, encoders, reference, lpips, i
                 row(model, group, "pres", fidelity)
             shown, texts = found[model], list(prompts)
             if model == "base" and spare[0]:
-                shown, texts = torch.cat((shown, metrics.embed_images(encoders[name], spare[1]))), texts + spare[0]
+                shown, texts = torch.cat((shown, spare[1][name])), texts + spare[0]
             if pairs := metrics.diversity(shown, texts):
                 row(model, group, f"{name}_div", [pairs[p].mean() if p in pairs else None for p in prompts])
     base, tuned = pictures["base"], pictures["tuned"]
@@ -72,13 +73,12 @@ def measure_group(group, prompts, pictures, spare, encoders, reference, lpips, i
                 row("tuned", group, f"{name}_{metric}", [], interval)
 
 
-def main(out: str, tuned: str, base: list[str], identity: dict, concept: dict, config: dict) -> None:
-    encoders, device = config["evaluate"], pick_device(config["device"])
+def main(
+    out: str, tuned: str, base: list[str], embedded: list[str], identity: dict, concept: dict, config: dict
+) -> None:
+    encoders = config["evaluate"]
     [folders] = [entry for entry in config["concepts"] if entry["name"] == concept["name"]]
-    loaded = {
-        name: metrics.load_encoder(encoders[name], identity[name].partition("@")[2] or None, device)
-        for name in ("clip", "dino")
-    }
+    loaded = metrics.load_encoders(encoders, identity, pick_device(config["device"]))
     lpips = metrics.load_lpips(encoders["lpips"]) if encoders["lpips"] else None
     photographs = list_images(folders["holdout"] or folders["images"])
     reference = {
@@ -103,6 +103,7 @@ def main(out: str, tuned: str, base: list[str], identity: dict, concept: dict, c
     drawn = read_drawn(Path(tuned))
     ours = {Path(tuned): drawn["images"]}
     theirs = {folder: read_drawn(folder, drawn["identity"])["images"] for folder in map(Path, base)}
+    known = [metrics.read_embeddings(path) for path in embedded]
     for group in [group for group in GROUPS if any(entry["group"] == group for entry in drawn["images"])]:
         entries, x = read_group(ours, group)
         base_entries, y = read_group(theirs, group)
@@ -110,10 +111,14 @@ def main(out: str, tuned: str, base: list[str], identity: dict, concept: dict, c
         paired = [places.pop((entry["prompt"], entry["seed"]), None) for entry in entries]
         if None in paired:
             raise ValueError(f"{tuned} and {base[0]} do not show the same {group} prompts and seeds: draw both again")
-        spoken[group] = [entry["prompt"] for entry in entries]
-        pictures, spare = {"base": y[paired], "tuned": x}, ([prompt for prompt, _ in places], y[list(places.values())])
+        spoken[group], rest = [entry["prompt"] for entry in entries], list(places.values())
+        every = {name: torch.cat([part[name, group] for part in known if (name, group) in part]) for name in loaded}
+        pictures, vectors = {"base": y[paired], "tuned": x}, {name: found[paired] for name, found in every.items()}
+        spare = [prompt for prompt, _ in places], {name: found[rest] for name, found in every.items()}
         print(f"measuring {len(entries)} pictures: {group}")
-        measure_group(group, spoken[group], pictures, spare, loaded, reference, lpips, concept["identifier"], row)
+        measure_group(
+            group, spoken[group], pictures, vectors, spare, loaded, reference, lpips, concept["identifier"], row
+        )
     prompts = {group: list(dict.fromkeys(texts)) for group, texts in spoken.items()}
     found = {"encoders": encoders, "identity": identity, "prompts": prompts, "metrics": rows}
     write_text(out, json.dumps(found, indent=1))
@@ -121,4 +126,5 @@ def main(out: str, tuned: str, base: list[str], identity: dict, concept: dict, c
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.tuned, snakemake.input.base, **snakemake.params, config=snakemake.config)
+    given = snakemake.input
+    main(snakemake.output[0], given.tuned, given.base, given.embedded, **snakemake.params, config=snakemake.config)

@@ -34,11 +34,7 @@ def measure_edit(encoders: dict, x: torch.Tensor, pairs: list[tuple[str, str]]) 
 def main(
     json_path: str, csv_path: str, edited: str, base: list[str], identity: dict, edits, contexts, config: dict
 ) -> None:
-    device = pick_device(config["device"])
-    encoders = {
-        name: metrics.load_encoder(config["evaluate"][name], identity[name].partition("@")[2] or None, device)
-        for name in ("clip", "dino")
-    }
+    encoders = metrics.load_encoders(config["evaluate"], identity, pick_device(config["device"]))
     drawn = read_drawn(Path(edited))
     ours = {Path(edited): drawn["images"]}
     theirs = {folder: read_drawn(folder, drawn["identity"])["images"] for folder in map(Path, base)}

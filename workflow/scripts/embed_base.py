@@ -1,0 +1,25 @@
+"""Rule embed_base: embeddings of the base model's pictures, once for all runs that are compared with them."""
+
+from pathlib import Path
+
+from nullbooth import metrics
+from nullbooth.images import read_drawn, read_group
+from nullbooth.models import pick_device
+from nullbooth.progress import log_to
+
+
+def main(out: str, pictures: str, identity: dict, config: dict) -> None:
+    encoders = metrics.load_encoders(config["evaluate"], identity, pick_device(config["device"]))
+    drawn = {Path(pictures): read_drawn(Path(pictures))["images"]}
+    found = {}
+    for group in dict.fromkeys(entry["group"] for entry in drawn[Path(pictures)]):
+        entries, x = read_group(drawn, group)
+        print(f"embedding {len(entries)} pictures: {group}")
+        for name, encoder in encoders.items():
+            found[name, group] = metrics.embed_images(encoder, x)
+    metrics.save_embeddings(out, found)
+
+
+if __name__ == "__main__":
+    log_to(snakemake.log[0])
+    main(snakemake.output[0], snakemake.input[0], **snakemake.params, config=snakemake.config)
