@@ -44,9 +44,7 @@ class AdapterInfo:
     prompt: str  # what calls the subject
     rule: str
     identifier: str = ""  # where text encoders read vectors of their own for it (nullbooth.inversion)
-    guided: bool | None = (
-        None  # whether protected prompts were sampled with guidance; None: nothing protected, or unknown
-    )
+    guided: bool | None = None  # whether the protected prompts were sampled with guidance; None: unknown
 
 
 class SiteProjectors(nn.Module):

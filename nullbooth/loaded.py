@@ -23,8 +23,7 @@ _FUSED = (
 _UNGUIDED = (
     "this adapter's protected prompts were sampled without guidance (sampler.guidance of 1 or less), so the empty "
     "prompt and negative prompts are not protected: with guidance, other pictures change more. Draw with "
-    "guidance_scale=1, or "
-    "train the adapter again with sampler.guidance set to the guidance you draw with"
+    "guidance_scale=1, or train the adapter again with sampler.guidance set to the guidance you draw with"
 )
 
 
