@@ -87,6 +87,13 @@ def read_about(path: Path) -> dict[str, Any]:
     return _about(path, metadata)
 
 
+def guided(about: dict[str, Any]) -> bool | None:
+    """Whether a pack's prompts were sampled with guidance, by its description; None if that does not say."""
+    sampler = about.get("sampler")
+    guidance = sampler.get("guidance") if isinstance(sampler, dict) else None
+    return guidance > 1 if isinstance(guidance, int | float) else None
+
+
 def _about(path: Path | str, metadata: dict[str, str]) -> dict[str, Any]:
     """The description in a pack's metadata, all of which came from outside. Raises InputError."""
     try:

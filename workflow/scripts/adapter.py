@@ -42,6 +42,13 @@ def drawn_pictures(folder: str | None, model: str) -> Drawn:
     return [(Path(folder) / entry["file"], entry["prompt"]) for entry in found]
 
 
+def guided_of(method: dict, config: dict) -> bool | None:
+    """Whether the protected prompts of a method were sampled with guidance."""
+    if pack := config["protect"]["pack"]:
+        return packs.guided(packs.read_about(packs.locate(pack, packs.scope_of(method))[0]))
+    return config["sampler"]["guidance"] > 1
+
+
 def protected_adapter(
     denoiser, projectors: list[str], pack: str | None, wanted: list[str], method: dict, identity: dict
 ) -> tuple[Adapter, list[float]]:
@@ -178,7 +185,7 @@ def learn(
         prompt=fill_prompt(concept["prompt"], subject_words(concept)),
         rule=", ".join(f"{rule}: {value}" for rule, value in (method["rule"] or {}).items()),
         identifier=concept["identifier"] if word else "",
-        guided=config["sampler"]["guidance"] > 1 if ours and pack is None else None,
+        guided=guided_of(method, config) if ours else None,
     )
     write_adapter(path, adapter.tensors() | word, info)
     write_text(out["config"], yaml.safe_dump({**recipe, "sampler": sampler}, sort_keys=False))
