@@ -334,7 +334,7 @@ def test_files_of_file_managers_and_nfs_among_the_results_change_nothing(finishe
     )
     jobs = executed("samples", *run.arguments(), "--forcerun", *forced)
     assert jobs.keys() >= set(forced)
-    run.prompts.write_text(run.prompts.read_text() + "a cyan ring\n")
+    run.prompts.write_text(run.prompts.read_text() + "a small cyan triangle\n")
     assert executed("covariances", *run.arguments()) == {
         "trajectory": 1,
         "moments": 3,
