@@ -1,11 +1,14 @@
 """Methods side by side: curves, equal fidelity, the Pareto front, pairing."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from running import script
 
 from nullbooth.comparison import DRIFT, FIDELITY, Point, at_equal_fidelity, drift_at, lines_of, pareto_front, stacked
 
@@ -126,6 +129,30 @@ def test_runs_are_stacked_by_seed_with_the_prompts_of_all_concepts_in_a_row():
 def test_runs_on_different_prompts_are_not_paired():
     with pytest.raises(ValueError, match="different prompts"):
         stacked([[run(["a"], [1])], [run(["b"], [1])]])
+
+
+def listed(folder, entries: list[tuple[str, str, int, int]]):
+    """A folder of pictures of one grey each: group, prompt, seed, grey."""
+    folder.mkdir()
+    for i, (*_, grey) in enumerate(entries):
+        Image.new("RGB", (8, 8), (grey,) * 3).save(folder / f"{i}.png")
+    keys = ("group", "prompt", "seed")
+    images = [{**dict(zip(keys, entry, strict=False)), "file": f"{i}.png"} for i, entry in enumerate(entries)]
+    (folder / "images.json").write_text(json.dumps({"identity": {}, "images": images}))
+    return folder
+
+
+def test_a_column_of_the_page_has_one_prompt_and_one_noise(tmp_path):
+    """The base model draws one more picture of each prompt, which is not beside any."""
+    tuned = listed(tmp_path / "tuned", [("subject", "a", 1, 10), ("subject", "b", 2, 20), ("unrelated", "c", 3, 30)])
+    one = listed(tmp_path / "one", [("subject", "b", 2, 120), ("subject", "a", 9, 190), ("subject", "a", 1, 110)])
+    rest = listed(tmp_path / "rest", [("unrelated", "c", 8, 180), ("unrelated", "c", 3, 130)])
+    page = script("comparison")
+    columns = page.columns_of(tuned)
+    for folders, expected in (([tuned], [10, 20, 30]), ([one, rest], [110, 120, 130])):
+        found = page.strip(folders, tmp_path / "page", folders[0].name, columns)
+        assert [entry["prompt"] for entry in found] == ["a", "b", "c"]
+        assert [Image.open(tmp_path / "page" / e["file"]).getpixel((0, 0))[0] for e in found] == expected
 
 
 def test_every_order_of_points_gives_the_same_front():

@@ -49,14 +49,23 @@ def cost(paths: list[Path]) -> float | None:
     )
 
 
-def strip(folder: Path, page: Path, name: str) -> list[dict]:
-    """Copies of a folder's first pictures of each group: address and prompt."""
-    listed = read_drawn(folder)["images"]
-    chosen = [e for group, n in SHOWN.items() for e in [e for e in listed if e["group"] == group][:n]]
+def columns_of(folder: Path) -> list[tuple[str, str, int]]:
+    """Group, prompt and seed of a folder's first pictures of each group."""
+    listed = [(entry["group"], entry["prompt"], entry["seed"]) for entry in read_drawn(folder)["images"]]
+    return [column for group, n in SHOWN.items() for column in [e for e in listed if e[0] == group][:n]]
+
+
+def strip(folders: list[Path], page: Path, name: str, columns: list[tuple[str, str, int]]) -> list[dict]:
+    """Copies of the pictures of these columns, out of several folders: address and prompt. The base model has drawn
+    more pictures of each prompt, from other noise."""
+    listed = [(folder, entry) for folder in folders for entry in read_drawn(folder)["images"]]
+    known = {(e["group"], e["prompt"], e["seed"]): folder / e["file"] for folder, e in listed}
     (page / name).mkdir(parents=True, exist_ok=True)
-    for entry in chosen:
-        shutil.copy(folder / entry["file"], page / name / entry["file"])
-    return [{"file": f"{name}/{entry['file']}", "prompt": entry["prompt"]} for entry in chosen]
+    copies = []
+    for i, column in enumerate(columns):
+        copy = shutil.copy(known[column], page / name / f"{i:02d}{known[column].suffix}")
+        copies.append({"file": copy.relative_to(page).as_posix(), "prompt": column[1]})
+    return copies
 
 
 def not_known(equal: dict) -> tuple[int, float]:
@@ -152,12 +161,14 @@ def main(
     svg = figures.svg(drawing)
     (page / "trade-off.svg").write_text(svg)
 
-    table, once = [], costs(statistics, class_images)
+    def pictures_of(point: str) -> Path:
+        return results / "runs" / concepts[0] / point / str(seeds[0]) / "images"
+
+    table, once, columns = [], costs(statistics, class_images), columns_of(pictures_of(found[0].name))
     for curve, ps in curves.items():
         point = best_point(ps, target)
         row = table_row(curve, point, equal[curve], points[point.name], once)
-        images = results / "runs" / concepts[0] / point.name / str(seeds[0]) / "images"
-        table.append({**row, "pictures": strip(images, page, curve)})
+        table.append({**row, "pictures": strip([pictures_of(point.name)], page, curve, columns)})
     table.sort(key=lambda row: (not_known(row["equal"]), row["drift"]["value"]))
     rows = point_rows(found, front, points)
     with open(page / "points.csv", "w", encoding="utf-8", newline="") as file:
@@ -166,9 +177,8 @@ def main(
         writer.writerows(rows)
     summary = {"fidelity": target, "reference": reference, "once": once, "methods": table, "points": rows}
     (page / "comparison.json").write_text(json.dumps(summary, indent=1))
-    base = []
-    for part in (concepts[0], "unrelated"):
-        base += strip(results / "images/base" / f"{part}@{steps}", page, f"base-{part}")
+    drawn = [results / "images/base" / f"{part}@{steps}" for part in (concepts[0], "unrelated")]
+    base = strip(drawn, page, "base", columns)
     about = {"reference": reference, "target": target, "seeds": len(seeds), "steps": steps, "small": small}
     about |= {"scales": sorted({point.scale for point in found}), "most_gap": MOST_GAP}
     about |= {group: f"drift_{group}" in table[0] for group in ("unprotected", "names")}
