@@ -101,7 +101,7 @@ try:
     }
     if lpips := config["evaluate"]["lpips"]:
         ENCODERS["lpips"] = file_digest(Path(lpips))
-    EMBEDDED_BY = digest({name: ENCODERS[name] for name in ("clip", "dino")})
+    EMBEDDING = {name: ENCODERS[name] for name in ("clip", "dino")}
     for entry in config["concepts"]:
         for key in filter(entry.get, ("images", "holdout")):
             entry[f"{key}_digest"] = content_digest(entry[key])
@@ -263,7 +263,7 @@ def page_of(kind, names, **params):
 
 def viewed(names):
     """For a script, what plain names lead to (nullbooth.targets.view)."""
-    return {name: [str(target), file] for name, (target, file) in ((name, SHOWN[name]) for name in names)}
+    return {name: list(map(str, SHOWN[name])) for name in names}
 
 
 def kept_runs(runs):
@@ -468,7 +468,7 @@ def base_parts(wildcards):
 def base_embeddings(wildcards):
     """What the evaluators make of them."""
     folders = map(Path, base_parts(wildcards))
-    return [str(path.parent / "embeddings" / path.name / f"{EMBEDDED_BY}.safetensors") for path in folders]
+    return [str(path.parent / "embeddings" / path.name / f"{digest(EMBEDDING)}.safetensors") for path in folders]
 
 
 def projectors_of(method):

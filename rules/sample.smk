@@ -137,7 +137,7 @@ rule embed_base:
         mem_mb=grown(4000, "embed_base"),
         runtime=longer(30),
     params:
-        identity=ENCODERS,
+        identity=EMBEDDING,
     message:
         "Embedding pictures of the base model: {wildcards.part}"
     script:

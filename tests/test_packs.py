@@ -448,6 +448,7 @@ def test_adapters_of_a_pack_are_those_of_the_stores(finished, tmp_path):
             path = run.folder / f"results/runs/starling/{method}/0/adapter.safetensors"
             found, same = read_adapter(path)
             assert same == info
+            assert info.guided, "as the prompts of the statistics were sampled"
             assert found.keys() == tensors.keys()
             for name, value in tensors.items():
                 assert (found[name] - value).norm() <= tolerance * value.norm(), (pack, name)
