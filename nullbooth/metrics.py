@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nullbooth.modelfiles import picture_size, read_json
 from nullbooth.models import load_whole
 from nullbooth.tensors import load_tensors, save_tensors
 
@@ -53,12 +54,10 @@ def load_encoder(path: str, revision: str | None = None, device: torch.device | 
     from transformers.utils import cached_file
 
     options = {"revision": revision, "trust_remote_code": False}
-    model = load_whole(AutoModel, path, f"evaluate: {path}", dtype=torch.float32, **options).eval()
-    config = json.loads(
-        Path(cached_file(path, "preprocessor_config.json", revision=revision)).read_text(encoding="utf-8")
-    )
-    size = config.get("crop_size") if config.get("do_center_crop", True) else config["size"]
-    size = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
+    # DINO of 2021 is a ViT that was published without the pooler that transformers gives to one.
+    model = load_whole(AutoModel, path, f"evaluate: {path}", ("pooler",), dtype=torch.float32, **options).eval()
+    about = Path(cached_file(path, "preprocessor_config.json", revision=revision))
+    size = picture_size(config := read_json(about), f"evaluate: {about}")
     tokenizer = AutoTokenizer.from_pretrained(path, **options) if hasattr(model, "get_text_features") else None
     heads = attributes = None
     if (Path(path) / "heads.json").is_file():
@@ -78,7 +77,11 @@ def load_encoders(paths: dict[str, str], identity: dict[str, str], device: torch
 
 
 def _tensor(output: object) -> Tensor:
-    return output if isinstance(output, Tensor) else output.pooler_output
+    """Features `[n, d]` of a model's output: the pooled ones, or where none are those of the class token."""
+    if isinstance(output, Tensor):
+        return output
+    pooled = output.get("pooler_output")
+    return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
 
 @torch.no_grad()
@@ -90,7 +93,7 @@ def embed_images(encoder: Encoder, x: Tensor, batch: int = 16) -> Tensor:
         if encoder.tokenizer is not None:
             found = _tensor(encoder.model.get_image_features(pixel_values=pixels))
         else:
-            found = encoder.model(pixel_values=pixels).pooler_output
+            found = _tensor(encoder.model(pixel_values=pixels))
         features.append(found.cpu())
     return F.normalize(torch.cat(features), dim=-1)
 
@@ -111,8 +114,9 @@ def read_embeddings(path: Path | str) -> dict[tuple[str, str], Tensor]:
 def embed_texts(encoder: Encoder, texts: list[str]) -> Tensor:
     """Unit embeddings `[n, d]`, on the CPU, of texts by a CLIP-shaped encoder."""
     tokens = encoder.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-    tokens = tokens.to(encoder.model.device)
-    features = encoder.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+    # SigLIP's has no attention mask: it was trained with the padding in sight.
+    known = {key: tokens[key].to(encoder.model.device) for key in ("input_ids", "attention_mask") if key in tokens}
+    features = encoder.model.get_text_features(**known)
     return F.normalize(_tensor(features).cpu(), dim=-1)
 
 
@@ -196,7 +200,7 @@ def attribute_accuracy(encoder: Encoder, x: Tensor, prompts: list[str]) -> dict[
     A value is named if its words stand in the prompt; `background` is the colour before that word, `color` another.
     """
     passes = (encoder.prepare(part).to(encoder.model.device) for part in x.split(16))
-    features = torch.cat([encoder.model(pixel_values=pixels).pooler_output.cpu() for pixels in passes])
+    features = torch.cat([_tensor(encoder.model(pixel_values=pixels)).cpu() for pixels in passes])
     logits = encoder.heads(features).split([len(v) for v in encoder.attributes.values()], -1)
     hits: dict[str, list[float | None]] = {}
     for name, part in zip(encoder.attributes, logits, strict=True):

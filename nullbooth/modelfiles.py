@@ -27,6 +27,9 @@ from nullbooth.text import InputError, shown
 DENOISERS = ("unet", "transformer")
 # Of which a tiny one goes through the whole workflow in the tests.
 TRANSFORMERS = ("PixArtTransformer2DModel", "SanaTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
+# What a tokenizer is read from, and the encoders of images that read one size alone.
+_WORDS = ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt")
+_FIXED = ("clip", "siglip", "vit")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 # Where one file has the parts of a pipeline, in the names of the original repositories; T5 has a place of its own.
 _DENOISER = ("model.diffusion_model.",)
@@ -233,6 +236,51 @@ def check_encoder(folder: Path, key: str) -> None:
     check_weights(folder, key, "transformers")
     if not (folder / "preprocessor_config.json").is_file():
         raise InputError(f"{key}: {folder} has no preprocessor_config.json, which says how it wants its images")
+    config, about = read_json(folder / "config.json"), read_json(folder / "preprocessor_config.json")
+    vision = config.get("vision_config") or config
+    if not {"image_size", "patch_size", "num_channels"} & set(vision) and "vision_config" not in config:
+        raise SettingsError(
+            f"{key}: {folder}/config.json: model_type {shown(config.get('model_type'))} takes no images; give an image "
+            "encoder such as openai/clip-vit-base-patch32 or facebook/dinov2-base"
+        )
+    if key == "evaluate.clip":
+        check_texts(folder, config, key)
+    size, own = picture_size(about, where := f"{key}: {folder}/preprocessor_config.json"), vision.get("image_size")
+    if config.get("model_type") in _FIXED and isinstance(own, int) and size != own:
+        raise InputError(
+            f"{where}: pictures of {size} pixels, but config.json has image_size {own}, and the model reads no other "
+            "size; the files do not belong together: download the model again"
+        )
+
+
+def check_texts(folder: Path, config: dict[str, Any], key: str) -> None:
+    """Refuse an encoder of images alone where texts are compared with images."""
+    if "text_config" not in config:
+        raise SettingsError(
+            f"{key}: {folder}/config.json: model_type {shown(config.get('model_type'))} has no text encoder; give a "
+            "CLIP or SigLIP model, such as openai/clip-vit-base-patch32"
+        )
+    if not any((folder / name).is_file() for name in _WORDS):
+        raise InputError(f"{key}: {folder} has no tokenizer ({', '.join(_WORDS)}); download the model again")
+
+
+def picture_size(about: dict[str, Any], where: str) -> int:
+    """The side in pixels of the square pictures that an encoder takes, by its preprocessor_config.json.
+
+    Reads every form in which transformers has written it: a number, height and width, or the shortest edge; of the crop
+    if there is one. Raises InputError, which begins with `where`, if there is none or mean and deviation are not given.
+    """
+    for name in ("image_mean", "image_std"):
+        if not (isinstance(value := about.get(name), list) and len(value) == 3):
+            raise InputError(f"{where}: {name} {shown(value)}: three numbers are needed; download the model again")
+    crop = about.get("do_center_crop", True) and about.get("crop_size") is not None
+    size = about.get("crop_size" if crop else "size")
+    side = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
+    if not isinstance(side, int) or side < 1:
+        raise InputError(
+            f"{where}: {'crop_size' if crop else 'size'} {shown(size)} is no size of pictures; download the model again"
+        )
+    return side
 
 
 def check_config(folder: Path, key: str) -> None:

@@ -360,11 +360,11 @@ def _of_diffusers(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == "diffusers"
 
 
-def load_whole(cls: Any, model: str, where: str, **options: Any) -> Any:
+def load_whole(cls: Any, model: str, where: str, optional: tuple[str, ...] = (), **options: Any) -> Any:
     """`cls.from_pretrained`, where the libraries would leave weights at random or carry on with NaN: raises InputError.
 
     Safetensors only. Weights beyond the model's own are refused of diffusers' models alone: text encoders are often
-    taken out of larger ones.
+    taken out of larger ones. optional: children that become None if the files have no weight of theirs.
     """
     mend = "its files are damaged or do not belong together: download the model again"
     if not _of_diffusers(cls):
@@ -373,6 +373,11 @@ def load_whole(cls: Any, model: str, where: str, **options: Any) -> Any:
         module, said = cls.from_pretrained(model, use_safetensors=True, output_loading_info=True, **options)
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise InputError(f"{where}: {str(error).strip().partition('If you want')[0]} ({mend})") from error
+    for name in optional:
+        own = {key for key in module.state_dict() if key.startswith(f"{name}.")}
+        if own and own <= set(said["missing_keys"]):
+            setattr(module, name, None)
+            said["missing_keys"] = set(said["missing_keys"]) - own
     problems = {"missing_keys": "is missing", "mismatched_keys": "has another shape"}
     problems |= {"unexpected_keys": "is no weight of this model"} if _of_diffusers(type(module)) else {}
     for kind, problem in problems.items():

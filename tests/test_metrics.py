@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from running import ROOT, script
-from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    SiglipConfig,
+    SiglipModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from nullbooth.images import load_image
 from nullbooth.metrics import (
@@ -29,6 +40,8 @@ from nullbooth.metrics import (
     paired_drift,
     subject_fidelity,
 )
+from nullbooth.modelfiles import check_encoder, picture_size
+from nullbooth.text import InputError
 from world import scenes, tokenizer
 
 ATTRIBUTES = {
@@ -251,6 +264,116 @@ def test_dino_embeddings_are_those_of_the_model(dino_folder):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
     assert encoder.tokenizer is None
+
+
+def vit(folder, **about):
+    """As facebook/dino-vits16 lies on the Hub: a ViT without a pooler, whose preprocessor has one number for a size."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
+    )
+    model = ViTModel(config, add_pooling_layer=False).eval()
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING | {"size": 16} | about))
+    return model
+
+
+@torch.no_grad()
+def test_a_vit_without_pooler_gives_its_class_token(tmp_path):
+    model, x = vit(tmp_path), pictures(3, 16)
+    check_encoder(tmp_path, "evaluate.dino")
+    encoder = load_encoder(str(tmp_path))
+    expected = F.normalize(model(pixel_values=encoder.prepare(x)).last_hidden_state[:, 0], dim=-1)
+    torch.testing.assert_close(embed_images(encoder, x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embed_images(load_encoder(str(tmp_path)), x), embed_images(encoder, x))
+
+
+@torch.no_grad()
+def test_a_vit_with_a_pooler_gives_what_that_makes(tmp_path):
+    vit(tmp_path)
+    pooled = ViTModel(ViTConfig.from_pretrained(tmp_path)).eval()
+    pooled.save_pretrained(tmp_path)
+    encoder, x = load_encoder(str(tmp_path)), pictures(3, 16)
+    expected = F.normalize(pooled(pixel_values=encoder.prepare(x)).pooler_output, dim=-1)
+    torch.testing.assert_close(embed_images(encoder, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_half_a_pooler_is_a_damaged_file(tmp_path):
+    vit(tmp_path)
+    ViTModel(ViTConfig.from_pretrained(tmp_path)).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["pooler.dense.bias"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"pooler\.dense\.bias is missing"):
+        load_encoder(str(tmp_path))
+
+
+@torch.no_grad()
+def test_siglip_compares_texts_and_pictures_as_the_model_does(tmp_path):
+    words = tokenizer.build()
+    torch.manual_seed(0)
+    tower = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    text = dict(**tower, vocab_size=len(words), max_position_embeddings=tokenizer.MAX_LENGTH, projection_size=16)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=dict(**tower, image_size=16, patch_size=8))).eval()
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    said["model_input_names"] = ["input_ids"]  # SigLIP was trained with the padding in sight
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    about = PREPROCESSING | {"do_resize": True, "size": {"height": 16, "width": 16}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
+    check_encoder(tmp_path, "evaluate.clip")
+    encoder, x, texts = load_encoder(str(tmp_path)), pictures(2, 16), ["a red star", "a blue ring"]
+    ids = words(texts, padding="max_length", return_tensors="pt").input_ids
+    both = model(input_ids=ids, pixel_values=encoder.prepare(x))
+    torch.testing.assert_close(embed_images(encoder, x), both.image_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embed_texts(encoder, texts), both.text_embeds, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("about", "size"),
+    [
+        ({"size": 224}, 224),  # dino-vits16
+        ({"size": {"height": 256, "width": 256}}, 256),  # SigLIP, DINOv3
+        ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, 224),  # DINOv2
+        ({"size": 224, "crop_size": 224, "do_center_crop": True}, 224),  # clip-vit-base-patch32
+        ({"size": {"height": 64}, "crop_size": {"height": 224}, "do_center_crop": False}, 64),
+        ({"size": {"height": 64}, "crop_size": None}, 64),
+    ],
+)
+def test_the_size_of_pictures_is_read_in_every_form_it_has_on_the_hub(about, size):
+    assert picture_size(PREPROCESSING | about, "here") == size
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({}, "size None is no size of pictures"),
+        ({"size": {"longest_edge": 64}}, "size .* is no size of pictures"),
+        ({"size": 16, "image_mean": None}, "image_mean None: three numbers are needed"),
+        ({"size": 32}, "pictures of 32 pixels, but config.json has image_size 16"),
+    ],
+)
+def test_an_encoder_of_no_use_is_refused_before_the_first_job(tmp_path, about, said):
+    vit(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING | about))
+    with pytest.raises(InputError, match=f"^evaluate.dino: {tmp_path}/preprocessor_config.json: {said}"):
+        check_encoder(tmp_path, "evaluate.dino")
+
+
+def test_an_encoder_of_images_alone_compares_no_texts(tmp_path, clip_folder):
+    vit(tmp_path)
+    with pytest.raises(InputError, match=r"evaluate\.clip: .*model_type 'vit' has no text encoder"):
+        check_encoder(tmp_path, "evaluate.clip")
+    copy = shutil.copytree(clip_folder, tmp_path / "clip")
+    check_encoder(copy, "evaluate.clip")
+    for path in (*copy.glob("*vocab*"), *copy.glob("tokenizer.json")):
+        path.unlink()
+    with pytest.raises(InputError, match=r"evaluate\.clip: .*clip has no tokenizer"):
+        check_encoder(copy, "evaluate.clip")
+    (copy / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 9}))
+    with pytest.raises(InputError, match=r"evaluate\.dino: .*model_type 'bert' takes no images"):
+        check_encoder(copy, "evaluate.dino")
 
 
 def test_attribute_accuracy_counts_what_prompts_name(dino_folder):
