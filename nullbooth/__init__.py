@@ -4,10 +4,10 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 _HOMES = {
-    "InputError": "text",
-    "ProjectorError": "projector",
-    "SettingsError": "settings",
-    "StoreError": "seal",
+    "InputError": "errors",
+    "ProjectorError": "errors",
+    "SettingsError": "errors",
+    "StoreError": "errors",
     "export_lora": "export",
     "fuse": "export",
     "load_adapter": "loaded",

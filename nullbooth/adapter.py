@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nullbooth.errors import InputError
 from nullbooth.projector import Projector
 from nullbooth.tensors import load_tensors, save_tensors
-from nullbooth.text import InputError
 
 FORMAT = "nullbooth-adapter-1"
 SCOPES = ("timestep", "pooled", "shared")

@@ -25,7 +25,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from nullbooth.projector import ProjectorError, decompose, free_directions, nothing_free
+from nullbooth.errors import ProjectorError
+from nullbooth.projector import decompose, free_directions, nothing_free
 
 
 def free_factor(c: Tensor, rule: str, value: float, site: str = "?") -> Tensor:

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nullbooth.text import InputError, shown
+from nullbooth.errors import InputError
+from nullbooth.text import shown
 
 # Known to nullbooth beside what diffusers lists as text-to-image.
 _MORE = ("SanaSprintPipeline", "StableDiffusionSAGPipeline", "StableDiffusionPanoramaPipeline")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nullbooth.closed_form import edit_map, factors, free_factor
+from nullbooth.errors import InputError
 from nullbooth.models import denoiser_of
 from nullbooth.sites import Feature, find_features, find_sites, read_inputs
-from nullbooth.text import InputError, shown
+from nullbooth.text import shown
 from nullbooth.trajectories import Resolution, denoiser_inputs, first_call
 from nullbooth.wording import Edit, align
 

@@ -2,7 +2,7 @@
 
 import re
 
-from nullbooth.settings import SettingsError
+from nullbooth.errors import SettingsError
 from nullbooth.text import shown
 from nullbooth.wording import concerns
 

@@ -10,10 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
+from nullbooth.errors import InputError
 from nullbooth.files import read_json, write_text
 from nullbooth.modelfiles import DENOISERS, loaded_files, shapes_of
 from nullbooth.parts import encoder_files
-from nullbooth.text import InputError, read_text
+from nullbooth.text import read_text
 
 CONFIGS = (".json", ".txt", ".model")  # and tokenizers
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401 (Pillow knows WebP once this is imported)
 
 from nullbooth.colour import as_seen, colour_note, seen_anew
+from nullbooth.errors import InputError
 from nullbooth.files import read_json
 from nullbooth.identity import digest, file_digest
-from nullbooth.text import InputError, read_text, shown, strange_character
+from nullbooth.text import read_text, shown, strange_character
 
 if TYPE_CHECKING:  # late below: the workflow lists and checks photographs without torch
     from torch import Tensor

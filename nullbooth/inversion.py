@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nullbooth.adapter import WORD
+from nullbooth.errors import InputError
 from nullbooth.models import denoiser_of
-from nullbooth.text import InputError
 from nullbooth.trajectories import spoken
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nullbooth import inversion, models
 from nullbooth.adapter import AdapterInfo, nearest_index, read_adapter, split_word, timestep_argument
-from nullbooth.text import InputError
+from nullbooth.errors import InputError
 
 SAMPLED = 64  # numbers of each weight by which it is seen whether somebody else has set it
 _FUSED = (

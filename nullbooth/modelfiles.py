@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth.drawable import check_class, check_given, check_roles
+from nullbooth.errors import InputError, SettingsError
 from nullbooth.parts import (
     LIBRARIES,
     UNUSED,
@@ -21,8 +22,7 @@ from nullbooth.parts import (
     weight_files,
     weights_name,
 )
-from nullbooth.settings import SettingsError
-from nullbooth.text import InputError, shown
+from nullbooth.text import shown
 
 DENOISERS = ("unet", "transformer")
 # Of which a tiny one goes through the whole workflow in the tests.

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from nullbooth import devices
 from nullbooth.drawable import check_class, check_given
+from nullbooth.errors import InputError
 from nullbooth.identity import CONFIGS, known_configs
 from nullbooth.modelfiles import DENOISERS, check_file, components, places_of, shapes_of
 from nullbooth.parts import UNUSED, has_variant, lacking_words, read_json
-from nullbooth.text import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Settings of the config by the names of arguments here: of the denoiser alone, and of pipelines.

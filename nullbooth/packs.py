@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from nullbooth import __version__
+from nullbooth.errors import InputError, SettingsError
 from nullbooth.identity import hub_file, remembered_digests
 from nullbooth.projector import RULES, Projector, projector
-from nullbooth.settings import SettingsError, fill_prompt
-from nullbooth.text import InputError, shown, strange_character
+from nullbooth.settings import fill_prompt
+from nullbooth.text import shown, strange_character
 
 FORMAT = "nullbooth-pack-1"
 WHAT, MEND = "a NullBooth pack", "copy it again, or make it again (snakemake pack)"

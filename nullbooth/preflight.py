@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth.borrowed import borrowed
+from nullbooth.errors import InputError, SettingsError
 from nullbooth.identity import read_prompts
 from nullbooth.images import captions, list_images
 from nullbooth.modelfiles import (
@@ -22,9 +23,9 @@ from nullbooth.modelfiles import (
     read_json,
     weight_names,
 )
-from nullbooth.settings import PACKAGES, SettingsError, fill_prompt, subject_words, word_in
+from nullbooth.settings import PACKAGES, fill_prompt, subject_words, word_in
 from nullbooth.subjects import check_named, check_subjects
-from nullbooth.text import InputError, shown
+from nullbooth.text import shown
 from nullbooth.tokens import check_lengths
 from nullbooth.wording import edits_of
 

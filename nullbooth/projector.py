@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nullbooth.errors import ProjectorError
+
 RULES = ("energy", "absolute", "relative", "fraction", "soft")
-
-
-class ProjectorError(ValueError):
-    """The moments of a site do not give a usable projector."""
 
 
 def decompose(c: NDArray, site: str = "?") -> tuple[NDArray, NDArray]:

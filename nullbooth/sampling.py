@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nullbooth.errors import InputError
 from nullbooth.identity import step_generators
 from nullbooth.models import denoiser_of, device_of, passes_in
-from nullbooth.text import InputError
 from nullbooth.trajectories import call_options, for_each, initial_latents
 
 

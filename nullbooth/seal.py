@@ -3,14 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from nullbooth.errors import StoreError
 from nullbooth.files import read_json
 from nullbooth.identity import digest
 
 MEND = "delete the store and run its rule again"
-
-
-class StoreError(ValueError):
-    """A store is missing, broken, or was made from something else."""
 
 
 def sealed(attributes: dict[str, Any]) -> dict[str, Any]:

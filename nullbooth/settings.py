@@ -11,7 +11,8 @@ from typing import Any
 
 import jsonschema
 
-from nullbooth.text import InputError, has_secret, shown, strange_character
+from nullbooth.errors import SettingsError
+from nullbooth.text import has_secret, shown, strange_character
 from nullbooth.typed import resolve, typed
 
 RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "replay", "oft", "corda")
@@ -38,10 +39,6 @@ _STRAY = re.compile(
 _DEPTH = 20  # of dictionaries and lists within each other
 _LONGEST = 2000  # characters of one setting
 _LINES = 8  # of a message
-
-
-class SettingsError(InputError):
-    """The config does not fit its schema."""
 
 
 def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

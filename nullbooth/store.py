@@ -10,9 +10,10 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
+from nullbooth.errors import StoreError
 from nullbooth.files import whole
 from nullbooth.progress import spent
-from nullbooth.seal import MEND, StoreError, read_attributes, sealed
+from nullbooth.seal import MEND, read_attributes, sealed
 
 CHUNK_BYTES = 8 << 20
 LIBRARIES = ("numpy", "zarr", "torch", "diffusers")

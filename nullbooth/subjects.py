@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from nullbooth.errors import SettingsError
 from nullbooth.images import captions, check_image, list_images, list_unused
-from nullbooth.settings import SettingsError, fill_prompt, names_subject, subject_words
+from nullbooth.settings import fill_prompt, names_subject, subject_words
 from nullbooth.text import shown
 
 _SHOWN = 8  # file names in a warning

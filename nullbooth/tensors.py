@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nullbooth.errors import InputError
 from nullbooth.files import whole
-from nullbooth.text import InputError
 
 
 def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

@@ -4,16 +4,14 @@ import re
 import reprlib
 from pathlib import Path
 
+from nullbooth.errors import InputError
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 # What a key of a service looks like, or the name and password of an address.
 _SECRET = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}|://[^/\s@]+:[^/\s@]+@")
 # Control characters but tab and ends of lines, and halves of characters (lone surrogates), which no file can hold.
 _STRANGE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
-
-
-class InputError(ValueError):
-    """Something from outside cannot be used; the message names the file or key, the value and the mend."""
 
 
 def shown(value: object) -> str:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nullbooth.adapter import nearest_index
+from nullbooth.errors import InputError
 from nullbooth.identity import prompt_seed, seeded_noise, step_generators
 from nullbooth.models import denoiser_of, device_of, fitting_batch, latents_name, packed, resolution_of
-from nullbooth.text import InputError
 from nullbooth.tokens import check_read
 
 Resolution = int | tuple[int, int] | None  # pixels of a picture's side, its height and width, or the model's own

@@ -30,7 +30,6 @@ from nullbooth.plan import work_of
 from nullbooth.preflight import check_identifiers, check_inputs
 from nullbooth.settings import (
     OF_TRAJECTORIES,
-    SettingsError,
     compared_points,
     complete,
     fill_prompt,
@@ -40,6 +39,7 @@ from nullbooth.settings import (
     subject_words,
     sweep_points,
 )
+from nullbooth.errors import SettingsError
 from nullbooth.targets import known_as, show
 from nullbooth.shards import choose_shards, cut_shards, enough, shard_identity
 from nullbooth.wording import edits_of, not_concerned

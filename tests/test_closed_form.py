@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nullbooth.closed_form import edit_map, factors, free_factor, solve
-from nullbooth.projector import ProjectorError
+from nullbooth.errors import ProjectorError
 
 WIDTH = 12
 RULES = {"energy": 1e-9, "absolute": 1e-9, "relative": 1e-9, "fraction": 0.5}  # each leaves as much free, of these:

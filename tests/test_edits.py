@@ -15,10 +15,9 @@ from torch import Tensor
 from nullbooth import export_lora, fuse, load_adapter
 from nullbooth.adapter import AdapterInfo, write_adapter
 from nullbooth.edits import TextFeatures, solve_edits
+from nullbooth.errors import InputError, ProjectorError
 from nullbooth.models import denoiser_of
-from nullbooth.projector import ProjectorError
 from nullbooth.sites import find_sites
-from nullbooth.text import InputError
 from nullbooth.wording import Edit
 
 CROSS = ["Stable Diffusion 1", "Stable Diffusion 2", "Stable Diffusion XL", "LCM", "PixArt-Sigma", "Sana"]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
 from nullbooth.adapter import FORMAT, AdapterInfo
+from nullbooth.errors import InputError
 from nullbooth.export import export_lora
 from nullbooth.identity import digest, read_prompts
 from nullbooth.images import captions, check_image, list_images, open_image
@@ -23,7 +24,6 @@ from nullbooth.loaded import load_adapter
 from nullbooth.preflight import check_inputs
 from nullbooth.settings import complete
 from nullbooth.tensors import save_tensors
-from nullbooth.text import InputError
 
 LONGEST = 2000  # characters of a message: a person reads it
 

@@ -20,13 +20,13 @@ from running import ROOT, snakemake
 from safetensors.torch import load_file, save_file
 
 from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
+from nullbooth.errors import InputError
 from nullbooth.export import export_lora
 from nullbooth.images import captions, list_images, load_image
 from nullbooth.loaded import load_adapter
 from nullbooth.models import load_denoiser, load_pipeline, set_sampler
 from nullbooth.preflight import check_inputs
 from nullbooth.settings import complete
-from nullbooth.text import InputError
 from nullbooth.trajectories import record
 
 CPU = torch.device("cpu")

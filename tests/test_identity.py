@@ -10,6 +10,7 @@ import torch
 from running import ROOT
 
 from nullbooth import identity
+from nullbooth.errors import InputError
 from nullbooth.identity import (
     digest,
     file_digest,
@@ -19,7 +20,6 @@ from nullbooth.identity import (
     read_prompts,
     seeded_noise,
 )
-from nullbooth.text import InputError
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",

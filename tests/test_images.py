@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from nullbooth.errors import InputError
 from nullbooth.identity import digest, file_digest
 from nullbooth.images import (
     captions,
@@ -22,7 +23,6 @@ from nullbooth.images import (
     open_image,
     to_pil,
 )
-from nullbooth.text import InputError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

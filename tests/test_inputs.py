@@ -7,9 +7,9 @@ import yaml
 from hostile import ROOT, World, overlay, photograph
 
 from nullbooth.borrowed import borrowed
+from nullbooth.errors import InputError
 from nullbooth.preflight import check_inputs
 from nullbooth.settings import complete
-from nullbooth.text import InputError
 
 
 @pytest.fixture

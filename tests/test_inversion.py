@@ -14,11 +14,11 @@ from test_training import SETTINGS, losses
 
 from nullbooth import export_lora, fuse, inversion, load_adapter
 from nullbooth.adapter import read_adapter, write_adapter
+from nullbooth.errors import InputError
 from nullbooth.export import export_word, token_of
 from nullbooth.inversion import Word, put
 from nullbooth.models import denoiser_of
 from nullbooth.photographs import conditions, training_data
-from nullbooth.text import InputError
 from nullbooth.training import is_flow, train
 from nullbooth.trajectories import spoken
 

@@ -10,10 +10,11 @@ from test_adapter import CHANGED, KEPT, saved
 from nullbooth import figures, load_adapter, store
 from nullbooth.adapter import Adapter
 from nullbooth.comparison import DRIFT, FIDELITY
+from nullbooth.errors import ProjectorError
 from nullbooth.identity import prompt_seed
 from nullbooth.lifelong import COLORS_RIGHT, Known, capacity, fidelities, free_counts, summary, tidy
 from nullbooth.models import OF_PIPELINE, load_pipeline
-from nullbooth.projector import ProjectorError, decompose, projector
+from nullbooth.projector import decompose, projector
 from nullbooth.selection import DEFAULT
 from nullbooth.sites import find_sites
 from nullbooth.statistics import short_of, site_projectors

@@ -6,7 +6,7 @@ import torch
 from test_adapter import info_of
 
 from nullbooth import fuse, load_adapter
-from nullbooth.text import InputError
+from nullbooth.errors import InputError
 
 
 @pytest.fixture

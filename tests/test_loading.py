@@ -20,6 +20,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from nullbooth import headers, load_adapter
 from nullbooth.adapter import AdapterInfo, read_adapter
+from nullbooth.errors import InputError, SettingsError
 from nullbooth.modelfiles import attention_names, check_pipeline
 from nullbooth.models import (
     autocast,
@@ -37,8 +38,6 @@ from nullbooth.models import (
 from nullbooth.preflight import check_attention
 from nullbooth.sampling import sample
 from nullbooth.selection import DEFAULT
-from nullbooth.settings import SettingsError
-from nullbooth.text import InputError
 from nullbooth.trajectories import first_call, record
 
 CPU = torch.device("cpu")

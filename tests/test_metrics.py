@@ -25,6 +25,7 @@ from transformers import (
     ViTModel,
 )
 
+from nullbooth.errors import InputError
 from nullbooth.images import load_image
 from nullbooth.metrics import (
     Encoder,
@@ -41,7 +42,6 @@ from nullbooth.metrics import (
     subject_fidelity,
 )
 from nullbooth.modelfiles import check_encoder, picture_size
-from nullbooth.text import InputError
 from world import scenes, tokenizer
 
 ATTRIBUTES = {

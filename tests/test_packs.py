@@ -18,15 +18,15 @@ from running import ROOT, Run, executed, planned, snakemake
 from nullbooth import estimate, headers, packs, store
 from nullbooth.adapter import Adapter, read_adapter
 from nullbooth.cost import Machine
+from nullbooth.errors import InputError, SettingsError
 from nullbooth.identity import digest, model_identity
 from nullbooth.plan import work_of
 from nullbooth.projector import decompose
 from nullbooth.selection import DEFAULT
-from nullbooth.settings import SettingsError, complete, sweep_points
+from nullbooth.settings import complete, sweep_points
 from nullbooth.sites import find_sites
 from nullbooth.statistics import in_order, site_projectors
 from nullbooth.tensors import load_tensors, save_tensors
-from nullbooth.text import InputError
 
 IDENTITY = {"model": "abc", "prompts": "p", "sampler": "s", "sites": digest(["cross-attention"])}
 ABOUT = {"model": "tiny", "sites": ["cross-attention"], "sampler": {"steps": 2}, "resolution": None}

@@ -5,9 +5,9 @@ import pytest
 import tiny
 import torch
 
+from nullbooth.errors import InputError
 from nullbooth.models import set_sampler
 from nullbooth.sampling import sample, sample_halves, without_halves
-from nullbooth.text import InputError
 
 PROMPTS = ["a red star", "a small blue ring", "a heart on a green background", "a red star"]
 SEEDS = [1, 2, 3, 4]

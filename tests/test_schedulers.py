@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
+from nullbooth.errors import InputError
 from nullbooth.models import check_steps, fitting_sampler, objective_of, training_scheduler
-from nullbooth.text import InputError
 
 DIFFUSION = ("DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "EulerAncestralDiscrete", "HeunDiscrete", "LCM",
              "KDPM2AncestralDiscrete", "LMSDiscrete", "PNDM", "SASolver", "TCD", "UniPCMultistep")  # fmt: skip

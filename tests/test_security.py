@@ -20,12 +20,12 @@ from hostile import TOKEN
 from running import ROOT, Run, script, snakemake
 from test_hostile import SCRIPT, SMILE, UNUSUAL
 
+from nullbooth.errors import InputError
 from nullbooth.gallery import render
 from nullbooth.loaded import load_adapter
 from nullbooth.metrics import load_encoder
 from nullbooth.modelfiles import check_encoder, check_pipeline
 from nullbooth.models import load_denoiser, load_pipeline
-from nullbooth.text import InputError
 
 CPU = torch.device("cpu")
 

@@ -7,16 +7,8 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from nullbooth.settings import (
-    RIVALS,
-    SettingsError,
-    compared_points,
-    complete,
-    fill_prompt,
-    subject_words,
-    sweep_points,
-)
-from nullbooth.text import InputError
+from nullbooth.errors import InputError, SettingsError
+from nullbooth.settings import RIVALS, compared_points, complete, fill_prompt, subject_words, sweep_points
 from nullbooth.training import TrainSettings
 
 NEEDED = {

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from nullbooth import headers, identity, load_adapter
 from nullbooth.adapter import AdapterInfo
 from nullbooth.cost import Model
+from nullbooth.errors import InputError
 from nullbooth.export import write_card
 from nullbooth.identity import known_configs, model_folder, single_identity
 from nullbooth.modelfiles import check_pipeline
 from nullbooth.models import load_denoiser, load_pipeline, resolution_of
 from nullbooth.selection import DEFAULT
-from nullbooth.text import InputError
 
 CPU = torch.device("cpu")
 MAKE = {

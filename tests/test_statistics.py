@@ -6,8 +6,9 @@ import tiny
 import torch
 
 from nullbooth import store
+from nullbooth.errors import ProjectorError
 from nullbooth.moments import collecting
-from nullbooth.projector import ProjectorError, decompose
+from nullbooth.projector import decompose
 from nullbooth.selection import DEFAULT
 from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, moments_at, site_projectors

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth.settings import SettingsError
+from nullbooth.errors import SettingsError
 from nullbooth.wording import Edit, align, concerns, edits_of, not_concerned
 
 BEGIN, END = 90, 91

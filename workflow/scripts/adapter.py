@@ -10,13 +10,13 @@ from accelerate import PartialState
 
 from nullbooth import devices, inversion, load_adapter, models, packs
 from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
+from nullbooth.errors import ProjectorError
 from nullbooth.files import write_text
 from nullbooth.identity import digest
 from nullbooth.images import read_drawn
 from nullbooth.inversion import Word
 from nullbooth.photographs import Drawn, training_data
 from nullbooth.progress import log_to
-from nullbooth.projector import ProjectorError
 from nullbooth.replay import Replay
 from nullbooth.rivals import FineTune
 from nullbooth.sampling import sample

@@ -5,9 +5,10 @@ import json
 import numpy as np
 
 from nullbooth import store
+from nullbooth.errors import ProjectorError
 from nullbooth.files import write_text
 from nullbooth.progress import log_to, reporter
-from nullbooth.projector import ProjectorError, decompose, leak, projector
+from nullbooth.projector import decompose, leak, projector
 
 
 def pooled(groups: list, name: str) -> np.ndarray:
