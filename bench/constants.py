@@ -18,10 +18,10 @@ from common import ROOT, TINYWORLD, build_unet, denoiser_inputs, parser, report
 from projectors import spectrum_matrix
 from torch.utils.flop_counter import FlopCounterMode
 
-from nullbooth import store
 from nullbooth.models import autocast
 from nullbooth.moments import Moment
 from nullbooth.projector import decompose
+from nullbooth.storage import zarrstore
 
 WIDTHS = (320, 640, 1280, 2048, 3072)
 BATCHES = (1, 4, 16, 64)
@@ -63,7 +63,7 @@ def collected(width: int, batches: int) -> np.ndarray:
     mixing, moment = torch.randn(width, width) * torch.logspace(0, -3, width), Moment.zero(width)
     for _ in range(batches):
         moment.add(torch.randn(width, width) @ mixing)
-    return store.pack_symmetric(moment.total.numpy())
+    return zarrstore.pack_symmetric(moment.total.numpy())
 
 
 def store_rows(repeats: int) -> list[dict]:
@@ -79,8 +79,8 @@ def store_rows(repeats: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         for name, array in arrays.items():
             path = Path(folder) / "x.zarr"
-            wrote = core_seconds(lambda path=path, array=array: store.write(path, {"x": array}, {}), repeats)
-            read = core_seconds(lambda path=path: store.read(path)["x"][:], repeats)
+            wrote = core_seconds(lambda path=path, array=array: zarrstore.write(path, {"x": array}, {}), repeats)
+            read = core_seconds(lambda path=path: zarrstore.read(path)["x"][:], repeats)
             kept = sum(p.stat().st_size for p in (path / "x" / "c").rglob("*") if p.is_file()) / array.nbytes
             rows.append({"what": f"kept of {name}", "value": kept, "unit": "share"})
             rows.append({"what": f"writing {name}", "value": array.nbytes / wrote / 1e6, "unit": "MB/s"})
@@ -90,8 +90,8 @@ def store_rows(repeats: int) -> list[dict]:
 
 LOADED = "import torch; from nullbooth import models; models.load_{}('{}', torch.device('cpu'))"
 STARTS = {
-    "NumPy and Zarr": "from nullbooth import store, projector",
-    "torch": "import torch; from nullbooth import store, moments",
+    "NumPy and Zarr": "from nullbooth import projector; from nullbooth.storage import zarrstore",
+    "torch": "import torch; from nullbooth import moments; from nullbooth.storage import zarrstore",
     "diffusers, denoiser": LOADED.format("denoiser", TINYWORLD),
     "diffusers, pipeline": LOADED.format("pipeline", TINYWORLD),
 }

@@ -28,8 +28,8 @@ from nullbooth.identity import prompt_seed, read_prompts
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.metrics import attribute_accuracy, edited_attributes, embed_images, load_encoder, paired_drift
 from nullbooth.models import load_pipeline
-from nullbooth.progress import reporter
 from nullbooth.sampling import sample
+from nullbooth.storage.progress import reporter
 from nullbooth.wording import Edit, not_concerned
 from world.scenes import COLORS, NAMES, SHAPES
 

@@ -13,7 +13,7 @@ MODEL = TINYWORLD.relative_to(ROOT).as_posix()
 CPU = "import torch; from nullbooth import models; cpu = torch.device('cpu')"
 VARIANTS = {
     "import numpy": "import numpy",
-    "projector and pool jobs": "from nullbooth import store, projector",
+    "projector and pool jobs": "from nullbooth import projector; from nullbooth.storage import zarrstore",
     "import torch": "import torch",
     "denoiser loaded": f"{CPU}; models.load_denoiser('{MODEL}', cpu)",
     "pipeline loaded": f"{CPU}; models.load_pipeline('{MODEL}', cpu)",

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from common import MIB, TIMESTEPS, build_unet, named_features, parser, report
 
-from nullbooth import store
 from nullbooth.moments import Moment
 from nullbooth.projector import decompose, projector
 from nullbooth.sites import Feature, find_sites
+from nullbooth.storage import zarrstore
 
 BATCHES = 16  # a sum of few float32 products has zeros in its last bits, and would compress too well
 
@@ -36,7 +36,7 @@ def bytes_of(folder: Path) -> int:
 
 def written(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> int:
     """Bytes of a store of these arrays."""
-    store.write(folder / name, arrays, {"model": "random", "prompts": "random"})
+    zarrstore.write(folder / name, arrays, {"model": "random", "prompts": "random"})
     return bytes_of(folder / name)
 
 
@@ -45,7 +45,7 @@ def our_bytes(folder: Path, features: Iterable[Feature]) -> tuple[int, int]:
     sums, decompositions = {}, {}
     for feature in features:
         moment = random_moment(feature.width)
-        sums[feature.name] = store.pack_symmetric(moment.total.numpy())
+        sums[feature.name] = zarrstore.pack_symmetric(moment.total.numpy())
         w, u = decompose(moment.mean().numpy(), feature.name)
         decompositions |= {f"{feature.name}:values": w, f"{feature.name}:vectors": u}
     return written(folder, "covariances.zarr", sums), written(folder, "projectors.zarr", decompositions)

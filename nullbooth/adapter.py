@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from nullbooth.errors import InputError
 from nullbooth.projector import Projector
-from nullbooth.tensors import load_tensors, save_tensors
+from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
 FORMAT = "nullbooth-adapter-1"
 SCOPES = ("timestep", "pooled", "shared")

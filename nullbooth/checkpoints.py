@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nullbooth.optimizers import load_state, state_tensors
-from nullbooth.tensors import load_tensors, save_tensors
+from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
 FORMAT = "nullbooth-checkpoint-2"
 Done = list[tuple[float, float]]  # loss and seconds of each step so far

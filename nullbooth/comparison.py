@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nullbooth.files import read_json
 from nullbooth.intervals import QUANTILES, bootstrap_mean, resampled_means
 from nullbooth.metrics import possible
+from nullbooth.storage.atomic import read_json
 
 FIDELITY = ("tuned", "subject", "dino_fidelity")
 DRIFT = ("tuned", "unrelated", "dino_drift")

@@ -31,7 +31,7 @@ FLOAT32_SHARE = 1 / 16  # of that peak, for products in float32 without TF32: A1
 PRODUCT_UTILISATION = 0.8  # share of the float32 peak that large products reach
 CARD_OVERHEAD, CARD_MARGIN = 0.6e9, 1.1  # CUDA's own memory; what its allocator cannot fill
 
-CHUNK_BYTES = 8 << 20  # as nullbooth.store
+CHUNK_BYTES = 8 << 20  # as nullbooth.storage.zarrstore
 REPLAYED = 1 << 30  # bytes, as nullbooth.replay
 STORE_BYTES, ARRAY_BYTES = 1300, 1000  # what describes a store, and each array in it
 ENCODERS = 1.8e9  # bytes of CLIP ViT-L/14 and DINO ViT-S/16 in float32
@@ -196,7 +196,7 @@ def card(peak: float, gpus: int = 1, cores: int = 8) -> Machine:
 
 
 def stored(arrays: Iterable[Array]) -> tuple[float, int]:
-    """Bytes and files of a store, as nullbooth.store writes it, with the time stamp of Snakemake."""
+    """Bytes and files of a store, as nullbooth.storage.zarrstore writes it, with the time stamp of Snakemake."""
     size, files = STORE_BYTES, 2
     for shape, itemsize, kept, rows in arrays:
         rows = rows or max(1, CHUNK_BYTES // (itemsize * prod(shape[1:])))

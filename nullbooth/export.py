@@ -10,10 +10,10 @@ from torch import Tensor
 
 from nullbooth.adapter import AdapterInfo, read_adapter, split_word
 from nullbooth.errors import InputError
-from nullbooth.files import whole, write_text
 from nullbooth.loaded import LoadedAdapter
 from nullbooth.models import denoiser_of, pipeline_class
-from nullbooth.tensors import save_tensors
+from nullbooth.storage.atomic import whole, write_text
+from nullbooth.storage.tensorfile import save_tensors
 
 KEYS = ("diffusers", "kohya")
 ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # of UNets

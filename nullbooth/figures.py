@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm, Normalize
 from numpy.typing import NDArray
 
-from nullbooth.files import whole
+from nullbooth.storage.atomic import whole
 
 matplotlib.use("Agg")
 matplotlib.rcParams.update(

@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from nullbooth.files import read_json
 from nullbooth.images import IN_BROWSERS, list_images, open_image, read_drawn
 from nullbooth.mechanism import summary
+from nullbooth.storage.atomic import read_json
 from nullbooth.wording import edits_of
 
 GROUPS = {

@@ -1,64 +1,18 @@
 """What a model and a set of prompts are: content hashes that caching relies on."""
 
 import hashlib
-import json
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 from nullbooth.errors import InputError
-from nullbooth.files import read_json, write_text
 from nullbooth.modelfiles import DENOISERS, loaded_files, shapes_of
 from nullbooth.parts import encoder_files
+from nullbooth.storage.digests import digest, place_of, remembered_digests, remembering
 from nullbooth.text import read_text
 
 CONFIGS = (".json", ".txt", ".model")  # and tokenizers
-
-
-def _cache_folder() -> Path | None:
-    """The user's folder for caches, as the XDG specification has it; None where there is no home."""
-    if (named := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():
-        return named
-    try:
-        home = Path.home()
-    except RuntimeError:  # no HOME, and no such user
-        return None
-    return home / ".cache" if home.is_absolute() else None
-
-
-_REMEMBERED = folder / "nullbooth" / "fingerprints.json" if (folder := _cache_folder()) else None
-
-
-def digest(value: object) -> str:
-    """Short SHA-256 of any JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _memory() -> Iterator[dict[str, str]]:
-    """What is remembered of files, by their places. What is added is kept, where there is a place to keep it."""
-    remembered = {}
-    if _REMEMBERED and os.access(_REMEMBERED, os.R_OK):
-        remembered = read_json(_REMEMBERED)
-    known = dict(remembered)
-    yield known
-    if known != remembered and _REMEMBERED:
-        with suppress(OSError):  # no home that can be written, a full disk: files are then read again next time
-            write_text(_REMEMBERED, json.dumps(known))
-
-
-def _place(path: Path) -> str:
-    stat = path.stat()
-    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
 def single_identity(file: Path, configs: str, revision: str | None = None) -> str:
@@ -71,8 +25,8 @@ def known_configs(file: Path) -> str:
 
     Remembered, because diffusers takes seconds to import. Raises InputError if it knows none.
     """
-    with _memory() as known:
-        if (place := f"{_place(file)}:diffusers {version('diffusers')}") not in known:
+    with remembering() as known:
+        if (place := f"{place_of(file)}:diffusers {version('diffusers')}") not in known:
             from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
             weights = {name: SimpleNamespace(shape=shape) for name, shape in shapes_of(file).items()}
@@ -109,17 +63,6 @@ def model_identity(
     paths = loaded_files(folder, variant, weights) if index == "model_index.json" else list(encoder_files(folder))
     names = [path.relative_to(folder).as_posix() for path in paths]
     return digest(dict(zip(names, remembered_digests(paths), strict=True)))
-
-
-def remembered_digests(paths: list[Path]) -> list[str]:
-    """SHA-256 of each file; those that were read before, and have not changed since, are not read again."""
-    found = []
-    with _memory() as known:
-        for path in paths:
-            if (place := _place(path)) not in known:
-                known[place] = file_digest(path)
-            found.append(known[place])
-    return found
 
 
 def model_folder(model: str, commit: str | None, weights: bool = True) -> Path | None:

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401 (Pillow knows Web
 
 from nullbooth.colour import as_seen, colour_note, seen_anew
 from nullbooth.errors import InputError
-from nullbooth.files import read_json
-from nullbooth.identity import digest, file_digest
+from nullbooth.storage.atomic import read_json
+from nullbooth.storage.digests import digest, file_digest
 from nullbooth.text import read_text, shown, strange_character
 
 if TYPE_CHECKING:  # late below: the workflow lists and checks photographs without torch

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from nullbooth import store
 from nullbooth.comparison import DRIFT, FIDELITY, stacked
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.projector import eigenvalues, free_share
+from nullbooth.storage import zarrstore
 
 COLUMNS = ("method", "seed", "known", "concept", "group", "metric", "value", "low", "high", "n")
 COLORS_RIGHT = ("tuned", "unrelated", "color_accuracy")
@@ -84,7 +84,7 @@ def fidelities(measured: list[Known], method: str, concepts: list[str]) -> dict[
 def free_counts(path: str, rule: str, value: float) -> dict[str, Any]:
     """Of projectors in a store, under a rank rule: the mean share of free directions by kind of layer and over all
     layers, and how many are free in each layer (of the soft rule, the sum of their weights)."""
-    group = store.read(path)
+    group = zarrstore.read(path)
     kinds: dict[str, list[float]] = {}
     counts = []
     for feature in group.attrs["features"]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nullbooth.modelfiles import picture_size, read_json
 from nullbooth.models import load_whole
-from nullbooth.tensors import load_tensors, save_tensors
+from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
 _EMBEDDED = "nullbooth-embeddings-1"
 

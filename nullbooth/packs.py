@@ -16,9 +16,10 @@ import numpy as np
 
 from nullbooth import __version__
 from nullbooth.errors import InputError, SettingsError
-from nullbooth.identity import hub_file, remembered_digests
+from nullbooth.identity import hub_file
 from nullbooth.projector import RULES, Projector, projector
 from nullbooth.settings import fill_prompt
+from nullbooth.storage.digests import remembered_digests
 from nullbooth.text import shown, strange_character
 
 FORMAT = "nullbooth-pack-1"
@@ -218,13 +219,13 @@ def write(
     """
     import torch
 
-    from nullbooth import store
-    from nullbooth.tensors import save_tensors
+    from nullbooth.storage import zarrstore
+    from nullbooth.storage.tensorfile import save_tensors
 
     [(name, value)] = rule.items()
     tensors: dict[str, torch.Tensor] = {}
     features: dict[str, dict[str, Any]] = {}
-    for step, group in enumerate(store.read(path, identity) for path in stores):
+    for step, group in enumerate(zarrstore.read(path, identity) for path in stores):
         for feature in group.attrs["features"]:
             key = feature["name"]
             w, u = group[f"{key}:values"][:], group[f"{key}:vectors"][:]
@@ -247,7 +248,7 @@ def read(path: Path | str) -> tuple[dict[str, list[Projector]], list[float]]:
     """
     import torch
 
-    from nullbooth.tensors import load_tensors
+    from nullbooth.storage.tensorfile import load_tensors
 
     tensors, metadata = load_tensors(path, FORMAT, WHAT, MEND)
     about = _about(path, metadata)

@@ -8,8 +8,8 @@ import torch
 import zarr
 from torch import Tensor
 
-from nullbooth import store
 from nullbooth.statistics import of_any_prompts, stored
+from nullbooth.storage import zarrstore
 
 CACHED_BYTES = 1 << 30  # of latents that are kept in memory, at most
 TURN = 25  # batches in a row that are drawn from one shard, whose conditions are then in memory
@@ -24,7 +24,7 @@ class Replay:
 
     def __init__(self, shards: Sequence[str], identity: dict):
         """shards: trajectory stores. Raises StoreError for one of another model, sampler or precision."""
-        self._shards = [store.read(path, of_any_prompts(identity)) for path in shards]
+        self._shards = [zarrstore.read(path, of_any_prompts(identity)) for path in shards]
         shapes = [group["latents"].shape for group in self._shards]
         self._sizes = torch.tensor([float(shape[1]) for shape in shapes])
         largest = max(4 * prod(shape[1:]) for shape in shapes)

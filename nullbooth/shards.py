@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nullbooth.identity import digest
-from nullbooth.seal import read_attributes
+from nullbooth.storage.digests import digest
+from nullbooth.storage.seal import read_attributes
 
 
 def partition(

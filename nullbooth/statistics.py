@@ -9,11 +9,11 @@ import zarr
 from numpy.typing import NDArray
 from torch import nn
 
-from nullbooth import store
 from nullbooth.models import fitting_batch
 from nullbooth.moments import Moment, collecting
 from nullbooth.projector import Projector, eigenvalues, projector
 from nullbooth.sites import Feature, find_features, find_sites
+from nullbooth.storage import zarrstore
 from nullbooth.trajectories import calls_of, denoiser_inputs, record, step_timesteps
 
 
@@ -31,7 +31,7 @@ def moments_at(
     What does not depend on the timestep is collected at index 0 alone. batch: prompts in a pass, or None for as many
     as the GPU has room for.
     """
-    group = store.read(trajectory, identity)
+    group = zarrstore.read(trajectory, identity)
     timesteps, cached = group["timesteps"][:].tolist(), group["cached"][:].tolist()
     found_sites = find_sites(denoiser, tuple(sites))
     conditions, constants = stored(group, "condition"), stored(group, "constant")
@@ -82,7 +82,7 @@ def moments_of_all(
         moments, features, timesteps = moments_at(denoiser, trajectory, step, sites, batch, identity)
         for feature in features:
             name = f"{step:02d}:{feature.name}"
-            arrays[name] = store.pack_symmetric(moments[feature.name].total.cpu().numpy())
+            arrays[name] = zarrstore.pack_symmetric(moments[feature.name].total.cpu().numpy())
             rows[name] = moments[feature.name].rows
         listed = listed or [asdict(feature) for feature in features]
         progress(step + 1, steps)
@@ -96,7 +96,7 @@ def write_trajectory(out: str, pipeline: Any, prompts: list[str], identity: dict
     arrays = {"latents": found.latents.numpy(), "timesteps": found.timesteps, "cached": cached}
     for kind, values in (("condition", found.conditions), ("constant", found.constants)):
         arrays |= {f"{kind}:{name}": value.numpy() for name, value in values.items()}
-    store.write(out, arrays, identity, chunk_rows={"latents": 1}, prompts=prompts, seed=options["seed"])
+    zarrstore.write(out, arrays, identity, chunk_rows={"latents": 1}, prompts=prompts, seed=options["seed"])
 
 
 def of_any_prompts(identity: dict) -> dict:
@@ -109,7 +109,7 @@ def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, eve
 
     @torch.no_grad()
     def run() -> None:
-        for group in (store.read(path, of_any_prompts(identity)) for path in shards):
+        for group in (zarrstore.read(path, of_any_prompts(identity)) for path in shards):
             timesteps, constants = group["timesteps"][:].tolist(), stored(group, "constant")
             conditions = stored(group, "condition")
             branches = len(next(iter(conditions.values())))
@@ -137,7 +137,7 @@ def site_projectors(
 
     Returns them by site name, with the cached timesteps. Sites that read one feature share one list.
     """
-    groups = [store.read(path, identity) for path in paths]
+    groups = [zarrstore.read(path, identity) for path in paths]
     found: dict[str, list[Projector]] = {}
     sites: dict[str, tuple[str, ...]] = {}
     for group in groups:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from nullbooth.adapter import Adapter
 from nullbooth.checkpoints import Learning, resume, save_checkpoint
-from nullbooth.files import whole
 from nullbooth.inversion import Word
 from nullbooth.models import computed_in, latents_name, objective_of
 from nullbooth.optimizers import make_optimizer, make_schedule
 from nullbooth.replay import Replay
 from nullbooth.rivals import FineTune
+from nullbooth.storage.atomic import whole
 from nullbooth.trajectories import unflatten
 
 

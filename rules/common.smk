@@ -14,17 +14,10 @@ sys.path.insert(0, workflow.basedir)
 
 from nullbooth import devices, headers, packs
 from nullbooth.environment import prepare_environment
-from nullbooth.files import read_json, writable
+from nullbooth.storage.atomic import read_json, writable
 from nullbooth.groups import OF_ALL, OF_CONCEPT, check_groups
-from nullbooth.identity import (
-    digest,
-    file_digest,
-    known_configs,
-    model_folder,
-    model_identity,
-    read_prompts,
-    single_identity,
-)
+from nullbooth.storage.digests import digest, file_digest
+from nullbooth.identity import known_configs, model_folder, model_identity, read_prompts, single_identity
 from nullbooth.images import captions, content_digest, list_images
 from nullbooth.plan import work_of
 from nullbooth.preflight import check_identifiers, check_inputs

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from running import ROOT, Run, executed, planned, snakemake
 
-from nullbooth import store
+from nullbooth.storage import zarrstore
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def covariances(run: Run) -> dict[str, Path]:
 
 
 def first_array(path: Path) -> np.ndarray:
-    group = store.read(path)
+    group = zarrstore.read(path)
     return group[group.attrs["arrays"][0]][:]
 
 
@@ -119,11 +119,11 @@ def test_an_added_prompt_costs_only_itself(run):
     }  # fmt: skip
     [shard] = set(run.folder.glob("results/kept/shards/*")) - known
     adapter = learned().resolve()
-    assert store.read(shard / "trajectory.zarr").attrs["prompts"] == ["a cyan ring"]
+    assert zarrstore.read(shard / "trajectory.zarr").attrs["prompts"] == ["a cyan ring"]
     [added_up] = [
         folder
         for folder in run.folder.glob("results/kept/statistics/*/covariances")
-        if shard.name in store.read(folder / "00.zarr").attrs["shards"]
+        if shard.name in zarrstore.read(folder / "00.zarr").attrs["shards"]
     ]
     for name, part in old.items():
         np.testing.assert_array_equal(first_array(added_up / name), part + first_array(shard / "moments" / name))
@@ -358,7 +358,7 @@ def test_a_shared_cache_serves_other_results_folders(tmp_path):
         executed(*wanted, *run.arguments(**change), *cached, SNAKEMAKE_OUTPUT_CACHE=str(tmp_path / "cache"))
     logs = [list((run.folder / "results/logs").rglob("*.log")) for run in runs]
     assert [sum(path.stat().st_size > 0 for path in paths) for paths in logs] == [11, 0, 11]
-    stored = [[store.read(r.folder / f"results/projectors/{s}.zarr") for s in ("00", "01", "pooled")] for r in runs]
+    stored = [[zarrstore.read(r.folder / f"results/projectors/{s}.zarr") for s in ("00", "01", "pooled")] for r in runs]
     for first, second, third in zip(*stored, strict=True):
         assert first.attrs["timestep"] == second.attrs["timestep"]
         assert first.attrs["identity"] != third.attrs["identity"]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from running import ROOT, planned, script, snakemake
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nullbooth import cost, estimate, headers, store
+from nullbooth import cost, estimate, headers
 from nullbooth.cost import Array, Job, Machine, Run, Work, card, moment_arrays, stored
 from nullbooth.models import autocast, load_denoiser, load_pipeline
 from nullbooth.plan import Limits, amount, duration, table, total, wall_seconds, warnings, work_of
@@ -28,6 +28,7 @@ from nullbooth.selection import DEFAULT
 from nullbooth.settings import complete, sweep_points
 from nullbooth.shapes import LiveBytes, peak_bytes, pipeline_shapes, run, unet_inputs
 from nullbooth.sites import find_features, find_sites
+from nullbooth.storage import zarrstore
 
 sys.path.insert(0, str(ROOT / "bench"))
 import architectures
@@ -155,7 +156,7 @@ def test_scope_timestep_holds_a_projector_for_every_step():
 def test_files_of_a_store_are_counted_as_it_writes_them(tmp_path_factory, n, rows, width, seed):
     path = tmp_path_factory.mktemp("store") / "x.zarr"
     x = np.random.default_rng(seed).standard_normal((n, width))
-    store.write(path, {"x": x, "y": x[:1]}, {}, chunk_rows={"x": rows} if rows else None)
+    zarrstore.write(path, {"x": x, "y": x[:1]}, {}, chunk_rows={"x": rows} if rows else None)
     files = sum(p.is_file() for p in path.rglob("*"))
     size, counted = stored([Array(x.shape, 8, 1.0, rows), Array((1, width), 8, 1.0)])
     assert counted == files + 1  # Snakemake's time stamp
@@ -164,7 +165,7 @@ def test_files_of_a_store_are_counted_as_it_writes_them(tmp_path_factory, n, row
 
 def test_large_arrays_are_chunked_as_the_store_does(tmp_path):
     c = np.ones(3 << 20)  # 24 MiB
-    store.write(tmp_path / "x.zarr", {"x": c}, {})
+    zarrstore.write(tmp_path / "x.zarr", {"x": c}, {})
     assert sum(p.is_file() for p in (tmp_path / "x.zarr").rglob("*")) == stored([Array(c.shape, 8, 1.0)])[1] - 1 == 5
 
 
@@ -484,7 +485,7 @@ def test_a_document_without_a_mark_is_refused():
 
 def test_moments_are_stored_packed():
     [array] = moment_arrays([replace(SDXL.readings[0], width=4)], 1.0)
-    assert array.shape == (len(store.pack_symmetric(np.eye(4))),)
+    assert array.shape == (len(zarrstore.pack_symmetric(np.eye(4))),)
 
 
 # Headers

@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from running import Run, executed, script
 
-from nullbooth import load_adapter, store
+from nullbooth import load_adapter
 from nullbooth.adapter import Adapter, AdapterInfo
 from nullbooth.models import denoiser_of, load_pipeline, resolution_of, set_sampler
 from nullbooth.photographs import encode
 from nullbooth.selection import DEFAULT
 from nullbooth.sites import find_sites
 from nullbooth.statistics import in_order, site_projectors, stored
+from nullbooth.storage import zarrstore
 from nullbooth.trajectories import calls_of, denoiser_inputs, record
 
 STEPS = 3
@@ -50,7 +51,7 @@ class Collected:
             return torch.stack([denoiser(**given).sample for given in inputs])
 
     def protected_outputs(self) -> torch.Tensor:
-        group = store.read(self.folder / "trajectory.zarr")
+        group = zarrstore.read(self.folder / "trajectory.zarr")
         given = torch.from_numpy(group["latents"][:]), group["timesteps"][:].tolist()
         return self.outputs(*given, stored(group, "condition"), stored(group, "constant"))
 
@@ -107,7 +108,10 @@ def test_every_cross_attention_is_protected(collected):
 
 def test_text_that_is_not_read_takes_no_room(collected):
     """Padding that the denoiser masks has no rows in the moment of what reads the prompt."""
-    given, found = store.read(collected.folder / "trajectory.zarr"), store.read(collected.folder / "moments0.zarr")
+    given, found = (
+        zarrstore.read(collected.folder / "trajectory.zarr"),
+        zarrstore.read(collected.folder / "moments0.zarr"),
+    )
     tokens, key = given["condition:encoder_hidden_states"].shape[:-1], "condition:encoder_attention_mask"
     read = given[key][:].sum() if key in given else math.prod(tokens)
     joint = type(denoiser_of(collected.pipeline)).__name__ in JOINT

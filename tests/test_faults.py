@@ -17,10 +17,10 @@ import pytest
 import warm
 from running import ROOT, Run, python
 
-from nullbooth import store
 from nullbooth.adapter import read_adapter
-from nullbooth.files import read_json
 from nullbooth.images import read_drawn
+from nullbooth.storage import zarrstore
+from nullbooth.storage.atomic import read_json
 
 pytestmark = pytest.mark.slow
 
@@ -132,7 +132,7 @@ def done(finished, tmp_path) -> Iterator[Project]:
 def content(path: Path) -> object:
     """What a result says, without the times that it took."""
     if path.suffix == ".zarr":
-        group = store.read(path)
+        group = zarrstore.read(path)
         attributes = {k: v for k, v in group.attrs.items() if k not in ("spent", "seal", "checksums")}
         return attributes, {name: (group[name].dtype, group[name][:].tobytes()) for name in group.attrs["arrays"]}
     if path.suffix == ".safetensors":

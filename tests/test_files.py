@@ -13,13 +13,14 @@ from PIL import Image
 from running import script
 from safetensors.torch import save_file
 
-from nullbooth import figures, files, store
+from nullbooth import figures
 from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
 from nullbooth.checkpoints import FORMAT as CHECKPOINT
 from nullbooth.comparison import read_runs
-from nullbooth.files import read_json, whole, write_text
 from nullbooth.images import read_drawn
-from nullbooth.tensors import checksum, load_tensors, save_tensors
+from nullbooth.storage import atomic, zarrstore
+from nullbooth.storage.atomic import read_json, whole, write_text
+from nullbooth.storage.tensorfile import checksum, load_tensors, save_tensors
 
 INFO = AdapterInfo("pooled", 4, (1.0,), "UNet2DConditionModel", "abc", "a sks dog", "energy: 0.001")
 
@@ -101,7 +102,7 @@ def test_a_folder_that_is_replaced_is_never_half_there(tmp_path, monkeypatch):
         partial.mkdir()
 
     def work() -> None:
-        monkeypatch.setattr(files, "_remove", damage.die)
+        monkeypatch.setattr(atomic, "_remove", damage.die)
         with whole(path) as partial:
             partial.mkdir()
             (partial / "new").touch()
@@ -142,7 +143,9 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 def write_store(path, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    store.write(path, {name: rng.normal(size=(8, 4096)) for name in "ab"}, {"model": "m"}, chunk_rows={"a": 1, "b": 1})
+    zarrstore.write(
+        path, {name: rng.normal(size=(8, 4096)) for name in "ab"}, {"model": "m"}, chunk_rows={"a": 1, "b": 1}
+    )
 
 
 def write_an_adapter(path, seed: int) -> None:
@@ -169,7 +172,7 @@ def write_json(path, seed: int) -> None:
 
 
 WRITERS = {
-    "00.zarr": (write_store, lambda p: store.read(p)["b"][:]),
+    "00.zarr": (write_store, lambda p: zarrstore.read(p)["b"][:]),
     "adapter.safetensors": (write_an_adapter, read_adapter),
     "000002.safetensors": (write_checkpoint, lambda p: load_tensors(p, CHECKPOINT, "a checkpoint", "delete it")),
     "images": (write_pictures, read_drawn),

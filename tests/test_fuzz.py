@@ -18,12 +18,13 @@ from safetensors import SafetensorError, safe_open
 from nullbooth.adapter import FORMAT, AdapterInfo
 from nullbooth.errors import InputError
 from nullbooth.export import export_lora
-from nullbooth.identity import digest, read_prompts
+from nullbooth.identity import read_prompts
 from nullbooth.images import captions, check_image, list_images, open_image
 from nullbooth.loaded import load_adapter
 from nullbooth.preflight import check_inputs
 from nullbooth.settings import complete
-from nullbooth.tensors import save_tensors
+from nullbooth.storage.digests import digest
+from nullbooth.storage.tensorfile import save_tensors
 
 LONGEST = 2000  # characters of a message: a person reads it
 

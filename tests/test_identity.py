@@ -9,17 +9,10 @@ import pytest
 import torch
 from running import ROOT
 
-from nullbooth import identity
 from nullbooth.errors import InputError
-from nullbooth.identity import (
-    digest,
-    file_digest,
-    model_folder,
-    model_identity,
-    prompt_seed,
-    read_prompts,
-    seeded_noise,
-)
+from nullbooth.identity import model_folder, model_identity, prompt_seed, read_prompts, seeded_noise
+from nullbooth.storage import digests
+from nullbooth.storage.digests import digest, file_digest
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -35,7 +28,7 @@ INDEX = {
 def own_memory(tmp_path, monkeypatch):
     """What is remembered of files' hashes lives in a folder of the test's own."""
     path = tmp_path / "cache" / "nullbooth" / "fingerprints.json"
-    monkeypatch.setattr(identity, "_REMEMBERED", path)
+    monkeypatch.setattr(digests, "_REMEMBERED", path)
     return path
 
 
@@ -235,8 +228,8 @@ def test_without_a_place_to_remember_files_are_read_again(model, tmp_path, monke
     if broken == "a file":
         place.touch()
     elif broken == "read-only":
-        monkeypatch.setattr(identity, "write_text", denied)
-    monkeypatch.setattr(identity, "_REMEMBERED", None if broken == "none" else place / "nullbooth/fingerprints.json")
+        monkeypatch.setattr(digests, "write_text", denied)
+    monkeypatch.setattr(digests, "_REMEMBERED", None if broken == "none" else place / "nullbooth/fingerprints.json")
     assert model_identity(str(model)) == first
     assert not place.is_dir()
 
@@ -265,7 +258,7 @@ def test_the_folder_of_caches(monkeypatch, home, cache, expected):
     monkeypatch.setattr("pwd.getpwuid", unknown_user)
     for key, value in {"HOME": home, "XDG_CACHE_HOME": cache}.items():
         monkeypatch.setenv(key, value) if value is not None else monkeypatch.delenv(key, raising=False)
-    assert identity._cache_folder() == (Path(expected) if expected else None)
+    assert digests._cache_folder() == (Path(expected) if expected else None)
 
 
 def test_missing_folders_and_folders_of_something_else(tmp_path):

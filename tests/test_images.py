@@ -12,7 +12,6 @@ import torch
 from PIL import Image, ImageCms
 
 from nullbooth.errors import InputError
-from nullbooth.identity import digest, file_digest
 from nullbooth.images import (
     captions,
     check_image,
@@ -23,6 +22,7 @@ from nullbooth.images import (
     open_image,
     to_pil,
 )
+from nullbooth.storage.digests import digest, file_digest
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

@@ -15,11 +15,12 @@ import yaml
 from PIL import Image
 from running import Run, executed, planned, snakemake
 
-from nullbooth import load_adapter, store
+from nullbooth import load_adapter
 from nullbooth.adapter import read_adapter
 from nullbooth.images import load_image
 from nullbooth.models import load_pipeline
 from nullbooth.sampling import sample
+from nullbooth.storage import zarrstore
 
 pytestmark = pytest.mark.slow
 
@@ -98,8 +99,8 @@ def test_the_second_subject_is_learned_in_the_null_space_of_prompts_and_first_su
     """By eigenvectors of the stored moments, computed here."""
     covariance = results(learned) / "covariances/pooled.zarr"  # its plain name: others of earlier tests lie beside it
     executed(covariance, *learned.arguments())
-    pooled = store.read(covariance)
-    subject = store.read(run_of(learned, "starling", "ours") / "moments.zarr")
+    pooled = zarrstore.read(covariance)
+    subject = zarrstore.read(run_of(learned, "starling", "ours") / "moments.zarr")
     tensors, info = read_adapter(run_of(learned, "quilt", "ours") / "adapter.safetensors")
     assert info.rule == "energy: 0.001"
     taken = []
@@ -107,8 +108,8 @@ def test_the_second_subject_is_learned_in_the_null_space_of_prompts_and_first_su
         name = feature["name"]
         keys = [key for key in subject.attrs["rows"] if key.partition(":")[2] == name]
         assert len(keys) == (1 if feature["static"] else 3)
-        own = store.unpack_symmetric(pooled[name][:]) / pooled.attrs["rows"][name]
-        c = own + np.mean([store.unpack_symmetric(subject[k][:]) / subject.attrs["rows"][k] for k in keys], axis=0)
+        own = zarrstore.unpack_symmetric(pooled[name][:]) / pooled.attrs["rows"][name]
+        c = own + np.mean([zarrstore.unpack_symmetric(subject[k][:]) / subject.attrs["rows"][k] for k in keys], axis=0)
         occupied = {}
         for kind, moment in (("joined", c), ("protected", own)):
             w, u = np.linalg.eigh(moment.astype(np.float64))

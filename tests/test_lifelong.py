@@ -7,10 +7,10 @@ import torch
 from running import script
 from test_adapter import CHANGED, KEPT, saved
 
-from nullbooth import figures, load_adapter, store
+from nullbooth import figures, load_adapter
 from nullbooth.adapter import Adapter
 from nullbooth.comparison import DRIFT, FIDELITY
-from nullbooth.errors import ProjectorError
+from nullbooth.errors import ProjectorError, StoreError
 from nullbooth.identity import prompt_seed
 from nullbooth.lifelong import COLORS_RIGHT, Known, capacity, fidelities, free_counts, summary, tidy
 from nullbooth.models import OF_PIPELINE, load_pipeline
@@ -18,6 +18,7 @@ from nullbooth.projector import decompose, projector
 from nullbooth.selection import DEFAULT
 from nullbooth.sites import find_sites
 from nullbooth.statistics import short_of, site_projectors
+from nullbooth.storage import zarrstore
 from nullbooth.trajectories import initial_latents
 
 TIMESTEPS = [901.0, 501.0, 101.0]
@@ -40,7 +41,7 @@ def rows() -> dict[str, list[np.ndarray]]:
 
 
 def packed(x: np.ndarray) -> np.ndarray:
-    return store.pack_symmetric(x.T @ x)
+    return zarrstore.pack_symmetric(x.T @ x)
 
 
 def described(static: bool) -> dict:
@@ -56,7 +57,7 @@ def write_subjects(folder, rows, static: bool) -> list[str]:
         arrays = {f"{i:02d}:a.to_k": packed(x) for i, x in enumerate(steps)}
         counts = {f"{i:02d}:a.to_k": len(x) for i, x in enumerate(steps)}
         paths.append(str(folder / f"{name}.zarr"))
-        store.write(paths[-1], arrays, identity, rows=counts, **described(static))
+        zarrstore.write(paths[-1], arrays, identity, rows=counts, **described(static))
     return paths
 
 
@@ -64,20 +65,20 @@ def joined(folder, rows, step: str, static: bool, weight: float = 1.0) -> np.nda
     """The second moment `[width, width]` whose eigenvectors rule joined_projector writes."""
     if step == "pooled":
         mean = sum(x.T @ x / len(x) for x in rows["protected"]) / len(TIMESTEPS)
-        arrays, count, timestep = {"a.to_k": store.pack_symmetric(mean)}, 1, None
+        arrays, count, timestep = {"a.to_k": zarrstore.pack_symmetric(mean)}, 1, None
     else:
         x = rows["protected"][int(step)]
         arrays, count, timestep = {"a.to_k": packed(x)}, len(x), TIMESTEPS[int(step)]
     covariance, out = folder / f"{step}.zarr", folder / "joined.zarr"
     about = {"timestep": timestep, "denoiser": "UNet", **described(static)}
-    store.write(covariance, arrays, OF_STATISTICS, rows={"a.to_k": count}, **about)
+    zarrstore.write(covariance, arrays, OF_STATISTICS, rows={"a.to_k": count}, **about)
     subjects = write_subjects(folder, rows, static)
     identity = {"model": "abc", "earlier": {}}
     given = {"step": step, "weight": weight, "of_statistics": OF_STATISTICS, "of_earlier": OF_SUBJECTS}
     alone = folder / "alone.zarr"
     script("projector").main(alone, str(covariance), OF_STATISTICS)
     script("projector").main(out, str(covariance), identity, alone, subjects, **given)
-    group = store.read(out, identity)
+    group = zarrstore.read(out, identity)
     assert group.attrs["timestep"] == timestep
     w, u = group["a.to_k:values"][:], group["a.to_k:vectors"][:].astype(np.float64)
     return (u * w) @ u.T
@@ -132,7 +133,7 @@ def test_moments_of_another_run_are_refused(tmp_path, rows):
     subjects = [str(tmp_path / f"{name}.zarr") for name in ("first", "second")]
     given = {"step": "01", "weight": 1.0, "of_statistics": OF_STATISTICS}
     given["of_earlier"] = [OF_SUBJECTS[0], {"run": "anew"}]
-    with pytest.raises(store.StoreError, match=r"second\.zarr"):
+    with pytest.raises(StoreError, match=r"second\.zarr"):
         script("projector").main(tmp_path / "x.zarr", str(tmp_path / "01.zarr"), {}, None, subjects, **given)
 
 
@@ -198,7 +199,7 @@ def test_a_subject_s_moments_are_those_of_the_model_that_knows_it(pipeline, pipe
     }
     out = tmp_path / "moments.zarr"
     script("subject_moments").main(out, paths, prompts, sampler, 0, list(DEFAULT), identity, config)
-    group = store.read(out, identity)
+    group = zarrstore.read(out, identity)
 
     for path in paths:
         load_adapter(pipeline, path)
@@ -220,7 +221,7 @@ def test_a_subject_s_moments_are_those_of_the_model_that_knows_it(pipeline, pipe
             x = seen[feature["name"]][step].flatten(0, -2)
             key = f"{step:02d}:{feature['name']}"
             assert group.attrs["rows"][key] == len(x)
-            found = torch.from_numpy(store.unpack_symmetric(group[key][:]))
+            found = torch.from_numpy(zarrstore.unpack_symmetric(group[key][:]))
             torch.testing.assert_close(found.double(), x.T @ x, rtol=1e-3, atol=1e-3 * float((x.T @ x).abs().max()))
 
 
@@ -312,7 +313,7 @@ def test_free_directions_are_counted_by_kind_and_layer(tmp_path):
     arrays = {"first:values": np.array([0.0, 0.0, 0.0, 1.0]), "second:values": np.array([0.0, 1.0])}
     sites = [["down.0.attn2.to_k", "up.0.attn2.to_k", "down.0.attn2.to_v"], ["blocks.0.attn.to_out.0"]]
     features = [{"name": name, "sites": of} for name, of in zip(("first", "second"), sites, strict=True)]
-    store.write(tmp_path / "p.zarr", arrays, {}, features=features)
+    zarrstore.write(tmp_path / "p.zarr", arrays, {}, features=features)
     found = free_counts(str(tmp_path / "p.zarr"), "relative", 0.5)
     assert found["kinds"] == {"to_k": 0.75, "to_out.0": 0.5, "to_v": 0.75}
     assert found["mean"] == pytest.approx((3 * 0.75 + 0.5) / 4)

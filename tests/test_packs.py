@@ -15,18 +15,20 @@ import yaml
 from damage import flip_bit, truncate
 from running import ROOT, Run, executed, planned, snakemake
 
-from nullbooth import estimate, headers, packs, store
+from nullbooth import estimate, headers, packs
 from nullbooth.adapter import Adapter, read_adapter
 from nullbooth.cost import Machine
 from nullbooth.errors import InputError, SettingsError
-from nullbooth.identity import digest, model_identity
+from nullbooth.identity import model_identity
 from nullbooth.plan import work_of
 from nullbooth.projector import decompose
 from nullbooth.selection import DEFAULT
 from nullbooth.settings import complete, sweep_points
 from nullbooth.sites import find_sites
 from nullbooth.statistics import in_order, site_projectors
-from nullbooth.tensors import load_tensors, save_tensors
+from nullbooth.storage import zarrstore
+from nullbooth.storage.digests import digest
+from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
 IDENTITY = {"model": "abc", "prompts": "p", "sampler": "s", "sites": digest(["cross-attention"])}
 ABOUT = {"model": "tiny", "sites": ["cross-attention"], "sampler": {"steps": 2}, "resolution": None}
@@ -54,7 +56,7 @@ def write_stores(folder: Path, steps: int = 2, rank: int = WIDTH) -> list[str]:
                 features.append({"name": sites[0], "sites": sites, "width": WIDTH, "static": static})
         paths.append(str(folder / f"{s:02d}.zarr"))
         said = {"timestep": timesteps[s], "timesteps": timesteps, "denoiser": "UNet2DConditionModel"}
-        store.write(paths[-1], arrays, IDENTITY, features=features, **said)
+        zarrstore.write(paths[-1], arrays, IDENTITY, features=features, **said)
     return paths
 
 
@@ -133,7 +135,7 @@ def write_moments(unet, protected, folder: Path, pooled: bool) -> list[str]:
                 features[id(moments)]["sites"].append(site)
         paths.append(str(folder / f"{s:02d}.zarr"))
         said = {"timestep": None if pooled else protected.timesteps[s], "timesteps": protected.timesteps}
-        store.write(paths[-1], arrays, IDENTITY, features=list(features.values()), **said, denoiser="UNet")
+        zarrstore.write(paths[-1], arrays, IDENTITY, features=list(features.values()), **said, denoiser="UNet")
     return paths
 
 

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from test_training import SETTINGS, Calls, assert_same, data, scheduler
 from test_training import losses as read_losses
 
-from nullbooth import replay, store
+from nullbooth import replay
+from nullbooth.errors import StoreError
 from nullbooth.replay import TURN, Replay
 from nullbooth.rivals import FineTune
 from nullbooth.settings import OF_TRAJECTORIES, is_lora, prior_of
 from nullbooth.sites import find_sites
+from nullbooth.storage import zarrstore
 from nullbooth.training import train
 
 IDENTITY = {"model": "tiny", "prompts": "all of them"}
@@ -31,7 +33,7 @@ def write_shard(path, n: int, seed: int, shape: tuple = (4, 4, 4)) -> str:
     prompts[:, :, 0, 0] = np.arange(2)[:, None] + 10 * np.arange(n) + 1000 * seed
     arrays = {"latents": latents, "timesteps": TIMESTEPS, "cached": TIMESTEPS}
     arrays["condition:encoder_hidden_states"] = prompts
-    store.write(path, arrays, {**IDENTITY, "prompts": str(seed)}, chunk_rows={"latents": 1})
+    zarrstore.write(path, arrays, {**IDENTITY, "prompts": str(seed)}, chunk_rows={"latents": 1})
     return str(path)
 
 
@@ -95,7 +97,7 @@ def test_only_one_shard_and_a_bounded_number_of_latents_are_in_memory(shards, mo
 
 
 def test_trajectories_of_another_model_are_refused(shards):
-    with pytest.raises(store.StoreError, match="another"):
+    with pytest.raises(StoreError, match="another"):
         Replay(shards, {**IDENTITY, "model": "another"})
 
 

@@ -242,7 +242,7 @@ def test_the_comparison_escapes_what_it_shows(tmp_path):
 
 
 def test_logs_take_any_text_whatever_the_terminal(tmp_path):
-    code = f"from nullbooth.progress import log_to; log_to('log'); print({SMILE!r}, '\\ud800')"
+    code = f"from nullbooth.storage.progress import log_to; log_to('log'); print({SMILE!r}, '\\ud800')"
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ, check=True)
     assert (tmp_path / "log").read_text(encoding="utf-8") == f"{SMILE} \\ud800\n"

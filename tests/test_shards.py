@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import script
 
-from nullbooth import store
-from nullbooth.identity import digest
+from nullbooth.errors import StoreError
 from nullbooth.projector import decompose, projector
-from nullbooth.seal import sealed
 from nullbooth.shards import choose_shards, cut_shards, enough, kept_shards, partition, shard_identity
+from nullbooth.storage import zarrstore
+from nullbooth.storage.digests import digest
+from nullbooth.storage.seal import sealed
 
 prompts = st.lists(st.integers(0, 40).map(lambda i: f"prompt {i:02d}"), min_size=1, unique=True)
 
@@ -106,7 +107,7 @@ def write_moments(path, prompts, **changes) -> dict[str, str]:
     total = float(sum(int(p.split()[1]) for p in prompts))
     identity = shard_identity({"model": "m"}, prompts)
     attributes = {"features": [{"name": "q"}], "timestep": 9.0, "timesteps": [9.0], "denoiser": "D", **changes}
-    store.write(path, {"q": np.full(3, total)}, identity, rows={"q": 2 * len(prompts)}, **attributes)
+    zarrstore.write(path, {"q": np.full(3, total)}, identity, rows={"q": 2 * len(prompts)}, **attributes)
     return identity
 
 
@@ -115,7 +116,7 @@ def test_moments_of_shards_add_up(tmp_path):
     paths = [str(tmp_path / f"{i}.zarr") for i in range(3)]
     identities = {str(i): write_moments(path, shard) for i, (path, shard) in enumerate(zip(paths, shards, strict=True))}
     script("covariance").main(str(tmp_path / "sum.zarr"), paths, identities, {"model": "m", "prompts": "all"})
-    group = store.read(tmp_path / "sum.zarr", {"prompts": "all"})
+    group = zarrstore.read(tmp_path / "sum.zarr", {"prompts": "all"})
     assert group["q"][:].tolist() == [31.0] * 3
     assert group.attrs["rows"] == {"q": 10}
     assert group.attrs["shards"] == ["0", "1", "2"]
@@ -125,7 +126,7 @@ def test_shards_of_other_timesteps_do_not_add_up(tmp_path):
     paths = [str(tmp_path / f"{i}.zarr") for i in range(2)]
     identities = {"a": write_moments(paths[0], ["prompt 1"])}
     identities["b"] = write_moments(paths[1], ["prompt 2"], timestep=8.0)
-    with pytest.raises(store.StoreError, match=r"1\.zarr: its timestep differs? from"):
+    with pytest.raises(StoreError, match=r"1\.zarr: its timestep differs? from"):
         script("covariance").main(str(tmp_path / "sum.zarr"), paths, identities, {})
 
 
@@ -134,12 +135,12 @@ def test_shards_that_a_sum_was_made_of_come_first(tmp_path):
     identity = {"model": "m"}
     for prompts in (["a", "b"], ["c", "d"], ["b", "c", "d"]):
         name = shard_identity(identity, prompts)["prompts"]
-        store.write(tmp_path / name / "trajectory.zarr", {}, shard_identity(identity, prompts), prompts=prompts)
+        zarrstore.write(tmp_path / name / "trajectory.zarr", {}, shard_identity(identity, prompts), prompts=prompts)
     wanted = ["a", "b", "c", "d"]
     found = choose_shards(tmp_path, tmp_path / "no", identity, wanted, 4)
     assert sorted(found.values()) == [["a"], ["b", "c", "d"]]
     made_of = [shard_identity(identity, prompts)["prompts"] for prompts in (["a", "b"], ["c", "d"])]
-    store.write(tmp_path / "sum.zarr", {}, identity, shards=made_of)
+    zarrstore.write(tmp_path / "sum.zarr", {}, identity, shards=made_of)
     found = choose_shards(tmp_path, tmp_path / "sum.zarr", identity, wanted, 4)
     assert sorted(found.values()) == [["a", "b"], ["c", "d"]]
 
@@ -155,8 +156,10 @@ def write_steps(folder, rows: dict[str, list[np.ndarray]], identity: dict) -> No
         here = {name: x[step] for name, x in rows.items() if step < len(x)}
         features = [{"name": name, "sites": [name, "v"][: 2 if name == "prompt" else 1], "width": WIDTH,
                      "static": name == "prompt"} for name in here]  # fmt: skip
-        store.write(
-            folder / f"{step:02d}.zarr", {name: store.pack_symmetric(x.T @ x) for name, x in here.items()}, identity,
+        zarrstore.write(
+            folder / f"{step:02d}.zarr",
+            {name: zarrstore.pack_symmetric(x.T @ x) for name, x in here.items()},
+            identity,
             rows={name: len(x) for name, x in here.items()}, features=features, timestep=timestep, timesteps=TIMESTEPS,
             denoiser="D",
         )  # fmt: skip
@@ -179,9 +182,9 @@ def test_leak_is_that_of_the_pooled_moments_of_all_rows(tmp_path, rule):
         script("pool").main(str(tmp_path / str(i) / "pooled.zarr"), steps, identities[str(i)])
         paths.append(str(tmp_path / str(i) / "pooled.zarr"))
     arrays = {f"{s:02d}:{name}": x for name, xs in other.items() for s, x in enumerate(xs)}
-    packed = {name: store.pack_symmetric(x.T @ x) for name, x in arrays.items()}
+    packed = {name: zarrstore.pack_symmetric(x.T @ x) for name, x in arrays.items()}
     counts = {name: len(x) for name, x in arrays.items()}
-    store.write(tmp_path / "other.zarr", packed, {"model": "o"}, rows=counts, features=[], timesteps=TIMESTEPS)
+    zarrstore.write(tmp_path / "other.zarr", packed, {"model": "o"}, rows=counts, features=[], timesteps=TIMESTEPS)
     out = tmp_path / "leak.json"
     for k in (1, 2):
         first = dict(list(identities.items())[:k])

@@ -13,7 +13,7 @@ import torch
 from running import ROOT, Run, executed, planned, snakemake
 from safetensors.torch import load_file, save_file
 
-from nullbooth import headers, identity, load_adapter
+from nullbooth import headers, load_adapter
 from nullbooth.adapter import AdapterInfo
 from nullbooth.cost import Model
 from nullbooth.errors import InputError
@@ -22,6 +22,7 @@ from nullbooth.identity import known_configs, model_folder, single_identity
 from nullbooth.modelfiles import check_pipeline
 from nullbooth.models import load_denoiser, load_pipeline, resolution_of
 from nullbooth.selection import DEFAULT
+from nullbooth.storage import digests
 
 CPU = torch.device("cpu")
 MAKE = {
@@ -77,7 +78,7 @@ def made(tmp_path_factory) -> Single:
 @pytest.fixture
 def single(made, tmp_path, monkeypatch) -> Single:
     """One of its own, and a memory of its own."""
-    monkeypatch.setattr(identity, "_REMEMBERED", tmp_path / "memory.json")
+    monkeypatch.setattr(digests, "_REMEMBERED", tmp_path / "memory.json")
     copied = object.__new__(Single)
     shutil.copytree(made.whole.parent, tmp_path / "all")
     copied.whole, copied.configs = tmp_path / "all/whole", tmp_path / "all/configs"
@@ -218,7 +219,7 @@ def test_another_file_or_config_is_another_model_and_a_moved_one_is_not(single):
 
 def test_a_files_hash_is_remembered(single, monkeypatch):
     first = single_identity(single.file, str(single.configs))
-    monkeypatch.setattr(identity, "file_digest", None)
+    monkeypatch.setattr(digests, "file_digest", None)
     assert single_identity(single.file, str(single.configs)) == first
     os.utime(single.file, (1, 1))
     with pytest.raises(TypeError):

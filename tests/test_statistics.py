@@ -5,13 +5,13 @@ import pytest
 import tiny
 import torch
 
-from nullbooth import store
-from nullbooth.errors import ProjectorError
+from nullbooth.errors import ProjectorError, StoreError
 from nullbooth.moments import collecting
 from nullbooth.projector import decompose
 from nullbooth.selection import DEFAULT
 from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, moments_at, site_projectors
+from nullbooth.storage import zarrstore
 from nullbooth.trajectories import record
 
 PROMPTS = ["a red star", "a small blue ring", "a heart"]
@@ -27,7 +27,7 @@ def write_trajectories(pipeline, folder, prompts: list[list[str]]) -> list[str]:
         arrays = {"latents": found.latents.numpy(), "timesteps": found.timesteps, "cached": found.timesteps}
         arrays |= {f"condition:{name}": value.numpy() for name, value in found.conditions.items()}
         paths.append(str(folder / f"{i:02d}.zarr"))
-        store.write(paths[-1], arrays, IDENTITY)
+        zarrstore.write(paths[-1], arrays, IDENTITY)
     return paths
 
 
@@ -41,7 +41,7 @@ def test_moments_of_stored_trajectories_are_those_of_the_sampling_itself(pipelin
     paths = write_trajectories(pipeline, tmp_path, [PROMPTS])
     sites, call = find_sites(pipeline.unet), 0
     watched = [dict() for _ in range(STEPS)]
-    noise = torch.from_numpy(store.read(paths[0])["latents"][0])
+    noise = torch.from_numpy(zarrstore.read(paths[0])["latents"][0])
     with collecting(sites) as moments:
 
         def after(_module, _args, _output) -> None:
@@ -71,7 +71,7 @@ def test_static_features_belong_to_the_first_step(pipeline, tmp_path):
         assert len(static) == (step == 0)
         assert len(features) == 8 + len(static)
         assert set(moments) == {f.name for f in features}
-        assert timesteps == store.read(paths[0])["timesteps"][:].tolist()
+        assert timesteps == zarrstore.read(paths[0])["timesteps"][:].tolist()
 
 
 def test_every_step_asks_the_same_whether_features_depend_on_the_timestep(pipeline, tmp_path):
@@ -86,7 +86,7 @@ def test_every_step_asks_the_same_whether_features_depend_on_the_timestep(pipeli
         collect(pipeline, paths, step)
     hook.remove()
     probes = [[(float(call["timestep"].flatten()[0]), call["sample"]) for call in calls[:2]] for calls in asked]
-    cached = store.read(paths[0])["cached"][:]
+    cached = zarrstore.read(paths[0])["cached"][:]
     for probe in probes:
         assert [timestep for timestep, _ in probe] == [cached[0], cached[-1]]
         assert all(sample.equal(probes[0][0][1]) for _, sample in probe)
@@ -110,7 +110,7 @@ def test_progress_counts_prompts(pipeline, tmp_path):
 
 def test_other_trajectories_are_refused(pipeline, tmp_path):
     [path] = write_trajectories(pipeline, tmp_path, [PROMPTS[:1]])
-    with pytest.raises(store.StoreError, match="model"):
+    with pytest.raises(StoreError, match="model"):
         moments_at(pipeline.unet, path, 0, list(DEFAULT), 2, {"model": "other"})
 
 
@@ -132,7 +132,7 @@ def write_projectors(folder, timesteps=(9.0, 1.0)) -> list[str]:
             arrays |= {f"{sites[0]}:values": w, f"{sites[0]}:vectors": u}
             features.append({"name": sites[0], "sites": list(sites), "width": 8, "static": static})
         paths.append(str(folder / f"{s:02d}.zarr"))
-        store.write(paths[-1], arrays, IDENTITY, features=features, timestep=timestep, timesteps=list(timesteps))
+        zarrstore.write(paths[-1], arrays, IDENTITY, features=features, timestep=timestep, timesteps=list(timesteps))
     return paths
 
 
@@ -143,7 +143,7 @@ def test_projectors_of_every_site(tmp_path):
     assert {name: len(ps) for name, ps in found.items()} == {"a.to_q": 2, "a.to_k": 1, "a.to_v": 1}
     assert found["a.to_k"] is found["a.to_v"]  # stored once
     for s, p in enumerate(found["a.to_q"]):
-        group = store.read(paths[s])
+        group = zarrstore.read(paths[s])
         free = group["a.to_q:vectors"][:][:, :3]
         np.testing.assert_allclose(p.dense(), free @ free.T, atol=1e-5)
     assert free_share(found) == {"a.to_q": 3 / 8, "a.to_k": 3 / 8, "a.to_v": 3 / 8}
@@ -163,7 +163,7 @@ def test_an_empty_null_space_names_site_and_timestep(tmp_path):
 def test_a_missing_store_is_an_error_and_not_the_absence_of_protection(tmp_path):
     """Mistake 9: missing files silently meant no projection."""
     paths = write_projectors(tmp_path)
-    with pytest.raises(store.StoreError, match=r"02\.zarr"):
+    with pytest.raises(StoreError, match=r"02\.zarr"):
         site_projectors([*paths, str(tmp_path / "02.zarr")], IDENTITY, "energy", 0.01)
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nullbooth import store
+from nullbooth.errors import StoreError
+from nullbooth.storage import zarrstore
 
 IDENTITY = {"model": "abc", "prompts": "123"}
 
@@ -28,8 +29,8 @@ class Unreadable:
     elements=st.integers(-1000, 1000)), min_size=1))  # fmt: skip
 def test_round_trip(tmp_path_factory, arrays):
     path = tmp_path_factory.mktemp("store") / "a.zarr"
-    store.write(path, arrays, IDENTITY)
-    group = store.read(path, IDENTITY)
+    zarrstore.write(path, arrays, IDENTITY)
+    group = zarrstore.read(path, IDENTITY)
     assert set(group) == set(arrays)
     for name, array in arrays.items():
         assert group[name].dtype == array.dtype
@@ -38,8 +39,8 @@ def test_round_trip(tmp_path_factory, arrays):
 
 def test_attributes_identity_and_versions(tmp_path):
     features = [{"name": "a", "sites": ["a", "b"], "static": True}]
-    store.write(tmp_path / "a.zarr", {"x": [1.5, 2.5]}, IDENTITY, features=features, timestep=None, rows={"x": 7})
-    attrs = store.read(str(tmp_path / "a.zarr")).attrs
+    zarrstore.write(tmp_path / "a.zarr", {"x": [1.5, 2.5]}, IDENTITY, features=features, timestep=None, rows={"x": 7})
+    attrs = zarrstore.read(str(tmp_path / "a.zarr")).attrs
     assert attrs["identity"] == IDENTITY
     assert attrs["features"] == features
     assert attrs["timestep"] is None
@@ -50,8 +51,8 @@ def test_attributes_identity_and_versions(tmp_path):
 
 def test_zarr_3_chunked_and_compressed(tmp_path):
     array = np.zeros((8, 1000, 500), np.float32)  # 2 MB a row
-    store.write(tmp_path / "a.zarr", {"whole": array, "rows": array}, IDENTITY, chunk_rows={"rows": 1})
-    group = store.read(tmp_path / "a.zarr")
+    zarrstore.write(tmp_path / "a.zarr", {"whole": array, "rows": array}, IDENTITY, chunk_rows={"rows": 1})
+    group = zarrstore.read(tmp_path / "a.zarr")
     assert group.metadata.zarr_format == 3
     assert group["rows"].chunks == (1, 1000, 500)
     assert group["whole"].chunks == (4, 1000, 500)  # as many rows as fit in 8 MiB
@@ -63,8 +64,8 @@ def test_zarr_3_chunked_and_compressed(tmp_path):
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0)])
 def test_empty_arrays(tmp_path, shape):
-    store.write(tmp_path / "a.zarr", {"x": np.zeros(shape, np.float32)}, IDENTITY)
-    assert store.read(tmp_path / "a.zarr")["x"].shape == shape
+    zarrstore.write(tmp_path / "a.zarr", {"x": np.zeros(shape, np.float32)}, IDENTITY)
+    assert zarrstore.read(tmp_path / "a.zarr")["x"].shape == shape
 
 
 @pytest.mark.parametrize(
@@ -76,29 +77,29 @@ def test_empty_arrays(tmp_path, shape):
     ],
 )
 def test_another_identity_is_refused_by_name(tmp_path, expected, key, found):
-    store.write(tmp_path / "a.zarr", {"x": [1.0]}, IDENTITY)
+    zarrstore.write(tmp_path / "a.zarr", {"x": [1.0]}, IDENTITY)
     message = (
         rf"a\.zarr: made for {key} {re.escape(repr(found))}, but this run has {expected[key]!r}.*run its rule again"
     )
-    with pytest.raises(store.StoreError, match=message):
-        store.read(tmp_path / "a.zarr", expected)
+    with pytest.raises(StoreError, match=message):
+        zarrstore.read(tmp_path / "a.zarr", expected)
 
 
 def test_a_reader_may_expect_less_than_there_is(tmp_path):
-    store.write(tmp_path / "a.zarr", {"x": [1.0]}, IDENTITY)
-    assert "x" in store.read(tmp_path / "a.zarr", {"model": "abc"})
+    zarrstore.write(tmp_path / "a.zarr", {"x": [1.0]}, IDENTITY)
+    assert "x" in zarrstore.read(tmp_path / "a.zarr", {"model": "abc"})
 
 
 def test_a_missing_array_is_refused(tmp_path):
-    store.write(tmp_path / "a.zarr", {"x": [1.0], "y": [2.0]}, IDENTITY)
+    zarrstore.write(tmp_path / "a.zarr", {"x": [1.0], "y": [2.0]}, IDENTITY)
     (tmp_path / "a.zarr" / "y" / "zarr.json").unlink()
-    with pytest.raises(store.StoreError, match=r"a\.zarr: incomplete, y/zarr\.json is missing"):
-        store.read(tmp_path / "a.zarr", IDENTITY)
+    with pytest.raises(StoreError, match=r"a\.zarr: incomplete, y/zarr\.json is missing"):
+        zarrstore.read(tmp_path / "a.zarr", IDENTITY)
 
 
 def all_of(path) -> dict[str, list]:
     """Arrays and attributes, read anew."""
-    group = store.read(path, IDENTITY)
+    group = zarrstore.read(path, IDENTITY)
     return {name: group[name][:].tolist() for name in group.attrs["arrays"]} | {"attributes": dict(group.attrs)}
 
 
@@ -107,7 +108,7 @@ FILES = ["zarr.json", "x/zarr.json", "x/c/0/0", "x/c/3/0", "y/c/0"]
 
 
 def small_store(path) -> dict[str, list]:
-    store.write(path, {"x": ROWS, "y": np.arange(3)}, IDENTITY, chunk_rows={"x": 1}, timestep=7.5)
+    zarrstore.write(path, {"x": ROWS, "y": np.arange(3)}, IDENTITY, chunk_rows={"x": 1}, timestep=7.5)
     return all_of(path)
 
 
@@ -141,54 +142,54 @@ def test_a_file_cut_off_or_missing_is_noticed_by_name(tmp_path, name, harm):
 
 def test_a_chunk_that_goes_missing_while_a_store_is_open_is_noticed(tmp_path):
     small_store(tmp_path / "a.zarr")
-    group = store.read(tmp_path / "a.zarr")
+    group = zarrstore.read(tmp_path / "a.zarr")
     (tmp_path / "a.zarr/x/c/3/0").unlink()
     assert group["x"][:3].tolist() == ROWS[:3].tolist()
-    with pytest.raises(store.StoreError, match=r"a\.zarr: x/c/3/0 is not what was written there"):
+    with pytest.raises(StoreError, match=r"a\.zarr: x/c/3/0 is not what was written there"):
         group["x"][3]
 
 
 def test_a_chunk_of_another_store_is_noticed(tmp_path):
     """Chunks of zeros are not written: one that is there all the same is none of this store's."""
-    store.write(tmp_path / "zeros.zarr", {"x": np.zeros((4, 3))}, IDENTITY)
+    zarrstore.write(tmp_path / "zeros.zarr", {"x": np.zeros((4, 3))}, IDENTITY)
     small_store(tmp_path / "a.zarr")
-    assert store.read(tmp_path / "zeros.zarr")["x"][:].sum() == 0
+    assert zarrstore.read(tmp_path / "zeros.zarr")["x"][:].sum() == 0
     (tmp_path / "zeros.zarr/x/c/0").mkdir(parents=True)
     (tmp_path / "a.zarr/x/c/0/0").rename(tmp_path / "zeros.zarr/x/c/0/0")
-    with pytest.raises(store.StoreError, match=r"zeros\.zarr: x/c/0/0 is not what was written there"):
-        store.read(tmp_path / "zeros.zarr")["x"][:]
+    with pytest.raises(StoreError, match=r"zeros\.zarr: x/c/0/0 is not what was written there"):
+        zarrstore.read(tmp_path / "zeros.zarr")["x"][:]
 
 
 def test_a_store_of_an_earlier_version_is_refused(tmp_path):
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
     group.attrs.update({"identity": IDENTITY, "versions": {}, "arrays": []})
-    with pytest.raises(store.StoreError, match=r"a\.zarr/zarr\.json: damaged, or not written by this version"):
-        store.read(tmp_path / "a.zarr", IDENTITY)
+    with pytest.raises(StoreError, match=r"a\.zarr/zarr\.json: damaged, or not written by this version"):
+        zarrstore.read(tmp_path / "a.zarr", IDENTITY)
 
 
 def test_a_zarr_store_of_someone_else_is_refused(tmp_path):
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
     group.create_array("x", data=np.ones(3))
-    with pytest.raises(store.StoreError, match=r"a\.zarr"):
-        store.read(tmp_path / "a.zarr", IDENTITY)
+    with pytest.raises(StoreError, match=r"a\.zarr"):
+        zarrstore.read(tmp_path / "a.zarr", IDENTITY)
 
 
 def test_no_store(tmp_path):
     (tmp_path / "empty.zarr").mkdir()
     for name in ("none.zarr", "empty.zarr"):
-        with pytest.raises(store.StoreError, match=f"{name}: there is no Zarr store here"):
-            store.read(tmp_path / name)
+        with pytest.raises(StoreError, match=f"{name}: there is no Zarr store here"):
+            zarrstore.read(tmp_path / name)
 
 
 def test_a_half_written_store_is_invisible(tmp_path):
     path = tmp_path / "a.zarr"
     with pytest.raises(KeyboardInterrupt):
-        store.write(path, {"x": [1.0], "y": Unreadable()}, IDENTITY)
+        zarrstore.write(path, {"x": [1.0], "y": Unreadable()}, IDENTITY)
     assert not path.exists()
-    with pytest.raises(store.StoreError, match="no Zarr store"):
-        store.read(path)
-    store.write(path, {"x": [2.0]}, IDENTITY)  # what was left over does no harm
-    assert list(store.read(path)) == ["x"]
+    with pytest.raises(StoreError, match="no Zarr store"):
+        zarrstore.read(path)
+    zarrstore.write(path, {"x": [2.0]}, IDENTITY)  # what was left over does no harm
+    assert list(zarrstore.read(path)) == ["x"]
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
 
 
@@ -200,11 +201,11 @@ class Deadly:
 
 def test_a_killed_writer_leaves_the_store_that_was_there(tmp_path):
     path = tmp_path / "a.zarr"
-    store.write(path, {"x": [1.0]}, IDENTITY)
-    assert damage.killed(lambda: store.write(path, {"x": [2.0], "y": Deadly()}, IDENTITY))
+    zarrstore.write(path, {"x": [1.0]}, IDENTITY)
+    assert damage.killed(lambda: zarrstore.write(path, {"x": [2.0], "y": Deadly()}, IDENTITY))
     assert len(list(tmp_path.iterdir())) == 2
-    assert store.read(path, IDENTITY)["x"][:].tolist() == [1.0]
-    store.write(path, {"x": [3.0]}, IDENTITY)
+    assert zarrstore.read(path, IDENTITY)["x"][:].tolist() == [1.0]
+    zarrstore.write(path, {"x": [3.0]}, IDENTITY)
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
 
 
@@ -215,33 +216,33 @@ class Overtaken:
         self.path = path
 
     def __array__(self, dtype=None, copy=None):
-        store.write(self.path, {"x": ROWS, "y": ROWS}, IDENTITY)
+        zarrstore.write(self.path, {"x": ROWS, "y": ROWS}, IDENTITY)
         return ROWS + 1
 
 
 def test_two_writers_of_one_store_do_not_mix(tmp_path):
     path = tmp_path / "a.zarr"
-    with pytest.raises((store.StoreError, FileNotFoundError), match=r"a\.zarr: another process removed x/"):
-        store.write(path, {"x": ROWS + 1, "y": Overtaken(path)}, IDENTITY)
-    assert store.read(path, IDENTITY)["x"][:].tolist() == ROWS.tolist()
-    assert store.read(path, IDENTITY)["y"][:].tolist() == ROWS.tolist()
+    with pytest.raises((StoreError, FileNotFoundError), match=r"a\.zarr: another process removed x/"):
+        zarrstore.write(path, {"x": ROWS + 1, "y": Overtaken(path)}, IDENTITY)
+    assert zarrstore.read(path, IDENTITY)["x"][:].tolist() == ROWS.tolist()
+    assert zarrstore.read(path, IDENTITY)["y"][:].tolist() == ROWS.tolist()
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
 
 
 def test_a_whole_store_outlives_a_failed_rewrite(tmp_path):
     path = tmp_path / "a.zarr"
-    store.write(path, {"x": [1.0]}, IDENTITY)
+    zarrstore.write(path, {"x": [1.0]}, IDENTITY)
     with pytest.raises(KeyboardInterrupt):
-        store.write(path, {"x": Unreadable()}, IDENTITY)
-    assert store.read(path, IDENTITY)["x"][:].tolist() == [1.0]
-    store.write(path, {"z": [3.0]}, {"model": "new"})
-    assert list(store.read(path, {"model": "new"})) == ["z"]
+        zarrstore.write(path, {"x": Unreadable()}, IDENTITY)
+    assert zarrstore.read(path, IDENTITY)["x"][:].tolist() == [1.0]
+    zarrstore.write(path, {"z": [3.0]}, {"model": "new"})
+    assert list(zarrstore.read(path, {"model": "new"})) == ["z"]
 
 
 def test_nothing_is_pickled(tmp_path):
     with pytest.raises((TypeError, ValueError)):
-        store.write(tmp_path / "a.zarr", {"x": np.array([{"a": 1}], object)}, IDENTITY)
-    store.write(tmp_path / "a.zarr", {"x": np.ones((4, 4))}, IDENTITY)
+        zarrstore.write(tmp_path / "a.zarr", {"x": np.array([{"a": 1}], object)}, IDENTITY)
+    zarrstore.write(tmp_path / "a.zarr", {"x": np.ones((4, 4))}, IDENTITY)
     metadata = json.loads((tmp_path / "a.zarr" / "x" / "zarr.json").read_text())
     assert metadata["data_type"] == "float64"
 
@@ -251,13 +252,13 @@ def test_packing_keeps_a_symmetric_matrix(n, seed, dtype):
     x = np.random.default_rng(seed).normal(size=(n + 2, n)).astype(dtype)
     c = x.T @ x
     c = np.triu(c) + np.triu(c, 1).T
-    packed = store.pack_symmetric(c)
+    packed = zarrstore.pack_symmetric(c)
     assert packed.shape == (n * (n + 1) // 2,)
     assert packed.dtype == dtype
-    np.testing.assert_array_equal(store.unpack_symmetric(packed), c)
+    np.testing.assert_array_equal(zarrstore.unpack_symmetric(packed), c)
 
 
 def test_packed_sizes_are_recognised_up_to_large_matrices():
     for n in (1, 2, 3, 320, 1279, 1280, 2048):
         packed = np.zeros(n * (n + 1) // 2, np.float32)
-        assert store.unpack_symmetric(packed).shape == (n, n)
+        assert zarrstore.unpack_symmetric(packed).shape == (n, n)

@@ -167,7 +167,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint_goes_back_to_the_one_before(tmp_pa
     whole = learn(tmp_path / "whole")
 
     def work() -> None:
-        monkeypatch.setattr("nullbooth.tensors.save_file", half_a_file)
+        monkeypatch.setattr("nullbooth.storage.tensorfile.save_file", half_a_file)
         learn(tmp_path / "cut")
 
     assert damage.killed(work)

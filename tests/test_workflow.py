@@ -13,8 +13,8 @@ import yaml
 from running import ROOT, Run, executed, planned, snakemake
 from selenium.webdriver.support.ui import WebDriverWait
 
-from nullbooth import store
 from nullbooth.shards import partition
+from nullbooth.storage import zarrstore
 
 SHARDED = [f"a {color} {thing}" for color in ("red", "blue", "green") for thing in ("circle", "cross", "square")]
 MEASURED = {"embed_base", "evaluate", "evaluation", "gallery", "samples"}
@@ -178,7 +178,7 @@ def test_every_job_has_a_log_and_a_benchmark(finished):
     ran = sum(count for rule, count in fresh.items() if rule != "samples")  # which runs nothing
     assert len(finished.logs) == ran
     for path in results.glob("kept/*/*/**/*.zarr"):  # what can come from a shared cache says itself what it cost
-        assert store.read(path).attrs["spent"]["seconds"] > 0
+        assert zarrstore.read(path).attrs["spent"]["seconds"] > 0
     assert any("s left" in path.read_text() for path in (results / "logs/trajectories").iterdir())
 
 
@@ -197,8 +197,8 @@ def test_no_more_prompts_are_collected_than_are_enough(tmp_path):
         "trajectory": 3, "moments": 4, "heldout_moments": 1, "shard_pool": 2, "leak": 2, "covariance": 2,
         "covariances": 1,
     }  # fmt: skip
-    summed = store.read(tmp_path / "results/covariances/00.zarr")
-    taken = [store.read(tmp_path / f"results/kept/shards/{s}/trajectory.zarr") for s in summed.attrs["shards"]]
+    summed = zarrstore.read(tmp_path / "results/covariances/00.zarr")
+    taken = [zarrstore.read(tmp_path / f"results/kept/shards/{s}/trajectory.zarr") for s in summed.attrs["shards"]]
     assert [group.attrs["prompts"] for group in taken] == partition(SHARDED, [], 2)[:2]
     figure = tmp_path / "results/figures/leak.svg"
     assert executed(figure, *arguments()) == {"leaks": 1}
@@ -243,11 +243,11 @@ def test_stores_of_another_model_sampler_or_prompts_are_refused_by_jobs(finished
     sums = (run.folder / "results/covariances/00.zarr").resolve().parents[1]
     for step, key in enumerate(("model", "sampler", "prompts")):
         path = sums / f"covariances/{step:02d}.zarr"
-        group = store.read(path)
+        group = zarrstore.read(path)
         own = ("identity", "versions", "arrays", "spent", "checksums", "seal")
         attributes = {name: value for name, value in group.attrs.items() if name not in own}
         arrays = {name: group[name][:] for name in group.attrs["arrays"]}
-        store.write(path, arrays, {**group.attrs["identity"], key: "another"}, **attributes)
+        zarrstore.write(path, arrays, {**group.attrs["identity"], key: "another"}, **attributes)
     wanted = [str(sums / f"projectors/{step:02d}.zarr") for step in range(3)]
     done = snakemake(*wanted, *run.arguments())
     assert done.returncode != 0
@@ -259,8 +259,8 @@ def test_stores_of_another_model_sampler_or_prompts_are_refused_by_jobs(finished
 @pytest.mark.slow
 def test_statics_are_stored_once(finished):
     covariances = (finished.folder / "results/covariances/00.zarr").resolve().parent
-    counts = [len(store.read(covariances / f"{step:02d}.zarr").attrs["features"]) for step in range(3)]
-    static = [f for f in store.read(covariances / "00.zarr").attrs["features"] if f["static"]]
+    counts = [len(zarrstore.read(covariances / f"{step:02d}.zarr").attrs["features"]) for step in range(3)]
+    static = [f for f in zarrstore.read(covariances / "00.zarr").attrs["features"] if f["static"]]
     assert len(static) == 1
     assert all(".to_k" in site or ".to_v" in site for site in static[0]["sites"])
     assert counts == [counts[1] + 1, counts[1], counts[1]]

@@ -16,8 +16,8 @@ from nullbooth.images import list_images, load_image, to_pil
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.metrics import attribute_accuracy, load_encoder, only_named
 from nullbooth.models import load_pipeline
-from nullbooth.progress import reporter
 from nullbooth.sampling import sample
+from nullbooth.storage.progress import reporter
 from world.generator import SCENES, training_scenes
 from world.scenes import SUBJECTS, Scene, caption, random_scene, render
 

@@ -6,13 +6,14 @@ import math
 import shutil
 from pathlib import Path
 
-from nullbooth import figures, store
+from nullbooth import figures
 from nullbooth.comparison import DRIFT, FIDELITY, MOST_GAP, Point, at_equal_fidelity, lines_of, pareto_front, read_point
-from nullbooth.files import whole
 from nullbooth.gallery import render
 from nullbooth.images import read_drawn
-from nullbooth.progress import log_to
 from nullbooth.settings import OF_TRAJECTORIES, prior_of
+from nullbooth.storage import zarrstore
+from nullbooth.storage.atomic import whole
+from nullbooth.storage.progress import log_to
 from nullbooth.targets import view
 
 COLUMNS = {
@@ -92,7 +93,7 @@ def table_row(curve: str, point: Point, equal: dict, method: dict, once: dict[st
 
 def seconds_of(stores: list[str]) -> float | None:
     """Seconds that stores took to make, or None if there are none."""
-    made = [store.read(path).attrs["spent"]["seconds"] for path in stores if Path(path).is_dir()]
+    made = [zarrstore.read(path).attrs["spent"]["seconds"] for path in stores if Path(path).is_dir()]
     return sum(made) if made else None
 
 

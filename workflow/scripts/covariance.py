@@ -1,25 +1,26 @@
 """Rule covariance: second moments of all protected prompts at one timestep, the sums of those of every shard."""
 
-from nullbooth import store
-from nullbooth.progress import log_to, reporter
+from nullbooth.errors import StoreError
+from nullbooth.storage import zarrstore
+from nullbooth.storage.progress import log_to, reporter
 
 KEPT = ("features", "timestep", "timesteps", "denoiser")
 
 
 def main(out: str, moments: list[str], shards: dict[str, dict], identity: dict) -> None:
     report, identities = reporter("shards"), list(shards.values())
-    first = store.read(moments[0], identities[0])
+    first = zarrstore.read(moments[0], identities[0])
     known, totals, rows = {key: first.attrs[key] for key in KEPT}, {}, {}
     for i, (path, shard) in enumerate(zip(moments, identities, strict=True), 1):
-        group = store.read(path, shard)
+        group = zarrstore.read(path, shard)
         for key in KEPT:
             if group.attrs[key] != known[key]:
-                raise store.StoreError(f"{path}: its {key} differs from that of {moments[0]}; delete both, run again")
+                raise StoreError(f"{path}: its {key} differs from that of {moments[0]}; delete both, run again")
         for name, n in group.attrs["rows"].items():
             totals[name] = totals[name] + group[name][:] if name in totals else group[name][:]
             rows[name] = rows.get(name, 0) + n
         report(i, len(moments))
-    store.write(out, totals, identity, rows=rows, shards=list(shards), **known)
+    zarrstore.write(out, totals, identity, rows=rows, shards=list(shards), **known)
 
 
 if __name__ == "__main__":

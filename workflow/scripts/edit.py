@@ -7,8 +7,8 @@ import yaml
 from nullbooth import models
 from nullbooth.adapter import AdapterInfo, write_adapter
 from nullbooth.edits import TextFeatures, solve_edits
-from nullbooth.files import write_text
-from nullbooth.progress import log_to, reporter
+from nullbooth.storage.atomic import write_text
+from nullbooth.storage.progress import log_to, reporter
 from nullbooth.wording import edits_of
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from nullbooth import metrics
 from nullbooth.images import read_drawn, read_group
 from nullbooth.models import pick_device
-from nullbooth.progress import log_to
+from nullbooth.storage.progress import log_to
 
 
 def main(out: str, pictures: str, identity: dict, config: dict) -> None:

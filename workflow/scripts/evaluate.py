@@ -7,12 +7,12 @@ import torch
 
 from nullbooth import metrics
 from nullbooth.distances import DISTANCES
-from nullbooth.files import write_text
 from nullbooth.groups import OF_ALL, OF_CONCEPT
 from nullbooth.images import list_images, load_image, read_drawn, read_group
 from nullbooth.intervals import bootstrap_mean, half_samples
 from nullbooth.models import pick_device
-from nullbooth.progress import log_to
+from nullbooth.storage.atomic import write_text
+from nullbooth.storage.progress import log_to
 
 GROUPS = (*OF_CONCEPT, *OF_ALL)
 

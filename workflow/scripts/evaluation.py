@@ -4,10 +4,10 @@ import csv
 import json
 
 from nullbooth.comparison import read_runs, stacked
-from nullbooth.files import whole, write_text
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.metrics import possible
-from nullbooth.progress import log_to
+from nullbooth.storage.atomic import whole, write_text
+from nullbooth.storage.progress import log_to
 from nullbooth.targets import view
 
 COLUMNS = ("concept", "method", "seed", "group", "metric", "value", "low", "high", "n")

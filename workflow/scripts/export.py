@@ -4,8 +4,8 @@ from pathlib import Path
 
 from nullbooth.adapter import read_adapter
 from nullbooth.export import KEYS, export_lora, export_word, of_unet, write_card
-from nullbooth.files import whole
-from nullbooth.progress import log_to
+from nullbooth.storage.atomic import whole
+from nullbooth.storage.progress import log_to
 
 
 def main(out: str, adapter: str, model: str, configs: str | None = None, revision: str | None = None) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from nullbooth import models
 from nullbooth.adapter import read_adapter
 from nullbooth.export import KEYS, export_lora, fuse, of_unet
-from nullbooth.files import whole
-from nullbooth.progress import log_to
+from nullbooth.storage.atomic import whole
+from nullbooth.storage.progress import log_to
 
 
 def main(out: dict, edit: str, config: dict) -> None:

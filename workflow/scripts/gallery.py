@@ -4,9 +4,9 @@ from pathlib import Path
 
 from nullbooth import figures
 from nullbooth.comparison import DRIFT, FIDELITY, pareto_front, read_point
-from nullbooth.files import whole
 from nullbooth.gallery import write_gallery
-from nullbooth.progress import log_to
+from nullbooth.storage.atomic import whole
+from nullbooth.storage.progress import log_to
 from nullbooth.targets import view
 
 

@@ -2,9 +2,10 @@
 
 import torch
 
-from nullbooth import models, store
-from nullbooth.progress import log_to, reporter
+from nullbooth import models
 from nullbooth.statistics import moments_of_all
+from nullbooth.storage import zarrstore
+from nullbooth.storage.progress import log_to, reporter
 
 
 def main(out: str, trajectory: str, sites: list[str], steps: int, identity: dict, config: dict) -> None:
@@ -13,7 +14,7 @@ def main(out: str, trajectory: str, sites: list[str], steps: int, identity: dict
     with torch.no_grad(), models.passes_in(device, config["precision"], denoiser.dtype):
         batch, report = config["protect"]["batch"], reporter("timesteps")
         arrays, about = moments_of_all(denoiser, trajectory, steps, sites, batch, identity, report)
-    store.write(out, arrays, identity, **about)
+    zarrstore.write(out, arrays, identity, **about)
 
 
 if __name__ == "__main__":

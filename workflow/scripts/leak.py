@@ -4,18 +4,18 @@ import json
 
 import numpy as np
 
-from nullbooth import store
 from nullbooth.errors import ProjectorError
-from nullbooth.files import write_text
-from nullbooth.progress import log_to, reporter
 from nullbooth.projector import decompose, leak, projector
+from nullbooth.storage import zarrstore
+from nullbooth.storage.atomic import write_text
+from nullbooth.storage.progress import log_to, reporter
 
 
 def pooled(groups: list, name: str) -> np.ndarray:
     """The second moment `[n, n]` of several shards, from those that were pooled over the timesteps: rows of a shard are
     at each timestep the same share of all, so that these average as the shards' rows do."""
     weights = [group.attrs["weights"][name] for group in groups]
-    moments = [store.unpack_symmetric(group[name][:]) for group in groups]
+    moments = [zarrstore.unpack_symmetric(group[name][:]) for group in groups]
     return sum(n * c for n, c in zip(weights, moments, strict=True)) / sum(weights)
 
 
@@ -23,7 +23,7 @@ def heldout_moment(group, feature: dict) -> np.ndarray:
     """The mean over all timesteps of the second moment `[n, n]` for prompts that are not protected."""
     steps = 1 if feature["static"] else len(group.attrs["timesteps"])
     names = [f"{step:02d}:{feature['name']}" for step in range(steps)]
-    return sum(store.unpack_symmetric(group[n][:]) / group.attrs["rows"][n] for n in names) / steps
+    return sum(zarrstore.unpack_symmetric(group[n][:]) / group.attrs["rows"][n] for n in names) / steps
 
 
 def leaking(c: np.ndarray, other: np.ndarray, rule: dict, name: str) -> float:
@@ -36,8 +36,8 @@ def leaking(c: np.ndarray, other: np.ndarray, rule: dict, name: str) -> float:
 
 
 def main(out: str, moments: list[str], heldout: str, shards: dict, prompts: int, rule: dict, others: dict) -> None:
-    groups = [store.read(path, identity) for path, identity in zip(moments, shards.values(), strict=True)]
-    other, found, report = store.read(heldout, others), {}, reporter("features")
+    groups = [zarrstore.read(path, identity) for path, identity in zip(moments, shards.values(), strict=True)]
+    other, found, report = zarrstore.read(heldout, others), {}, reporter("features")
     features = groups[0].attrs["features"]
     for i, feature in enumerate(features, 1):
         name = feature["name"]

@@ -3,8 +3,8 @@
 import csv
 
 from nullbooth import figures
-from nullbooth.files import read_json, whole
-from nullbooth.progress import log_to
+from nullbooth.storage.atomic import read_json, whole
+from nullbooth.storage.progress import log_to
 
 
 def main(out: dict, leaks: list[str]) -> None:

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from nullbooth import figures
-from nullbooth.files import read_json, whole
 from nullbooth.lifelong import COLUMNS, Known, capacity, fidelities, free_counts, summary, tidy
-from nullbooth.progress import log_to
+from nullbooth.storage.atomic import read_json, whole
+from nullbooth.storage.progress import log_to
 
 
 def main(

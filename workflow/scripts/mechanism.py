@@ -5,19 +5,20 @@ import csv
 
 import numpy as np
 
-from nullbooth import figures, models, store
+from nullbooth import figures, models
 from nullbooth.adapter import read_adapter
-from nullbooth.files import whole
 from nullbooth.loaded import LoadedAdapter
 from nullbooth.mechanism import largest_share, output_change, relative_norm, short_name, summary
-from nullbooth.progress import log_to, reporter
+from nullbooth.storage import zarrstore
+from nullbooth.storage.atomic import whole
+from nullbooth.storage.progress import log_to, reporter
 
 COLUMNS = ("site", "step", "timestep", "protected", "heldout", "norm", "largest")
 
 
 def moment(group, name: str) -> np.ndarray:
     """A stored second moment `[n, n]`, the mean over its rows."""
-    return store.unpack_symmetric(group[name][:]) / group.attrs["rows"][name]
+    return zarrstore.unpack_symmetric(group[name][:]) / group.attrs["rows"][name]
 
 
 def measure(adapter: LoadedAdapter, covariances: list, heldout, weights: dict[str, np.ndarray]) -> list[dict]:
@@ -47,7 +48,7 @@ def main(
     denoiser = models.load_denoiser(config["model"], device, **{key: config[key] for key in models.OF_DENOISER})
     loaded = LoadedAdapter(denoiser, *read_adapter(adapter, identity["model"]), scale=1.0)
     weights = {name: p.float().numpy() for name, p in loaded.original.items() if p.ndim == 2}
-    groups, other = [store.read(path, identity) for path in covariances], store.read(heldout, others)
+    groups, other = [zarrstore.read(path, identity) for path in covariances], zarrstore.read(heldout, others)
     rows = measure(loaded, groups, other, weights)
     with whole(out["table"]) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

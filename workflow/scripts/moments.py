@@ -4,9 +4,10 @@ from dataclasses import asdict
 
 import torch
 
-from nullbooth import models, store
-from nullbooth.progress import log_to, reporter
+from nullbooth import models
 from nullbooth.statistics import moments_at
+from nullbooth.storage import zarrstore
+from nullbooth.storage.progress import log_to, reporter
 
 
 def main(out: str, trajectory: str, step: int, sites: list[str], identity: dict, config: dict) -> None:
@@ -22,13 +23,13 @@ def main(out: str, trajectory: str, step: int, sites: list[str], identity: dict,
             identity,
             reporter(f"timestep {step}, prompts"),
         )
-    store.write(
+    zarrstore.write(
         out,
-        {name: store.pack_symmetric(moment.total.cpu().numpy()) for name, moment in moments.items()},
+        {name: zarrstore.pack_symmetric(moment.total.cpu().numpy()) for name, moment in moments.items()},
         identity,
         rows={name: moment.rows for name, moment in moments.items()},
         features=[asdict(feature) for feature in features],
-        **({"prompts": store.read(trajectory).attrs["prompts"]} if step == 0 else {}),
+        **({"prompts": zarrstore.read(trajectory).attrs["prompts"]} if step == 0 else {}),
         timestep=timesteps[step],
         timesteps=timesteps,
         denoiser=type(denoiser).__name__,

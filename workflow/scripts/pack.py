@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from nullbooth import packs, store
-from nullbooth.progress import log_to
+from nullbooth import packs
+from nullbooth.storage import zarrstore
+from nullbooth.storage.progress import log_to
 
 
 def main(
@@ -16,7 +17,7 @@ def main(
     about: dict,
     shards: dict[str, list[str]],
 ) -> None:
-    taken = store.read(covariance, identity).attrs["shards"]
+    taken = zarrstore.read(covariance, identity).attrs["shards"]
     prompts = sorted(prompt for name in taken for prompt in shards[name])
     packs.write(out, projectors, identity, rule, scope, **about, prompts=prompts)
     print(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB for {len(prompts)} protected prompts")

@@ -7,8 +7,8 @@ import time
 import torch
 
 from nullbooth import cost, estimate, models, plan
-from nullbooth.files import existing
 from nullbooth.shapes import pipeline_shapes
+from nullbooth.storage.atomic import existing
 
 GIB = 2**30
 

@@ -2,13 +2,13 @@
 
 import torch
 
-from nullbooth import store
 from nullbooth.moments import Moment, pool
-from nullbooth.progress import log_to, reporter
+from nullbooth.storage import zarrstore
+from nullbooth.storage.progress import log_to, reporter
 
 
 def main(out: str, covariances: list[str], identity: dict) -> None:
-    groups = [store.read(path, identity) for path in covariances]
+    groups = [zarrstore.read(path, identity) for path in covariances]
     features = groups[0].attrs["features"]
     arrays, report = {}, reporter("features")
     for i, feature in enumerate(features, 1):
@@ -18,7 +18,7 @@ def main(out: str, covariances: list[str], identity: dict) -> None:
         arrays[name] = pool(moments).total.numpy()
         report(i, len(features))
     kept = {key: groups[0].attrs[key] for key in ("timesteps", "denoiser")} | {"weights": groups[0].attrs["rows"]}
-    store.write(out, arrays, identity, rows=dict.fromkeys(arrays, 1), features=features, timestep=None, **kept)
+    zarrstore.write(out, arrays, identity, rows=dict.fromkeys(arrays, 1), features=features, timestep=None, **kept)
 
 
 if __name__ == "__main__":

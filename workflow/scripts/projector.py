@@ -3,15 +3,15 @@ their readers. Those of earlier subjects are added, where there are any."""
 
 import numpy as np
 
-from nullbooth import store
-from nullbooth.progress import log_to, reporter
 from nullbooth.projector import decompose
+from nullbooth.storage import zarrstore
+from nullbooth.storage.progress import log_to, reporter
 
 
 def subject_moment(group, name: str, steps: list[int]) -> np.ndarray:
     """Second moment `[n, n]` of what a subject's prompts give a feature, the mean over these timesteps."""
     keys = [f"{step:02d}:{name}" for step in steps]
-    return sum(store.unpack_symmetric(group[key][:]) / group.attrs["rows"][key] for key in keys) / len(keys)
+    return sum(zarrstore.unpack_symmetric(group[key][:]) / group.attrs["rows"][key] for key in keys) / len(keys)
 
 
 def main(
@@ -30,14 +30,14 @@ def main(
     both. Shares of rank rules stay those of the protected prompts alone, whose eigenvalues are kept for that: no
     subject loosens what protects others.
     """
-    group = store.read(covariance, of_statistics or identity)
-    protected = store.read(alone, of_statistics) if alone else {}
-    subjects = [store.read(path, made_from) for path, made_from in zip(earlier, of_earlier, strict=True)]
+    group = zarrstore.read(covariance, of_statistics or identity)
+    protected = zarrstore.read(alone, of_statistics) if alone else {}
+    subjects = [zarrstore.read(path, made_from) for path, made_from in zip(earlier, of_earlier, strict=True)]
     every = list(range(len(group.attrs["timesteps"])))
     arrays, report = {}, reporter("features")
     for i, feature in enumerate(group.attrs["features"], 1):
         name = feature["name"]
-        c = store.unpack_symmetric(group[name][:]) / group.attrs["rows"][name]
+        c = zarrstore.unpack_symmetric(group[name][:]) / group.attrs["rows"][name]
         if subjects:
             arrays[f"{name}:protected"] = protected[f"{name}:values"][:]
             steps = [0] if feature["static"] else every if step == "pooled" else [int(step)]
@@ -46,7 +46,7 @@ def main(
         arrays |= {f"{name}:values": w, f"{name}:vectors": u}
         report(i, len(group.attrs["features"]))
     kept = {key: group.attrs[key] for key in ("rows", "features", "timestep", "timesteps", "denoiser")}
-    store.write(out, arrays, identity, **kept)
+    zarrstore.write(out, arrays, identity, **kept)
 
 
 if __name__ == "__main__":

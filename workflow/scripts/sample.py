@@ -7,12 +7,13 @@ import torch
 
 from nullbooth import models
 from nullbooth.attention import overlay, recording_attention, without_maps, word_tokens
-from nullbooth.files import whole
-from nullbooth.identity import digest, prompt_seed
+from nullbooth.identity import prompt_seed
 from nullbooth.images import to_pil
 from nullbooth.loaded import load_tuned
-from nullbooth.progress import log_to, reporter
 from nullbooth.sampling import sample
+from nullbooth.storage.atomic import whole
+from nullbooth.storage.digests import digest
+from nullbooth.storage.progress import log_to, reporter
 
 
 def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str], draw) -> list[dict]:

@@ -4,22 +4,23 @@ import csv
 
 import numpy as np
 
-from nullbooth import figures, store
-from nullbooth.files import whole
+from nullbooth import figures
 from nullbooth.mechanism import short_name
-from nullbooth.progress import log_to, reporter
 from nullbooth.projector import free_share
+from nullbooth.storage import zarrstore
+from nullbooth.storage.atomic import whole
+from nullbooth.storage.progress import log_to, reporter
 
 
 def main(out: dict, covariances: list[str], rule: dict, identity: dict) -> None:
     [(name, value)] = rule.items()
-    groups = [store.read(path, identity) for path in covariances]
+    groups = [zarrstore.read(path, identity) for path in covariances]
     features, timesteps = groups[0].attrs["features"], groups[0].attrs["timesteps"]
     values: dict[str, np.ndarray] = {}
     report = reporter("features")
     for i, feature in enumerate(features, 1):
         moments = groups[:1] if feature["static"] else groups
-        spectra = [np.linalg.eigvalsh(store.unpack_symmetric(g[feature["name"]][:])).clip(0) for g in moments]
+        spectra = [np.linalg.eigvalsh(zarrstore.unpack_symmetric(g[feature["name"]][:])).clip(0) for g in moments]
         rows = [g.attrs["rows"][feature["name"]] for g in moments]
         values[feature["name"]] = np.stack([w / n for w, n in zip(spectra, rows, strict=True)])
         report(i, len(features))

@@ -6,10 +6,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from nullbooth import models, store
+from nullbooth import models
 from nullbooth.loaded import load_tuned
-from nullbooth.progress import log_to, reporter
 from nullbooth.statistics import moments_of_all, write_trajectory
+from nullbooth.storage import zarrstore
+from nullbooth.storage.progress import log_to, reporter
 
 
 def main(
@@ -41,7 +42,7 @@ def main(
         denoiser.to(device)  # with offloading it may be elsewhere
         report = reporter("timesteps")
         arrays, about = moments_of_all(denoiser, trajectory, sampler["steps"], sites, batch, identity, report)
-    store.write(out, arrays, identity, **about)
+    zarrstore.write(out, arrays, identity, **about)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 import json
 
-from nullbooth.files import whole
-from nullbooth.identity import digest, prompt_seed
+from nullbooth.identity import prompt_seed
 from nullbooth.images import to_pil
 from nullbooth.loaded import load_tuned
-from nullbooth.progress import log_to, reporter
 from nullbooth.sampling import sample_halves, without_halves
+from nullbooth.storage.atomic import whole
+from nullbooth.storage.digests import digest
+from nullbooth.storage.progress import log_to, reporter
 
 EACH = 3  # pictures of each pair, from other noise
 

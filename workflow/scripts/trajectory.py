@@ -1,8 +1,8 @@
 """Rule trajectory: sample the protected prompts of one shard and keep what the denoiser was given."""
 
 from nullbooth import models
-from nullbooth.progress import log_to, reporter
 from nullbooth.statistics import write_trajectory
+from nullbooth.storage.progress import log_to, reporter
 
 
 def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict, config: dict) -> None:

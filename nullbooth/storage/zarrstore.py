@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
 from nullbooth.errors import StoreError
-from nullbooth.files import whole
-from nullbooth.progress import spent
-from nullbooth.seal import MEND, read_attributes, sealed
+from nullbooth.storage.atomic import whole
+from nullbooth.storage.progress import spent
+from nullbooth.storage.seal import MEND, read_attributes, sealed
 
 CHUNK_BYTES = 8 << 20
 LIBRARIES = ("numpy", "zarr", "torch", "diffusers")

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth.errors import StoreError
-from nullbooth.files import read_json
-from nullbooth.identity import digest
+from nullbooth.storage.atomic import read_json
+from nullbooth.storage.digests import digest
 
 MEND = "delete the store and run its rule again"
 

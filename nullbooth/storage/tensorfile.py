@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nullbooth.errors import InputError
-from nullbooth.files import whole
+from nullbooth.storage.atomic import whole
 
 
 def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

@@ -1,0 +1,1 @@
+"""Files and folders that are whole or absent, and carry the identity of what they were made from."""
