@@ -19,8 +19,9 @@ from common import ROOT, parser, report
 from matplotlib import pyplot as plt
 
 from nullbooth import figures, load_adapter
-from nullbooth.identity import prompt_seed, read_prompts
+from nullbooth.identity import prompt_seed
 from nullbooth.images import list_images, load_image, to_pil
+from nullbooth.inputs.prompts import read_prompts
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.lifelong import capacity, free_counts
 from nullbooth.metrics import embed_images, load_encoder, paired_drift, subject_fidelity

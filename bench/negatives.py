@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from common import ROOT, parser, report
 
-from nullbooth.identity import prompt_seed, read_prompts
+from nullbooth.identity import prompt_seed
+from nullbooth.inputs.prompts import read_prompts
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.loaded import load_adapter
 from nullbooth.metrics import embed_images, load_encoder, paired_drift, possible

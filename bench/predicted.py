@@ -18,10 +18,10 @@ from common import ROOT, parser, report
 
 from nullbooth import estimate
 from nullbooth.cost import CORE_UTILISATION, Job, Machine, Work
-from nullbooth.identity import read_prompts
 from nullbooth.images import captions, list_images
+from nullbooth.inputs.prompts import read_prompts
+from nullbooth.inputs.settings import complete, sweep_points
 from nullbooth.plan import work_of
-from nullbooth.settings import complete, sweep_points
 from nullbooth.shapes import pipeline_shapes
 
 BENCHMARKS = {  # rule: pattern of its benchmarks

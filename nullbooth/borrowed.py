@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nullbooth.settings import EMBEDDED, sweep_points
+from nullbooth.inputs.settings import EMBEDDED, sweep_points
 
 _PROMPTS = Path("config/prompts")
 _PHOTOGRAPHIC = "photographic.txt"  # of its files the one that is not the embedded model's

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth.errors import InputError
-from nullbooth.text import shown
+from nullbooth.inputs.text import shown
 
 # Known to nullbooth beside what diffusers lists as text-to-image.
 _MORE = ("SanaSprintPipeline", "StableDiffusionSAGPipeline", "StableDiffusionPanoramaPipeline")

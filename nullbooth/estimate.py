@@ -36,7 +36,7 @@ from nullbooth.cost import (
     trajectory_arrays,
     widest,
 )
-from nullbooth.settings import OF_TRAJECTORIES, OF_WEIGHTS
+from nullbooth.inputs.settings import OF_TRAJECTORIES, OF_WEIGHTS
 
 
 def described(rule: str, size: tuple[float, float]) -> tuple[float, float]:

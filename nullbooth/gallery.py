@@ -10,9 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nullbooth.images import IN_BROWSERS, list_images, open_image, read_drawn
+from nullbooth.inputs.edits import edits_of
 from nullbooth.mechanism import summary
 from nullbooth.storage.atomic import read_json
-from nullbooth.wording import edits_of
 
 GROUPS = {
     "subject": "The subject, in new places",

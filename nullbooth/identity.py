@@ -10,7 +10,6 @@ from nullbooth.errors import InputError
 from nullbooth.modelfiles import DENOISERS, loaded_files, shapes_of
 from nullbooth.parts import encoder_files
 from nullbooth.storage.digests import digest, place_of, remembered_digests, remembering
-from nullbooth.text import read_text
 
 CONFIGS = (".json", ".txt", ".model")  # and tokenizers
 
@@ -109,19 +108,6 @@ def hub_file(model: str, revision: str | None, key: str, name: str) -> Path:
             f"be had from the Hub ({reason}); download it first, or give the folder of a model"
         ) from error
     return Path(path)
-
-
-def read_prompts(path: Path | str, key: str | None = None) -> list[str]:
-    """Prompts of a text file, one a line, without blank lines, comments (#) and repetitions, sorted.
-
-    Sorted, because the moments do not depend on the order: neither should the cache. `key` is the setting that names
-    the file. Raises InputError if there are none.
-    """
-    lines = (line.strip() for line in read_text(path, key).split("\n"))  # not splitlines: U+2028 may stand in a prompt
-    prompts = sorted({line for line in lines if line and not line.startswith("#")})
-    if not prompts:
-        raise InputError(f"{f'{key}: ' if key else ''}{path}: no prompts in it; write one a line")
-    return prompts
 
 
 def prompt_seed(prompt: str, seed: int) -> int:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401 (Pillow knows WebP once this is imported)
 
-from nullbooth.colour import as_seen, colour_note, seen_anew
 from nullbooth.errors import InputError
+from nullbooth.inputs.colour import as_seen, colour_note, seen_anew
+from nullbooth.inputs.text import read_text, shown, strange_character
 from nullbooth.storage.atomic import read_json
 from nullbooth.storage.digests import digest, file_digest
-from nullbooth.text import read_text, shown, strange_character
 
 if TYPE_CHECKING:  # late below: the workflow lists and checks photographs without torch
     from torch import Tensor

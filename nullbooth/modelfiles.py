@@ -10,6 +10,7 @@ from typing import Any
 
 from nullbooth.drawable import check_class, check_given, check_roles
 from nullbooth.errors import InputError, SettingsError
+from nullbooth.inputs.text import shown
 from nullbooth.parts import (
     LIBRARIES,
     UNUSED,
@@ -22,7 +23,6 @@ from nullbooth.parts import (
     weight_files,
     weights_name,
 )
-from nullbooth.text import shown
 
 DENOISERS = ("unet", "transformer")
 # Of which a tiny one goes through the whole workflow in the tests.

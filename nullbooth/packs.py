@@ -17,10 +17,10 @@ import numpy as np
 from nullbooth import __version__
 from nullbooth.errors import InputError, SettingsError
 from nullbooth.identity import hub_file
+from nullbooth.inputs.settings import fill_prompt
+from nullbooth.inputs.text import shown, strange_character
 from nullbooth.projector import RULES, Projector, projector
-from nullbooth.settings import fill_prompt
 from nullbooth.storage.digests import remembered_digests
-from nullbooth.text import shown, strange_character
 
 FORMAT = "nullbooth-pack-1"
 WHAT, MEND = "a NullBooth pack", "copy it again, or make it again (snakemake pack)"

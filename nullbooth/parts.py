@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth.errors import InputError, SettingsError
-from nullbooth.text import read_text
+from nullbooth.inputs.text import read_text
 
 # Parts that drawing from a prompt does not need, and that are never loaded: they judge pictures, or read image prompts.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")

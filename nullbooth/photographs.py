@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from nullbooth.images import captions, list_images, load_image, open_image
+from nullbooth.inputs.settings import fill_prompt, subject_words
 from nullbooth.inversion import speaker
 from nullbooth.models import device_of, packed
-from nullbooth.settings import fill_prompt, subject_words
 from nullbooth.training import TrainData
 from nullbooth.trajectories import first_call
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth.cost import ENCODERS, Job, Machine, Run, Work
-from nullbooth.groups import OF_ALL, OF_CONCEPT
-from nullbooth.settings import prior_of
+from nullbooth.inputs.groups import OF_ALL, OF_CONCEPT
+from nullbooth.inputs.settings import prior_of
 
 VALIDATION_BATCH = 8  # as nullbooth.sampling
 USUAL_BATCH = 16  # what estimates take for a batch that finds its size by itself

@@ -11,8 +11,12 @@ from typing import Any
 
 from nullbooth.borrowed import borrowed
 from nullbooth.errors import InputError, SettingsError
-from nullbooth.identity import read_prompts
 from nullbooth.images import captions, list_images
+from nullbooth.inputs.edits import edits_of
+from nullbooth.inputs.prompts import read_prompts
+from nullbooth.inputs.settings import PACKAGES, fill_prompt, subject_words, word_in
+from nullbooth.inputs.subjects import check_named, check_subjects
+from nullbooth.inputs.text import shown
 from nullbooth.modelfiles import (
     attention_names,
     check_encoder,
@@ -23,18 +27,14 @@ from nullbooth.modelfiles import (
     read_json,
     weight_names,
 )
-from nullbooth.settings import PACKAGES, fill_prompt, subject_words, word_in
-from nullbooth.subjects import check_named, check_subjects
-from nullbooth.text import shown
 from nullbooth.tokens import check_lengths
-from nullbooth.wording import edits_of
 
 
 def check_inputs(config: dict[str, Any]) -> list[str]:
     """Refuse what no job could use, with a message that names key or file, value and mend; returns warnings.
 
-    `config` is complete (nullbooth.settings.complete). Raises InputError. What only the Hub or the weights themselves
-    can tell, jobs find (nullbooth.models).
+    `config` is complete (nullbooth.inputs.settings.complete). Raises InputError. What only the Hub or the weights
+    themselves can tell, jobs find (nullbooth.models).
     """
     try:
         check_results(config)

@@ -23,7 +23,7 @@ import torch
 from diffusers.training_utils import cast_training_params
 from torch import Tensor, nn
 
-from nullbooth.settings import OF_WEIGHTS, RIVALS
+from nullbooth.inputs.settings import OF_WEIGHTS, RIVALS
 
 _UNLIKE_LORA = ("oft", "corda")  # peft methods whose change is not up @ down
 

@@ -15,13 +15,14 @@ sys.path.insert(0, workflow.basedir)
 from nullbooth import devices, headers, packs
 from nullbooth.environment import prepare_environment
 from nullbooth.storage.atomic import read_json, writable
-from nullbooth.groups import OF_ALL, OF_CONCEPT, check_groups
+from nullbooth.inputs.groups import OF_ALL, OF_CONCEPT, check_groups
 from nullbooth.storage.digests import digest, file_digest
-from nullbooth.identity import known_configs, model_folder, model_identity, read_prompts, single_identity
+from nullbooth.identity import known_configs, model_folder, model_identity, single_identity
+from nullbooth.inputs.prompts import read_prompts
 from nullbooth.images import captions, content_digest, list_images
 from nullbooth.plan import work_of
 from nullbooth.preflight import check_identifiers, check_inputs
-from nullbooth.settings import (
+from nullbooth.inputs.settings import (
     OF_TRAJECTORIES,
     compared_points,
     complete,
@@ -35,7 +36,7 @@ from nullbooth.settings import (
 from nullbooth.errors import SettingsError
 from nullbooth.targets import known_as, show
 from nullbooth.shards import choose_shards, cut_shards, enough, shard_identity
-from nullbooth.wording import edits_of, not_concerned
+from nullbooth.inputs.edits import edits_of, not_concerned
 
 prepare_environment()
 with open(Path(workflow.basedir) / "config" / "schema.yaml", encoding="utf-8") as file:

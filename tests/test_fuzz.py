@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from nullbooth.adapter import FORMAT, AdapterInfo
 from nullbooth.errors import InputError
 from nullbooth.export import export_lora
-from nullbooth.identity import read_prompts
 from nullbooth.images import captions, check_image, list_images, open_image
+from nullbooth.inputs.prompts import read_prompts
+from nullbooth.inputs.settings import complete
 from nullbooth.loaded import load_adapter
 from nullbooth.preflight import check_inputs
-from nullbooth.settings import complete
 from nullbooth.storage.digests import digest
 from nullbooth.storage.tensorfile import save_tensors
 

@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from nullbooth.errors import SettingsError
-from nullbooth.groups import OTHERS, check_groups
-from nullbooth.identity import read_prompts
-from nullbooth.settings import EMBEDDED, EMBEDDED_NAMES, complete
+from nullbooth.inputs.groups import OTHERS, check_groups
+from nullbooth.inputs.prompts import read_prompts
+from nullbooth.inputs.settings import EMBEDDED, EMBEDDED_NAMES, complete
 from world.scenes import NAMES
 
 PROTECTED = ["a red star", "a small, blue ring"]

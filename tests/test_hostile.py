@@ -23,10 +23,10 @@ from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
 from nullbooth.errors import InputError
 from nullbooth.export import export_lora
 from nullbooth.images import captions, list_images, load_image
+from nullbooth.inputs.settings import complete
 from nullbooth.loaded import load_adapter
 from nullbooth.models import load_denoiser, load_pipeline, set_sampler
 from nullbooth.preflight import check_inputs
-from nullbooth.settings import complete
 from nullbooth.trajectories import record
 
 CPU = torch.device("cpu")
@@ -160,7 +160,7 @@ UNUSUAL = [
 
 
 def test_unusual_prompts_are_read_as_they_stand(tmp_path, project, world):
-    from nullbooth.identity import read_prompts
+    from nullbooth.inputs.prompts import read_prompts
 
     path = world.prompts / "protected.txt"
     path.write_bytes("\r\n".join([f"  {text}\t" for text in UNUSUAL]).encode("utf-8-sig"))

@@ -10,7 +10,8 @@ import torch
 from running import ROOT
 
 from nullbooth.errors import InputError
-from nullbooth.identity import model_folder, model_identity, prompt_seed, read_prompts, seeded_noise
+from nullbooth.identity import model_folder, model_identity, prompt_seed, seeded_noise
+from nullbooth.inputs.prompts import read_prompts
 from nullbooth.storage import digests
 from nullbooth.storage.digests import digest, file_digest
 

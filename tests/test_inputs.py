@@ -8,8 +8,8 @@ from hostile import ROOT, World, overlay, photograph
 
 from nullbooth.borrowed import borrowed
 from nullbooth.errors import InputError
+from nullbooth.inputs.settings import complete
 from nullbooth.preflight import check_inputs
-from nullbooth.settings import complete
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from nullbooth.adapter import Adapter, read_adapter
 from nullbooth.cost import Machine
 from nullbooth.errors import InputError, SettingsError
 from nullbooth.identity import model_identity
+from nullbooth.inputs.settings import complete, sweep_points
 from nullbooth.plan import work_of
 from nullbooth.projector import decompose
 from nullbooth.selection import DEFAULT
-from nullbooth.settings import complete, sweep_points
 from nullbooth.sites import find_sites
 from nullbooth.statistics import in_order, site_projectors
 from nullbooth.storage import zarrstore

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
-from nullbooth.identity import read_prompts
+from nullbooth.inputs.prompts import read_prompts
 from nullbooth.tokens import _CLIP_WORD
 
 ROOT = Path(__file__).parents[1]

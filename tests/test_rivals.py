@@ -13,9 +13,9 @@ from test_training import losses as read_losses
 
 from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
 from nullbooth.export import export_lora
+from nullbooth.inputs.settings import OF_WEIGHTS, RIVALS, prior_of
 from nullbooth.loaded import LoadedAdapter
 from nullbooth.rivals import FineTune
-from nullbooth.settings import OF_WEIGHTS, RIVALS, prior_of
 from nullbooth.sites import find_sites
 from nullbooth.training import TrainData, train
 

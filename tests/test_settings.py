@@ -8,7 +8,7 @@ import yaml
 from snakemake.utils import update_config
 
 from nullbooth.errors import InputError, SettingsError
-from nullbooth.settings import RIVALS, compared_points, complete, fill_prompt, subject_words, sweep_points
+from nullbooth.inputs.settings import RIVALS, compared_points, complete, fill_prompt, subject_words, sweep_points
 from nullbooth.training import TrainSettings
 
 NEEDED = {

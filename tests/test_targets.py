@@ -8,7 +8,7 @@ import yaml
 from running import ROOT, snakemake
 from test_settings import NEEDED
 
-from nullbooth.settings import complete
+from nullbooth.inputs.settings import complete
 from nullbooth.targets import known_as, show, view
 
 KEPT = Path("out/kept")

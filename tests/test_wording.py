@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullbooth.errors import SettingsError
-from nullbooth.wording import Edit, align, concerns, edits_of, not_concerned
+from nullbooth.inputs.edits import Edit, align, concerns, edits_of, not_concerned
 
 BEGIN, END = 90, 91
 words = st.lists(st.integers(0, 5), max_size=6)

@@ -12,12 +12,12 @@ from nullbooth import devices, inversion, load_adapter, models, packs
 from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
 from nullbooth.errors import ProjectorError
 from nullbooth.images import read_drawn
+from nullbooth.inputs.settings import fill_prompt, prior_of, subject_words
 from nullbooth.inversion import Word
 from nullbooth.photographs import Drawn, training_data
 from nullbooth.replay import Replay
 from nullbooth.rivals import FineTune
 from nullbooth.sampling import sample
-from nullbooth.settings import fill_prompt, prior_of, subject_words
 from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, protected_passes, short_of, site_projectors
 from nullbooth.storage.atomic import write_text

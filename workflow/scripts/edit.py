@@ -7,9 +7,9 @@ import yaml
 from nullbooth import models
 from nullbooth.adapter import AdapterInfo, write_adapter
 from nullbooth.edits import TextFeatures, solve_edits
+from nullbooth.inputs.edits import edits_of
 from nullbooth.storage.atomic import write_text
 from nullbooth.storage.progress import log_to, reporter
-from nullbooth.wording import edits_of
 
 
 def main(out: dict, recipe: dict, config: dict) -> None:

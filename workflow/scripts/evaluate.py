@@ -7,8 +7,8 @@ import torch
 
 from nullbooth import metrics
 from nullbooth.distances import DISTANCES
-from nullbooth.groups import OF_ALL, OF_CONCEPT
 from nullbooth.images import list_images, load_image, read_drawn, read_group
+from nullbooth.inputs.groups import OF_ALL, OF_CONCEPT
 from nullbooth.intervals import bootstrap_mean, half_samples
 from nullbooth.models import pick_device
 from nullbooth.storage.atomic import write_text

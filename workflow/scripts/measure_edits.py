@@ -9,11 +9,11 @@ import torch
 
 from nullbooth import metrics
 from nullbooth.images import read_drawn, read_group
+from nullbooth.inputs.edits import edits_of
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.models import pick_device
 from nullbooth.storage.atomic import whole, write_text
 from nullbooth.storage.progress import log_to
-from nullbooth.wording import edits_of
 
 COLUMNS = ("edit", "model", "group", "metric", "value", "low", "high", "n")
 KEPT = ("unrelated", "protected")

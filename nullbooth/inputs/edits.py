@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nullbooth.settings import fill_prompt
+from nullbooth.inputs.settings import fill_prompt
 
 
 @dataclass(frozen=True)

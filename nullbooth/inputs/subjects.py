@@ -5,8 +5,8 @@ from typing import Any
 
 from nullbooth.errors import SettingsError
 from nullbooth.images import captions, check_image, list_images, list_unused
-from nullbooth.settings import fill_prompt, names_subject, subject_words
-from nullbooth.text import shown
+from nullbooth.inputs.settings import fill_prompt, names_subject, subject_words
+from nullbooth.inputs.text import shown
 
 _SHOWN = 8  # file names in a warning
 

@@ -12,8 +12,8 @@ from typing import Any
 import jsonschema
 
 from nullbooth.errors import SettingsError
-from nullbooth.text import has_secret, shown, strange_character
-from nullbooth.typed import resolve, typed
+from nullbooth.inputs.text import has_secret, shown, strange_character
+from nullbooth.inputs.typed import resolve, typed
 
 RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "replay", "oft", "corda")
 _PRIORS = {
@@ -147,7 +147,7 @@ def _negatives(config: dict[str, Any]) -> list[str]:
         return given
     if given == "auto" and _embedded(config):
         return []
-    from nullbooth.identity import read_prompts  # which asks for settings itself
+    from nullbooth.inputs.prompts import read_prompts  # which asks for settings itself
 
     return read_prompts(NEGATIVES if given == "auto" else given, "protect.negatives")
 

@@ -3,8 +3,8 @@
 import re
 
 from nullbooth.errors import SettingsError
-from nullbooth.text import shown
-from nullbooth.wording import concerns
+from nullbooth.inputs.edits import concerns
+from nullbooth.inputs.text import shown
 
 OF_CONCEPT = ("subject", "class")  # prompts that each concept has its own of
 OTHERS = ("unrelated", "unprotected", "names")  # to stay as the base model draws them; ever farther from the protected

@@ -1,0 +1,1 @@
+"""What the user gives: settings, prompts, edits, photographs. Imports no torch."""
