@@ -20,8 +20,8 @@ from torch import nn
 
 from nullbooth.cost import Model
 from nullbooth.headers import tokens_of
+from nullbooth.models.sites import find_sites
 from nullbooth.shapes import Inputs, count, decoder_shapes, denoiser_shapes, flux_inputs, sd3_inputs, unet_inputs
-from nullbooth.sites import find_sites
 
 STORED = Path(__file__).with_suffix(".json")
 SDXL = dict(

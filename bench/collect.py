@@ -26,9 +26,9 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import calib_cov_distribution
 from torch import Tensor, nn
 
-from nullbooth.models import autocast
+from nullbooth.models.precision import autocast
+from nullbooth.models.sites import find_features, find_sites
 from nullbooth.moments import Moment, collecting
-from nullbooth.sites import find_features, find_sites
 
 Calls = list[dict[str, Tensor]]
 PROMPTS = (1, 2, 4)  # for memory

@@ -14,7 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from nullbooth.sites import Feature
+from nullbooth.models.sites import Feature
 
 ROOT = Path(__file__).resolve().parents[1]
 TINYWORLD = ROOT / "resources" / "tinyworld"

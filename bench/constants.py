@@ -18,7 +18,7 @@ from common import ROOT, TINYWORLD, build_unet, denoiser_inputs, parser, report
 from projectors import spectrum_matrix
 from torch.utils.flop_counter import FlopCounterMode
 
-from nullbooth.models import autocast
+from nullbooth.models.precision import autocast
 from nullbooth.moments import Moment
 from nullbooth.projector import decompose
 from nullbooth.storage import zarrstore
@@ -88,7 +88,7 @@ def store_rows(repeats: int) -> list[dict]:
     return rows
 
 
-LOADED = "import torch; from nullbooth import models; models.load_{}('{}', torch.device('cpu'))"
+LOADED = "import torch; from nullbooth.models import loading; loading.load_{}('{}', torch.device('cpu'))"
 STARTS = {
     "NumPy and Zarr": "from nullbooth import projector; from nullbooth.storage import zarrstore",
     "torch": "import torch; from nullbooth import moments; from nullbooth.storage import zarrstore",

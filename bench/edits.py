@@ -24,12 +24,12 @@ from torch import Tensor
 
 from nullbooth.closed_form import edit_map, free_factor
 from nullbooth.edits import TextFeatures
-from nullbooth.identity import prompt_seed
 from nullbooth.inputs.edits import Edit, not_concerned
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.metrics import attribute_accuracy, edited_attributes, embed_images, load_encoder, paired_drift
-from nullbooth.models import load_pipeline
+from nullbooth.models.loading import load_pipeline
+from nullbooth.models.noise import prompt_seed
 from nullbooth.sampling import sample
 from nullbooth.storage.progress import reporter
 from world.scenes import COLORS, NAMES, SHAPES

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from common import ROOT, parser, report
 
-from nullbooth.identity import prompt_seed
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.loaded import load_adapter
 from nullbooth.metrics import embed_images, load_encoder, paired_drift, possible
-from nullbooth.models import load_pipeline, set_sampler
+from nullbooth.models.loading import load_pipeline
+from nullbooth.models.noise import prompt_seed
+from nullbooth.models.schedulers import set_sampler
 from nullbooth.sampling import sample
 
 NEGATIVES = {

@@ -18,7 +18,7 @@ from common import ROOT, parser, report
 
 from nullbooth import estimate
 from nullbooth.cost import CORE_UTILISATION, Job, Machine, Work
-from nullbooth.images import captions, list_images
+from nullbooth.inputs.photographs import captions, list_images
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.inputs.settings import complete, sweep_points
 from nullbooth.plan import work_of

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from common import TIMESTEPS, build_unet, named_features, parser, report, side_by_side
 
+from nullbooth.models.sites import find_sites
 from nullbooth.projector import decompose
-from nullbooth.sites import find_sites
 
 
 def spectrum_matrix(n: int, seed: int = 0) -> np.ndarray:

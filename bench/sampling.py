@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from nullbooth.adapter import AdapterInfo
 from nullbooth.loaded import LoadedAdapter
-from nullbooth.models import autocast
-from nullbooth.sites import find_sites
+from nullbooth.models.precision import autocast
+from nullbooth.models.sites import find_sites
 
 BAR = 1.02
 

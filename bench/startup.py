@@ -10,13 +10,13 @@ import sys
 from common import ROOT, TINYWORLD, parser, report, side_by_side
 
 MODEL = TINYWORLD.relative_to(ROOT).as_posix()
-CPU = "import torch; from nullbooth import models; cpu = torch.device('cpu')"
+CPU = "import torch; from nullbooth.models import loading; cpu = torch.device('cpu')"
 VARIANTS = {
     "import numpy": "import numpy",
     "projector and pool jobs": "from nullbooth import projector; from nullbooth.storage import zarrstore",
     "import torch": "import torch",
-    "denoiser loaded": f"{CPU}; models.load_denoiser('{MODEL}', cpu)",
-    "pipeline loaded": f"{CPU}; models.load_pipeline('{MODEL}', cpu)",
+    "denoiser loaded": f"{CPU}; loading.load_denoiser('{MODEL}', cpu)",
+    "pipeline loaded": f"{CPU}; loading.load_pipeline('{MODEL}', cpu)",
 }
 
 

@@ -32,9 +32,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from nullbooth.adapter import Adapter
-from nullbooth.models import autocast
+from nullbooth.models.precision import autocast
+from nullbooth.models.sites import find_sites
 from nullbooth.projector import Projector
-from nullbooth.sites import find_sites
 
 VARIANTS = ("lora", "pooled", "timestep", "dreambooth")
 BARS = {"pooled": 1.05, "timestep": 1.15}

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nullbooth.errors import InputError
+from nullbooth.models.timesteps import nearest_index, timestep_argument
 from nullbooth.projector import Projector
 from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
@@ -278,18 +279,6 @@ def split_word(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     """Changes of weights, and the vectors of the identifier by text encoder."""
     word = {key.removeprefix(WORD): value for key, value in tensors.items() if key.startswith(WORD)}
     return {key: value for key, value in tensors.items() if not key.startswith(WORD)}, word
-
-
-def nearest_index(timesteps: Tensor, timestep: Tensor) -> Tensor:
-    """Index `[b]` of the entry of `timesteps: [T]` nearest to each entry of `timestep: []` or `[b]`."""
-    distance = (timesteps[None] - timestep.reshape(-1, 1).to(timesteps)).abs()
-    return distance.argmin(1)
-
-
-def timestep_argument(args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    """The timestep of a denoiser call: its second argument."""
-    value = kwargs["timestep"] if "timestep" in kwargs else args[1]
-    return torch.as_tensor(value)
 
 
 def read_adapter(path: Path | str, model: str | None = None) -> tuple[dict[str, Tensor], AdapterInfo]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from nullbooth.adapter import AdapterInfo, read_adapter, split_word
 from nullbooth.errors import InputError
 from nullbooth.loaded import LoadedAdapter
-from nullbooth.models import denoiser_of, pipeline_class
+from nullbooth.models.loading import denoiser_of, pipeline_class
 from nullbooth.storage.atomic import whole, write_text
 from nullbooth.storage.tensorfile import save_tensors
 

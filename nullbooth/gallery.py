@@ -9,8 +9,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from nullbooth.images import IN_BROWSERS, list_images, open_image, read_drawn
+from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.inputs.edits import edits_of
+from nullbooth.inputs.photographs import IN_BROWSERS, list_images, open_image
 from nullbooth.mechanism import summary
 from nullbooth.storage.atomic import read_json
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from nullbooth import estimate
 from nullbooth.cost import Machine, Model, Reading, Work
-from nullbooth.modelfiles import DENOISERS, TEXTS, places_of, shapes_of
-from nullbooth.parts import has_variant, weight_files
-from nullbooth.selection import PROJECTIONS, select
+from nullbooth.models.files import DENOISERS, TEXTS, places_of, shapes_of
+from nullbooth.models.parts import has_variant, weight_files
+from nullbooth.models.sites_by_name import PROJECTIONS, select
 
 _ATTENTION = re.compile(r".*\.(?P<block>attn\d?)\.(?P<linear>.*)")
 _FEED_FORWARD = re.compile(r"\.ff(_context)?\.|^single_transformer_blocks\.\d+\.proj_(mlp|out)$")
@@ -50,7 +50,7 @@ def count(shapes: dict[str, list[int]]) -> int:
 
 
 def kinds_by_name(names: Iterable[str]) -> dict[str, str]:
-    """The kind of each linear (nullbooth.sites.linear_kinds), as far as names tell."""
+    """The kind of each linear (nullbooth.models.sites.linear_kinds), as far as names tell."""
     names = list(names)
     joint = any(name.endswith(".add_k_proj") for name in names)
     reading, other = ("attn", "attn2") if joint else ("attn2", "attn1")

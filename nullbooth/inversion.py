@@ -14,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from nullbooth.adapter import WORD
 from nullbooth.errors import InputError
-from nullbooth.models import denoiser_of
-from nullbooth.trajectories import spoken
+from nullbooth.models.calls import spoken
+from nullbooth.models.loading import denoiser_of
 
 
 def readers(pipeline: Any) -> dict[str, tuple[Any, nn.Module]]:

@@ -11,9 +11,12 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from nullbooth import inversion, models
-from nullbooth.adapter import AdapterInfo, nearest_index, read_adapter, split_word, timestep_argument
+from nullbooth import inversion
+from nullbooth.adapter import AdapterInfo, read_adapter, split_word
 from nullbooth.errors import InputError
+from nullbooth.models import loading, schedulers
+from nullbooth.models.precision import pick_device
+from nullbooth.models.timesteps import nearest_index, timestep_argument
 
 SAMPLED = 64  # numbers of each weight by which it is seen whether somebody else has set it
 _FUSED = (
@@ -325,7 +328,7 @@ def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str
     tensors, info = read_adapter(path, model)
     _, word = split_word(tensors)
     try:
-        loaded = LoadedAdapter(models.denoiser_of(pipeline), tensors, info, scale)
+        loaded = LoadedAdapter(loading.denoiser_of(pipeline), tensors, info, scale)
         try:
             loaded.warn_if_guided(pipeline)
             if word:
@@ -346,9 +349,9 @@ def load_tuned(
 
     Raises InputError as `load_adapter` does, and for what cannot be loaded.
     """
-    device = models.pick_device(config["device"])
-    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
-    models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
+    device = pick_device(config["device"])
+    pipeline = loading.load_pipeline(config["model"], device, **{key: config[key] for key in loading.OF_PIPELINE})
+    schedulers.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     for path in adapters:
         load_adapter(pipeline, path, scale, model)
     return pipeline

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nullbooth.modelfiles import picture_size, read_json
-from nullbooth.models import load_whole
+from nullbooth.models.files import picture_size, read_json
+from nullbooth.models.loading import load_whole
 from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
 _EMBEDDED = "nullbooth-embeddings-1"

@@ -16,9 +16,9 @@ import numpy as np
 
 from nullbooth import __version__
 from nullbooth.errors import InputError, SettingsError
-from nullbooth.identity import hub_file
 from nullbooth.inputs.settings import fill_prompt
 from nullbooth.inputs.text import shown, strange_character
+from nullbooth.models.identity import hub_file
 from nullbooth.projector import RULES, Projector, projector
 from nullbooth.storage.digests import remembered_digests
 

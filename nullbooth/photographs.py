@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nullbooth.images import captions, list_images, load_image, open_image
+from nullbooth.inputs.photographs import captions, list_images, open_image
 from nullbooth.inputs.settings import fill_prompt, subject_words
 from nullbooth.inversion import speaker
-from nullbooth.models import device_of, packed
+from nullbooth.models.calls import first_call
+from nullbooth.models.loading import device_of, packed
+from nullbooth.models.pixels import load_image
 from nullbooth.training import TrainData
-from nullbooth.trajectories import first_call
 
 Shape = tuple[int, int]  # height and width in pixels
 Drawn = list[tuple[Path, str]]  # pictures, and their prompts

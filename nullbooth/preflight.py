@@ -11,13 +11,13 @@ from typing import Any
 
 from nullbooth.borrowed import borrowed
 from nullbooth.errors import InputError, SettingsError
-from nullbooth.images import captions, list_images
 from nullbooth.inputs.edits import edits_of
+from nullbooth.inputs.photographs import captions, list_images
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.inputs.settings import PACKAGES, fill_prompt, subject_words, word_in
 from nullbooth.inputs.subjects import check_named, check_subjects
 from nullbooth.inputs.text import shown
-from nullbooth.modelfiles import (
+from nullbooth.models.files import (
     attention_names,
     check_encoder,
     check_file,
@@ -27,14 +27,14 @@ from nullbooth.modelfiles import (
     read_json,
     weight_names,
 )
-from nullbooth.tokens import check_lengths
+from nullbooth.models.prompt_length import check_lengths
 
 
 def check_inputs(config: dict[str, Any]) -> list[str]:
     """Refuse what no job could use, with a message that names key or file, value and mend; returns warnings.
 
     `config` is complete (nullbooth.inputs.settings.complete). Raises InputError. What only the Hub or the weights
-    themselves can tell, jobs find (nullbooth.models).
+    themselves can tell, jobs find (nullbooth.models.loading).
     """
     try:
         check_results(config)
@@ -118,7 +118,12 @@ def check_sampler(config: dict[str, Any]) -> None:
     # PNDM's first steps are of another kind, unless it skips them as Stable Diffusion does.
     usual = own.get("_class_name") in USUAL and ("PNDM" not in own["_class_name"] or own.get("skip_prk_steps"))
     if own and (name or options or not usual):
-        from nullbooth.models import check_steps, fitting_sampler, scheduler_class, training_scheduler  # takes seconds
+        from nullbooth.models.schedulers import (  # takes seconds
+            check_steps,
+            fitting_sampler,
+            scheduler_class,
+            training_scheduler,
+        )
 
         scheduler = scheduler_class(str(own.get("_class_name"))).from_config(own)
         training_scheduler(scheduler, options)

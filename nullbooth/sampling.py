@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from nullbooth.errors import InputError
-from nullbooth.identity import step_generators
-from nullbooth.models import denoiser_of, device_of, passes_in
-from nullbooth.trajectories import call_options, for_each, initial_latents
+from nullbooth.models.calls import call_options, for_each, initial_latents
+from nullbooth.models.loading import denoiser_of, device_of
+from nullbooth.models.noise import step_generators
+from nullbooth.models.precision import passes_in
 
 
 @torch.no_grad()

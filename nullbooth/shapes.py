@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nullbooth.cost import Model, Reading
 from nullbooth.headers import latent_side, scale_factor, tokens_of
-from nullbooth.models import DENOISERS, DTYPES, autocast
-from nullbooth.sites import find_sites, read_inputs
-from nullbooth.trajectories import POSITIONS, flatten
+from nullbooth.models.calls import POSITIONS, flatten
+from nullbooth.models.loading import DENOISERS
+from nullbooth.models.precision import DTYPES, autocast
+from nullbooth.models.sites import find_sites, read_inputs
 
 RANK = 16  # of the adapter in simulated training; what it adds is next to nothing
 CPU = torch.device("cpu")

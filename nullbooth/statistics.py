@@ -9,12 +9,14 @@ import zarr
 from numpy.typing import NDArray
 from torch import nn
 
-from nullbooth.models import fitting_batch
+from nullbooth.models.calls import denoiser_inputs
+from nullbooth.models.loading import fitting_batch
+from nullbooth.models.sites import Feature, find_features, find_sites
+from nullbooth.models.timesteps import calls_of, step_timesteps
 from nullbooth.moments import Moment, collecting
 from nullbooth.projector import Projector, eigenvalues, projector
-from nullbooth.sites import Feature, find_features, find_sites
 from nullbooth.storage import zarrstore
-from nullbooth.trajectories import calls_of, denoiser_inputs, record, step_timesteps
+from nullbooth.trajectories import record
 
 
 def moments_at(

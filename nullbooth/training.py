@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from nullbooth.adapter import Adapter
 from nullbooth.checkpoints import Learning, resume, save_checkpoint
 from nullbooth.inversion import Word
-from nullbooth.models import computed_in, latents_name, objective_of
+from nullbooth.models.calls import unflatten
+from nullbooth.models.loading import latents_name
+from nullbooth.models.precision import computed_in
+from nullbooth.models.schedulers import objective_of
 from nullbooth.optimizers import make_optimizer, make_schedule
 from nullbooth.replay import Replay
 from nullbooth.rivals import FineTune
 from nullbooth.storage.atomic import whole
-from nullbooth.trajectories import unflatten
 
 
 @dataclass(frozen=True)

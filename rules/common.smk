@@ -12,14 +12,15 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 
-from nullbooth import devices, headers, packs
+from nullbooth import headers, packs
+from nullbooth.models import devices
 from nullbooth.environment import prepare_environment
 from nullbooth.storage.atomic import read_json, writable
 from nullbooth.inputs.groups import OF_ALL, OF_CONCEPT, check_groups
 from nullbooth.storage.digests import digest, file_digest
-from nullbooth.identity import known_configs, model_folder, model_identity, single_identity
+from nullbooth.models.identity import known_configs, model_folder, model_identity, single_identity
 from nullbooth.inputs.prompts import read_prompts
-from nullbooth.images import captions, content_digest, list_images
+from nullbooth.inputs.photographs import captions, content_digest, list_images
 from nullbooth.plan import work_of
 from nullbooth.preflight import check_identifiers, check_inputs
 from nullbooth.inputs.settings import (

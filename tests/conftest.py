@@ -50,7 +50,7 @@ def pipeline_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def pipeline(pipeline_folder):
-    from nullbooth.models import load_pipeline
+    from nullbooth.models.loading import load_pipeline
 
     return load_pipeline(str(pipeline_folder), torch.device("cpu"))
 

@@ -10,13 +10,15 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from nullbooth.adapter import Adapter, AdapterInfo, nearest_index, read_adapter
+from nullbooth.adapter import Adapter, AdapterInfo, read_adapter
 from nullbooth.export import export_lora
 from nullbooth.loaded import load_adapter
+from nullbooth.models.calls import denoiser_inputs
+from nullbooth.models.sites import find_sites
+from nullbooth.models.timesteps import nearest_index
 from nullbooth.moments import collecting
 from nullbooth.projector import Projector, decompose, projector
-from nullbooth.sites import find_sites
-from nullbooth.trajectories import denoiser_inputs, record
+from nullbooth.trajectories import record
 
 KEPT = 1e-5  # relative change of outputs that counts as none: float32 rounding
 CHANGED = 1e-2

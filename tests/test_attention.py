@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor
 
-from nullbooth.attention import overlay, recording_attention, word_tokens
+from nullbooth.models.attention_maps import overlay, recording_attention, word_tokens
 from world import tokenizer as words
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nullbooth import devices, models
+from nullbooth.models import devices
+from nullbooth.models.precision import pick_device
 
 ROOT = Path(__file__).parents[1]
 GPUS = ["GPU-5c89852c-d268", "GPU-8932f937-d72c"]
@@ -22,7 +23,7 @@ GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-8932f937-d72c)
 """
 TAKE = """
 import os, sys, time
-from nullbooth import devices
+from nullbooth.models import devices
 count = int(sys.argv[1])
 taken = devices.take(pause=0.05, say=lambda text: print(text, flush=True), count=count)
 print("sees", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
@@ -140,9 +141,9 @@ def test_processes_of_one_training_have_a_gpu_each(monkeypatch, rank, device):
     monkeypatch.setenv("LOCAL_RANK", rank)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert models.pick_device("auto") == torch.device(device)
-    assert models.pick_device("cuda") == torch.device(device)
-    assert models.pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto") == torch.device(device)
+    assert pick_device("cuda") == torch.device(device)
+    assert pick_device("cpu") == torch.device("cpu")
 
 
 def test_a_job_takes_one_gpu_however_often_it_asks(pretend, monkeypatch):
@@ -182,7 +183,7 @@ def test_folders_of_temporary_files_do_not_part_the_locks(pretend, job, tmp_path
 @pytest.mark.parametrize(("holder", "other"), [(0, 65534), (65534, 0), (65534, 65533)])
 def test_locks_hold_between_users(pretend, holder, other):
     [uuid] = pretend(1)
-    lock = "import os, sys; sys.path.insert(0, sys.argv[1]); from nullbooth.devices import lock; os.setuid({}); "
+    lock = "import os, sys; sys.path.insert(0, sys.argv[1]); from nullbooth.models.devices import lock; os.setuid({}); "
     keep = lock.format(holder) + "print(lock(sys.argv[2]), flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", keep, ROOT, uuid], **pipes) as first:
@@ -202,8 +203,8 @@ rule all:
 rule gpu:
     output: "{{i}}.txt"
     resources: gpu=1
-    shell: '{sys.executable} -c "import time; from nullbooth import devices; taken = devices.take(pause=0.05, say=str);'
-           ' began = time.monotonic(); time.sleep(1); print(taken, began, time.monotonic())" >{{output}}'
+    shell: '{sys.executable} -c "import time; from nullbooth.models.devices import take; taken = take(pause=0.05,'
+           ' say=str); began = time.monotonic(); time.sleep(1); print(taken, began, time.monotonic())" >{{output}}'
 """
     runs = []
     for name in ("one", "other"):
@@ -223,8 +224,8 @@ rule gpu:
 def test_a_named_device_is_obeyed_and_takes_nothing(pretend, monkeypatch):
     pretend(1)
     monkeypatch.setattr(devices, "_held", {})
-    assert models.pick_device("cuda:1") == torch.device("cuda:1")
-    assert models.pick_device("cpu") == torch.device("cpu")
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    assert pick_device("cpu") == torch.device("cpu")
     assert not devices._held
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
@@ -235,15 +236,15 @@ def test_auto_takes_a_gpu_and_is_the_cpu_only_where_there_is_none(pretend, monke
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=rf"device: auto: .*{uuids[0]}.*device: cpu"):
-        models.pick_device("auto")
+        pick_device("auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert models.pick_device("auto") == torch.device("cuda")
+    assert pick_device("auto") == torch.device("cuda")
     assert list(devices._held) == uuids
     assert os.environ["CUDA_VISIBLE_DEVICES"] == uuids[0]
     monkeypatch.setattr(devices, "_held", {})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert models.pick_device("auto") == torch.device("cpu")
+    assert pick_device("auto") == torch.device("cpu")
 
 
 def test_snakemake_is_told_of_as_many_gpus_as_it_may_use(monkeypatch):

@@ -14,7 +14,7 @@ from PIL import Image
 from running import Run, executed, planned
 
 from nullbooth import load_adapter
-from nullbooth.models import load_pipeline
+from nullbooth.models.loading import load_pipeline
 
 pytestmark = pytest.mark.slow
 

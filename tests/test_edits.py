@@ -17,8 +17,8 @@ from nullbooth.adapter import AdapterInfo, write_adapter
 from nullbooth.edits import TextFeatures, solve_edits
 from nullbooth.errors import InputError, ProjectorError
 from nullbooth.inputs.edits import Edit
-from nullbooth.models import denoiser_of
-from nullbooth.sites import find_sites
+from nullbooth.models.loading import denoiser_of
+from nullbooth.models.sites import find_sites
 
 CROSS = ["Stable Diffusion 1", "Stable Diffusion 2", "Stable Diffusion XL", "LCM", "PixArt-Sigma", "Sana"]
 JOINT = ["Stable Diffusion 3", "Stable Diffusion 3.5", "FLUX.1"]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nullbooth.images import list_images
+from nullbooth.inputs.photographs import list_images
 from nullbooth.metrics import attribute_accuracy, embed_images, load_encoder, only_named
-from nullbooth.models import load_pipeline
+from nullbooth.models.loading import load_pipeline
 from nullbooth.sampling import sample
 from world.evaluators import same_things
 from world.judge import held_out

@@ -19,8 +19,8 @@ from nullbooth import export_lora, fuse, load_adapter
 from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
 from nullbooth.errors import InputError
 from nullbooth.export import write_card
-from nullbooth.models import denoiser_of
-from nullbooth.sites import find_sites
+from nullbooth.models.loading import denoiser_of
+from nullbooth.models.sites import find_sites
 
 UNETS = ("Stable Diffusion 1", "Stable Diffusion 2", "Stable Diffusion XL", "LCM")
 SAME = 1e-4  # of pictures in [0, 1]: x W + x D is rounded otherwise than x (W + D)

@@ -16,13 +16,16 @@ from running import Run, executed, script
 
 from nullbooth import load_adapter
 from nullbooth.adapter import Adapter, AdapterInfo
-from nullbooth.models import denoiser_of, load_pipeline, resolution_of, set_sampler
+from nullbooth.models.calls import denoiser_inputs
+from nullbooth.models.loading import denoiser_of, load_pipeline, resolution_of
+from nullbooth.models.schedulers import set_sampler
+from nullbooth.models.sites import find_sites
+from nullbooth.models.sites_by_name import DEFAULT
+from nullbooth.models.timesteps import calls_of
 from nullbooth.photographs import encode
-from nullbooth.selection import DEFAULT
-from nullbooth.sites import find_sites
 from nullbooth.statistics import in_order, site_projectors, stored
 from nullbooth.storage import zarrstore
-from nullbooth.trajectories import calls_of, denoiser_inputs, record
+from nullbooth.trajectories import record
 
 STEPS = 3
 SAMPLER = {"scheduler": None, "options": {}, "arguments": {}, "steps": STEPS, "guidance": 3.0}

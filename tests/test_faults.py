@@ -18,7 +18,7 @@ import warm
 from running import ROOT, Run, python
 
 from nullbooth.adapter import read_adapter
-from nullbooth.images import read_drawn
+from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.storage import zarrstore
 from nullbooth.storage.atomic import read_json
 

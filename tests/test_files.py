@@ -17,7 +17,7 @@ from nullbooth import figures
 from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
 from nullbooth.checkpoints import FORMAT as CHECKPOINT
 from nullbooth.comparison import read_runs
-from nullbooth.images import read_drawn
+from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.storage import atomic, zarrstore
 from nullbooth.storage.atomic import read_json, whole, write_text
 from nullbooth.storage.tensorfile import checksum, load_tensors, save_tensors

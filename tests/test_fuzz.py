@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from nullbooth.adapter import FORMAT, AdapterInfo
 from nullbooth.errors import InputError
 from nullbooth.export import export_lora
-from nullbooth.images import captions, check_image, list_images, open_image
+from nullbooth.inputs.photographs import captions, check_image, list_images, open_image
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.inputs.settings import complete
 from nullbooth.loaded import load_adapter
@@ -314,7 +314,7 @@ def adapters(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded_pipeline(pipeline_folder):
-    from nullbooth.models import load_pipeline
+    from nullbooth.models.loading import load_pipeline
 
     return load_pipeline(str(pipeline_folder), torch.device("cpu"))
 

@@ -22,10 +22,12 @@ from safetensors.torch import load_file, save_file
 from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
 from nullbooth.errors import InputError
 from nullbooth.export import export_lora
-from nullbooth.images import captions, list_images, load_image
+from nullbooth.inputs.photographs import captions, list_images
 from nullbooth.inputs.settings import complete
 from nullbooth.loaded import load_adapter
-from nullbooth.models import load_denoiser, load_pipeline, set_sampler
+from nullbooth.models.loading import load_denoiser, load_pipeline
+from nullbooth.models.pixels import load_image
+from nullbooth.models.schedulers import set_sampler
 from nullbooth.preflight import check_inputs
 from nullbooth.trajectories import record
 
@@ -182,7 +184,7 @@ def test_clips_tokens_are_counted_as_transformers_counts_them(tmp_path, texts):
     """From vocab.json and merges.txt, which is all that Stable Diffusion 1.5 has."""
     from transformers import CLIPTokenizer
 
-    from nullbooth.tokens import tokens
+    from nullbooth.models.prompt_length import tokens
 
     pieces = [chr(i) for i in [*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324)]]
     vocabulary = [*pieces, *(f"{piece}</w>" for piece in pieces), "st", "ar</w>", "star</w>"]

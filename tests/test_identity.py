@@ -10,8 +10,9 @@ import torch
 from running import ROOT
 
 from nullbooth.errors import InputError
-from nullbooth.identity import model_folder, model_identity, prompt_seed, seeded_noise
 from nullbooth.inputs.prompts import read_prompts
+from nullbooth.models.identity import model_folder, model_identity
+from nullbooth.models.noise import prompt_seed, seeded_noise
 from nullbooth.storage import digests
 from nullbooth.storage.digests import digest, file_digest
 

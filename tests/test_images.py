@@ -12,16 +12,8 @@ import torch
 from PIL import Image, ImageCms
 
 from nullbooth.errors import InputError
-from nullbooth.images import (
-    captions,
-    check_image,
-    content_digest,
-    list_images,
-    list_unused,
-    load_image,
-    open_image,
-    to_pil,
-)
+from nullbooth.inputs.photographs import captions, check_image, content_digest, list_images, list_unused, open_image
+from nullbooth.models.pixels import load_image, to_pil
 from nullbooth.storage.digests import digest, file_digest
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -17,10 +17,10 @@ from nullbooth.adapter import read_adapter, write_adapter
 from nullbooth.errors import InputError
 from nullbooth.export import export_word, token_of
 from nullbooth.inversion import Word, put
-from nullbooth.models import denoiser_of
+from nullbooth.models.calls import spoken
+from nullbooth.models.loading import denoiser_of
 from nullbooth.photographs import conditions, training_data
 from nullbooth.training import is_flow, train
-from nullbooth.trajectories import spoken
 
 WORD = "vbk"
 NAMED, OTHER = ["a vbk star", "a red vbk"], ["a red star", "vb k star"]

@@ -17,8 +17,8 @@ from running import Run, executed, planned, snakemake
 
 from nullbooth import load_adapter
 from nullbooth.adapter import read_adapter
-from nullbooth.images import load_image
-from nullbooth.models import load_pipeline
+from nullbooth.models.loading import load_pipeline
+from nullbooth.models.pixels import load_image
 from nullbooth.sampling import sample
 from nullbooth.storage import zarrstore
 

@@ -11,15 +11,15 @@ from nullbooth import figures, load_adapter
 from nullbooth.adapter import Adapter
 from nullbooth.comparison import DRIFT, FIDELITY
 from nullbooth.errors import ProjectorError, StoreError
-from nullbooth.identity import prompt_seed
 from nullbooth.lifelong import COLORS_RIGHT, Known, capacity, fidelities, free_counts, summary, tidy
-from nullbooth.models import OF_PIPELINE, load_pipeline
+from nullbooth.models.calls import initial_latents
+from nullbooth.models.loading import OF_PIPELINE, load_pipeline
+from nullbooth.models.noise import prompt_seed
+from nullbooth.models.sites import find_sites
+from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.projector import decompose, projector
-from nullbooth.selection import DEFAULT
-from nullbooth.sites import find_sites
 from nullbooth.statistics import short_of, site_projectors
 from nullbooth.storage import zarrstore
-from nullbooth.trajectories import initial_latents
 
 TIMESTEPS = [901.0, 501.0, 101.0]
 OF_STATISTICS, OF_SUBJECTS = {"model": "abc"}, [{"run": "first"}, {"run": "second"}]

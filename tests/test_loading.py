@@ -21,24 +21,23 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from nullbooth import headers, load_adapter
 from nullbooth.adapter import AdapterInfo, read_adapter
 from nullbooth.errors import InputError, SettingsError
-from nullbooth.modelfiles import attention_names, check_pipeline
-from nullbooth.models import (
-    autocast,
+from nullbooth.models.calls import first_call
+from nullbooth.models.files import attention_names, check_pipeline
+from nullbooth.models.loading import (
     beside_denoiser,
-    computed_in,
     denoiser_alone,
     denoiser_of,
     device_of,
     load_denoiser,
     load_pipeline,
     move_beside,
-    passes_in,
     set_attention,
 )
+from nullbooth.models.precision import autocast, computed_in, passes_in
+from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.preflight import check_attention
 from nullbooth.sampling import sample
-from nullbooth.selection import DEFAULT
-from nullbooth.trajectories import first_call, record
+from nullbooth.trajectories import record
 
 CPU = torch.device("cpu")
 

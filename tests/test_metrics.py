@@ -26,7 +26,6 @@ from transformers import (
 )
 
 from nullbooth.errors import InputError
-from nullbooth.images import load_image
 from nullbooth.metrics import (
     Encoder,
     attribute_accuracy,
@@ -41,7 +40,8 @@ from nullbooth.metrics import (
     paired_drift,
     subject_fidelity,
 )
-from nullbooth.modelfiles import check_encoder, picture_size
+from nullbooth.models.files import check_encoder, picture_size
+from nullbooth.models.pixels import load_image
 from world import scenes, tokenizer
 
 ATTRIBUTES = {

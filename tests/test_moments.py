@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from nullbooth.models.sites import find_sites
 from nullbooth.moments import Moment, collecting, pool
 from nullbooth.projector import decompose, projector
-from nullbooth.sites import find_sites
 
 
 def moment_of(*batches: torch.Tensor) -> Moment:

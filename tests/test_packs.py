@@ -19,12 +19,12 @@ from nullbooth import estimate, headers, packs
 from nullbooth.adapter import Adapter, read_adapter
 from nullbooth.cost import Machine
 from nullbooth.errors import InputError, SettingsError
-from nullbooth.identity import model_identity
 from nullbooth.inputs.settings import complete, sweep_points
+from nullbooth.models.identity import model_identity
+from nullbooth.models.sites import find_sites
+from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.plan import work_of
 from nullbooth.projector import decompose
-from nullbooth.selection import DEFAULT
-from nullbooth.sites import find_sites
 from nullbooth.statistics import in_order, site_projectors
 from nullbooth.storage import zarrstore
 from nullbooth.storage.digests import digest

@@ -10,7 +10,7 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from nullbooth.inputs.prompts import read_prompts
-from nullbooth.tokens import _CLIP_WORD
+from nullbooth.models.prompt_length import _CLIP_WORD
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "config/prompts/photographic.txt"

@@ -13,9 +13,9 @@ from test_training import losses as read_losses
 from nullbooth import replay
 from nullbooth.errors import StoreError
 from nullbooth.inputs.settings import OF_TRAJECTORIES, is_lora, prior_of
+from nullbooth.models.sites import find_sites
 from nullbooth.replay import TURN, Replay
 from nullbooth.rivals import FineTune
-from nullbooth.sites import find_sites
 from nullbooth.storage import zarrstore
 from nullbooth.training import train
 

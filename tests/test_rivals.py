@@ -15,8 +15,8 @@ from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
 from nullbooth.export import export_lora
 from nullbooth.inputs.settings import OF_WEIGHTS, RIVALS, prior_of
 from nullbooth.loaded import LoadedAdapter
+from nullbooth.models.sites import find_sites
 from nullbooth.rivals import FineTune
-from nullbooth.sites import find_sites
 from nullbooth.training import TrainData, train
 
 BRIEF = replace(SETTINGS, steps=4, batch=2, learning_rate=0.01)

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from nullbooth.errors import InputError
-from nullbooth.models import set_sampler
+from nullbooth.models.schedulers import set_sampler
 from nullbooth.sampling import sample, sample_halves, without_halves
 
 PROMPTS = ["a red star", "a small blue ring", "a heart on a green background", "a red star"]
@@ -62,7 +62,7 @@ def test_pictures_are_those_of_the_pipeline(pipeline):
 
 
 def test_precision(monkeypatch, pipeline):
-    monkeypatch.setattr("nullbooth.models.half_is_fast", lambda device: True)  # whatever processor this is
+    monkeypatch.setattr("nullbooth.models.precision.half_is_fast", lambda device: True)  # whatever processor this is
     full, half = draw(pipeline), draw(pipeline, precision="bf16")
     assert half.dtype == torch.float32
     assert 0 < tiny.change(half, full) < 0.2

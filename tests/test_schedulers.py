@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from nullbooth.errors import InputError
-from nullbooth.models import check_steps, fitting_sampler, objective_of, training_scheduler
+from nullbooth.models.schedulers import check_steps, fitting_sampler, objective_of, training_scheduler
 
 DIFFUSION = ("DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "EulerAncestralDiscrete", "HeunDiscrete", "LCM",
              "KDPM2AncestralDiscrete", "LMSDiscrete", "PNDM", "SASolver", "TCD", "UniPCMultistep")  # fmt: skip
@@ -45,7 +45,9 @@ def test_samplers_of_other_kinds_are_refused_by_name(name, own):
 
 
 def test_a_sampler_that_needs_a_package_names_it(monkeypatch):
-    monkeypatch.setattr("nullbooth.models.find_spec", lambda package: None if package == "torchsde" else True)
+    monkeypatch.setattr(
+        "nullbooth.models.schedulers.find_spec", lambda package: None if package == "torchsde" else True
+    )
     dummy = type("DPMSolverSDEScheduler", (), {"_backends": ["torch", "torchsde"]})
     monkeypatch.setattr(diffusers, "DPMSolverSDEScheduler", dummy)
     with pytest.raises(InputError, match=r"needs the package torchsde: pip install torchsde"):

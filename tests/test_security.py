@@ -24,8 +24,8 @@ from nullbooth.errors import InputError
 from nullbooth.gallery import render
 from nullbooth.loaded import load_adapter
 from nullbooth.metrics import load_encoder
-from nullbooth.modelfiles import check_encoder, check_pipeline
-from nullbooth.models import load_denoiser, load_pipeline
+from nullbooth.models.files import check_encoder, check_pipeline
+from nullbooth.models.loading import load_denoiser, load_pipeline
 
 CPU = torch.device("cpu")
 

@@ -18,10 +18,10 @@ from nullbooth.adapter import AdapterInfo
 from nullbooth.cost import Model
 from nullbooth.errors import InputError
 from nullbooth.export import write_card
-from nullbooth.identity import known_configs, model_folder, single_identity
-from nullbooth.modelfiles import check_pipeline
-from nullbooth.models import load_denoiser, load_pipeline, resolution_of
-from nullbooth.selection import DEFAULT
+from nullbooth.models.files import check_pipeline
+from nullbooth.models.identity import known_configs, model_folder, single_identity
+from nullbooth.models.loading import load_denoiser, load_pipeline, resolution_of
+from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.storage import digests
 
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import torch
 from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 
-from nullbooth.selection import DEFAULT
-from nullbooth.sites import find_features, find_sites
+from nullbooth.models.sites import find_features, find_sites
+from nullbooth.models.sites_by_name import DEFAULT
 
 BLOCKS = [
     "down_blocks.1.attentions.0.transformer_blocks.0",

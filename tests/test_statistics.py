@@ -6,10 +6,10 @@ import tiny
 import torch
 
 from nullbooth.errors import ProjectorError, StoreError
+from nullbooth.models.sites import find_sites
+from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.moments import collecting
 from nullbooth.projector import decompose
-from nullbooth.selection import DEFAULT
-from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, moments_at, site_projectors
 from nullbooth.storage import zarrstore
 from nullbooth.trajectories import record

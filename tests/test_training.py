@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 
-from nullbooth.adapter import timestep_argument
+from nullbooth.models.timesteps import timestep_argument
 from nullbooth.training import TrainData, TrainSettings, draw_timesteps, is_flow, min_snr_weights, noised, train
 
 SETTINGS = TrainSettings(steps=6, batch=4, learning_rate=0.02, checkpoint_every=2)

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from test_training import SETTINGS, alphas, assert_same, data, learn, losses, scheduler
 
 from nullbooth.adapter import Adapter, read_adapter
-from nullbooth.models import denoiser_of
+from nullbooth.models.calls import first_call
+from nullbooth.models.loading import denoiser_of
+from nullbooth.models.sites import find_sites
 from nullbooth.optimizers import make_optimizer
 from nullbooth.photographs import bucket_shape, bucket_step, training_data
 from nullbooth.projector import Projector
-from nullbooth.sites import find_sites
 from nullbooth.training import TrainData, _draw, train
-from nullbooth.trajectories import first_call
 
 PRODIGY = replace(SETTINGS, optimizer="prodigy", learning_rate=1.0)
 
@@ -250,7 +250,7 @@ from functools import partial
 from accelerate import PartialState
 from safetensors.torch import save_file
 from test_training import SETTINGS, learn
-from nullbooth.devices import side_by_side
+from nullbooth.models.devices import side_by_side
 
 def work(folder, settings):
     weights = learn(folder, settings, "timestep", die_after=None)

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth.identity import prompt_seed, seeded_noise
-from nullbooth.models import set_sampler
-from nullbooth.trajectories import denoiser_inputs, flatten, initial_latents, negatives_of, record, unflatten
+from nullbooth.models.calls import denoiser_inputs, flatten, initial_latents, unflatten
+from nullbooth.models.noise import prompt_seed, seeded_noise
+from nullbooth.models.schedulers import set_sampler
+from nullbooth.trajectories import negatives_of, record
 
 PROMPTS = ["a red star", "a small blue ring", "a heart on a green background"]
 SAMPLING = dict(steps=3, guidance=4.0, seed=0)

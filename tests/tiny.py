@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from nullbooth.adapter import Adapter
+from nullbooth.models.sites import find_features, find_sites
 from nullbooth.moments import Moment, collecting
 from nullbooth.projector import Projector, decompose, projector
-from nullbooth.sites import find_features, find_sites
 from world import tokenizer as tokens
 
 WIDTH = 32  # in_features of every protected linear

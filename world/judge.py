@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from nullbooth.identity import prompt_seed
-from nullbooth.images import list_images, load_image, to_pil
+from nullbooth.inputs.photographs import list_images
 from nullbooth.intervals import bootstrap_mean
 from nullbooth.metrics import attribute_accuracy, load_encoder, only_named
-from nullbooth.models import load_pipeline
+from nullbooth.models.loading import load_pipeline
+from nullbooth.models.noise import prompt_seed
+from nullbooth.models.pixels import load_image, to_pil
 from nullbooth.sampling import sample
 from nullbooth.storage.progress import reporter
 from world.generator import SCENES, training_scenes

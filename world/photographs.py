@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from nullbooth.images import to_pil
+from nullbooth.models.pixels import to_pil
 from world.scenes import SUBJECTS, photographs
 
 if __name__ == "__main__":

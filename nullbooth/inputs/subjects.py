@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth.errors import SettingsError
-from nullbooth.images import captions, check_image, list_images, list_unused
+from nullbooth.inputs.photographs import captions, check_image, list_images, list_unused
 from nullbooth.inputs.settings import fill_prompt, names_subject, subject_words
 from nullbooth.inputs.text import shown
 

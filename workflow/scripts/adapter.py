@@ -8,17 +8,19 @@ import torch
 import yaml
 from accelerate import PartialState
 
-from nullbooth import devices, inversion, load_adapter, models, packs
+from nullbooth import inversion, load_adapter, packs
 from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
 from nullbooth.errors import ProjectorError
-from nullbooth.images import read_drawn
+from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.inputs.settings import fill_prompt, prior_of, subject_words
 from nullbooth.inversion import Word
+from nullbooth.models import devices, loading, schedulers
+from nullbooth.models.precision import pick_device
+from nullbooth.models.sites import find_sites
 from nullbooth.photographs import Drawn, training_data
 from nullbooth.replay import Replay
 from nullbooth.rivals import FineTune
 from nullbooth.sampling import sample
-from nullbooth.sites import find_sites
 from nullbooth.statistics import free_share, in_order, protected_passes, short_of, site_projectors
 from nullbooth.storage.atomic import write_text
 from nullbooth.storage.digests import digest
@@ -82,7 +84,7 @@ def learn_word(
     pipeline, identifier: str, data: list, scheduler, settings: TrainSettings, options: dict, path: Path, recipe: dict
 ) -> dict[str, torch.Tensor]:
     """Vectors for the identifier, which the pipeline's text encoders read from now on."""
-    word, denoiser = Word(pipeline, identifier), models.denoiser_of(pipeline).requires_grad_(False)
+    word, denoiser = Word(pipeline, identifier), loading.denoiser_of(pipeline).requires_grad_(False)
     brief = replace(settings, steps=options["inversion_steps"], learning_rate=options["inversion_rate"], **PLAIN)
     train(denoiser, word, data, scheduler, brief, path.parent / "inversion", run=digest(recipe), trackers=())
     inversion.install(pipeline, identifier, dict(word.requires_grad_(False).vectors))
@@ -104,19 +106,19 @@ def learn(
     config: dict,
 ) -> None:
     """In one process, or in each of those that share the training."""
-    device = models.pick_device(config["device"])
+    device = pick_device(config["device"])
     own = {field.name for field in fields(TrainSettings)}
     settings = TrainSettings(**{key: value for key, value in method["train"].items() if key in own})
 
     # Offloaded until there are latents and conditions: the denoiser does not run for them, and training needs it alone.
     inverting = method["train"]["inversion_steps"] > 0
-    given = {key: config[key] for key in models.OF_TRAINING}
-    pipeline = models.load_pipeline(config["model"], device, **given, offload=not inverting)
+    given = {key: config[key] for key in loading.OF_TRAINING}
+    pipeline = loading.load_pipeline(config["model"], device, **given, offload=not inverting)
     # What the model learned decides what is learned, not the sampler that one draws with.
-    scheduler = models.training_scheduler(pipeline.scheduler, sampler["options"])
-    models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
+    scheduler = schedulers.training_scheduler(pipeline.scheduler, sampler["options"])
+    schedulers.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     build_on(pipeline, earlier, identity["model"])
-    size, said = resolution or models.resolution_of(pipeline), sampler["arguments"]
+    size, said = resolution or loading.resolution_of(pipeline), sampler["arguments"]
     [images] = [entry["images"] for entry in config["concepts"] if entry["name"] == concept["name"]]
     how = {
         "arguments": said,
@@ -133,7 +135,7 @@ def learn(
     if prior_of(method) == "protected":
         replay = Replay(trajectories, identity)
         data = [replace(part, replay=replay) for part in data]
-    denoiser = models.denoiser_alone(pipeline, device, keep=config["validate"]["every"] > 0)
+    denoiser = loading.denoiser_alone(pipeline, device, keep=config["validate"]["every"] > 0)
     torch.manual_seed(settings.seed)
     if ours := method["method"] == "nullbooth":
         try:
@@ -157,9 +159,9 @@ def learn(
         steps, guidance = min(20, config["sampler"]["steps"]), config["sampler"]["guidance"]
         seeds = list(range(len(prompts)))
         how = {"steps": steps, "guidance": guidance, "resolution": size, "arguments": said}
-        models.move_beside(pipeline, device)
+        loading.move_beside(pipeline, device)
         drawn = sample(pipeline, prompts, seeds, precision=settings.precision, **how)
-        models.move_beside(pipeline, "cpu")
+        loading.move_beside(pipeline, "cpu")
         return drawn / 2 + 0.5
 
     train(

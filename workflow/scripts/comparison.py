@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nullbooth import figures
 from nullbooth.comparison import DRIFT, FIDELITY, MOST_GAP, Point, at_equal_fidelity, lines_of, pareto_front, read_point
+from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.gallery import render
-from nullbooth.images import read_drawn
 from nullbooth.inputs.settings import OF_TRAJECTORIES, prior_of
 from nullbooth.storage import zarrstore
 from nullbooth.storage.atomic import whole

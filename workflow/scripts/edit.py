@@ -4,17 +4,18 @@ import json
 
 import yaml
 
-from nullbooth import models
 from nullbooth.adapter import AdapterInfo, write_adapter
 from nullbooth.edits import TextFeatures, solve_edits
 from nullbooth.inputs.edits import edits_of
+from nullbooth.models import loading
+from nullbooth.models.precision import pick_device
 from nullbooth.storage.atomic import write_text
 from nullbooth.storage.progress import log_to, reporter
 
 
 def main(out: dict, recipe: dict, config: dict) -> None:
-    device = models.pick_device(config["device"])
-    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
+    device = pick_device(config["device"])
+    pipeline = loading.load_pipeline(config["model"], device, **{key: config[key] for key in loading.OF_PIPELINE})
     edits, [(rule, value)] = edits_of(recipe["edits"]), recipe["rule"].items()
     texts = TextFeatures(pipeline, recipe["resolution"], recipe["arguments"])
     protected = [*recipe["protected"], ""]  # and the unconditional branch, which every picture goes through

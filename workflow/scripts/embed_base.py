@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from nullbooth import metrics
-from nullbooth.images import read_drawn, read_group
-from nullbooth.models import pick_device
+from nullbooth.evaluation.pictures import read_drawn, read_group
+from nullbooth.models.precision import pick_device
 from nullbooth.storage.progress import log_to
 
 

@@ -7,10 +7,12 @@ import torch
 
 from nullbooth import metrics
 from nullbooth.distances import DISTANCES
-from nullbooth.images import list_images, load_image, read_drawn, read_group
+from nullbooth.evaluation.pictures import read_drawn, read_group
 from nullbooth.inputs.groups import OF_ALL, OF_CONCEPT
+from nullbooth.inputs.photographs import list_images
 from nullbooth.intervals import bootstrap_mean, half_samples
-from nullbooth.models import pick_device
+from nullbooth.models.pixels import load_image
+from nullbooth.models.precision import pick_device
 from nullbooth.storage.atomic import write_text
 from nullbooth.storage.progress import log_to
 

@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-from nullbooth import models
 from nullbooth.adapter import read_adapter
 from nullbooth.export import KEYS, export_lora, fuse, of_unet
+from nullbooth.models import loading
+from nullbooth.models.precision import pick_device
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.progress import log_to
 
 
 def main(out: dict, edit: str, config: dict) -> None:
-    device = models.pick_device("cpu")
-    given = {key: config[key] for key in models.OF_PIPELINE if key != "offload"}
+    device = pick_device("cpu")
+    given = {key: config[key] for key in loading.OF_PIPELINE if key != "offload"}
     with whole(Path(out["pipeline"]).parent) as folder:
-        fuse(models.load_pipeline(config["model"], device, **given), edit, folder)
+        fuse(loading.load_pipeline(config["model"], device, **given), edit, folder)
     _, info = read_adapter(edit)
     with whole(Path(out["lora"]).parent) as folder:
         for keys in KEYS:

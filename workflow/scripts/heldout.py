@@ -2,16 +2,17 @@
 
 import torch
 
-from nullbooth import models
+from nullbooth.models import loading
+from nullbooth.models.precision import passes_in, pick_device
 from nullbooth.statistics import moments_of_all
 from nullbooth.storage import zarrstore
 from nullbooth.storage.progress import log_to, reporter
 
 
 def main(out: str, trajectory: str, sites: list[str], steps: int, identity: dict, config: dict) -> None:
-    device = models.pick_device(config["device"])
-    denoiser = models.load_denoiser(config["model"], device, **{key: config[key] for key in models.OF_DENOISER})
-    with torch.no_grad(), models.passes_in(device, config["precision"], denoiser.dtype):
+    device = pick_device(config["device"])
+    denoiser = loading.load_denoiser(config["model"], device, **{key: config[key] for key in loading.OF_DENOISER})
+    with torch.no_grad(), passes_in(device, config["precision"], denoiser.dtype):
         batch, report = config["protect"]["batch"], reporter("timesteps")
         arrays, about = moments_of_all(denoiser, trajectory, steps, sites, batch, identity, report)
     zarrstore.write(out, arrays, identity, **about)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from nullbooth import metrics
-from nullbooth.images import read_drawn, read_group
+from nullbooth.evaluation.pictures import read_drawn, read_group
 from nullbooth.inputs.edits import edits_of
 from nullbooth.intervals import bootstrap_mean
-from nullbooth.models import pick_device
+from nullbooth.models.precision import pick_device
 from nullbooth.storage.atomic import whole, write_text
 from nullbooth.storage.progress import log_to
 

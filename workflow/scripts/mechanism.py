@@ -5,10 +5,12 @@ import csv
 
 import numpy as np
 
-from nullbooth import figures, models
+from nullbooth import figures
 from nullbooth.adapter import read_adapter
 from nullbooth.loaded import LoadedAdapter
 from nullbooth.mechanism import largest_share, output_change, relative_norm, short_name, summary
+from nullbooth.models import loading
+from nullbooth.models.precision import pick_device
 from nullbooth.storage import zarrstore
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.progress import log_to, reporter
@@ -44,8 +46,8 @@ def measure(adapter: LoadedAdapter, covariances: list, heldout, weights: dict[st
 def main(
     out: dict, adapter: str, covariances: list[str], heldout: str, identity: dict, others: dict, config: dict
 ) -> None:
-    device = models.pick_device("cpu")
-    denoiser = models.load_denoiser(config["model"], device, **{key: config[key] for key in models.OF_DENOISER})
+    device = pick_device("cpu")
+    denoiser = loading.load_denoiser(config["model"], device, **{key: config[key] for key in loading.OF_DENOISER})
     loaded = LoadedAdapter(denoiser, *read_adapter(adapter, identity["model"]), scale=1.0)
     weights = {name: p.float().numpy() for name, p in loaded.original.items() if p.ndim == 2}
     groups, other = [zarrstore.read(path, identity) for path in covariances], zarrstore.read(heldout, others)

@@ -4,16 +4,17 @@ from dataclasses import asdict
 
 import torch
 
-from nullbooth import models
+from nullbooth.models import loading
+from nullbooth.models.precision import passes_in, pick_device
 from nullbooth.statistics import moments_at
 from nullbooth.storage import zarrstore
 from nullbooth.storage.progress import log_to, reporter
 
 
 def main(out: str, trajectory: str, step: int, sites: list[str], identity: dict, config: dict) -> None:
-    device = models.pick_device(config["device"])
-    denoiser = models.load_denoiser(config["model"], device, **{key: config[key] for key in models.OF_DENOISER})
-    with torch.no_grad(), models.passes_in(device, config["precision"], denoiser.dtype):
+    device = pick_device(config["device"])
+    denoiser = loading.load_denoiser(config["model"], device, **{key: config[key] for key in loading.OF_DENOISER})
+    with torch.no_grad(), passes_in(device, config["precision"], denoiser.dtype):
         moments, features, timesteps = moments_at(
             denoiser,
             trajectory,

@@ -6,7 +6,8 @@ import time
 
 import torch
 
-from nullbooth import cost, estimate, models, plan
+from nullbooth import cost, estimate, plan
+from nullbooth.models.precision import DTYPES, computed_in, pick_device
 from nullbooth.shapes import pipeline_shapes
 from nullbooth.storage.atomic import existing
 
@@ -16,7 +17,7 @@ GIB = 2**30
 def product_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of a large product on the GPU, or on one core."""
     n = 8192 if device.type == "cuda" else 1024
-    dtype = models.DTYPES[precision]
+    dtype = DTYPES[precision]
     a = torch.randn(n, n, device=device).to(dtype)
     clock, wait = (time.perf_counter, torch.cuda.synchronize) if device.type == "cuda" else (time.process_time, int)
     for repeats in (1, 5):  # the first one is not counted
@@ -47,8 +48,8 @@ def card_memory(settings: dict, device: torch.device) -> float | None:
 
 
 def main(work: cost.Work, config: dict) -> None:
-    settings, device = config["plan"], models.pick_device(config["device"])
-    precision = models.computed_in(device, config["precision"], models.DTYPES[config["weights"]])
+    settings, device = config["plan"], pick_device(config["device"])
+    precision = computed_in(device, config["precision"], DTYPES[config["weights"]])
     machine = machine_of(settings, device, precision)
     model = pipeline_shapes(
         config["model_config"] or config["model"],

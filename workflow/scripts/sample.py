@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from nullbooth import models
-from nullbooth.attention import overlay, recording_attention, without_maps, word_tokens
-from nullbooth.identity import prompt_seed
-from nullbooth.images import to_pil
 from nullbooth.loaded import load_tuned
+from nullbooth.models import loading
+from nullbooth.models.attention_maps import overlay, recording_attention, without_maps, word_tokens
+from nullbooth.models.noise import prompt_seed
+from nullbooth.models.pixels import to_pil
 from nullbooth.sampling import sample
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.digests import digest
@@ -18,7 +18,7 @@ from nullbooth.storage.progress import log_to, reporter
 
 def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str], draw) -> list[dict]:
     """Draw `wanted` once more, and save where each word acts that stands in its prompt; says which files show what."""
-    denoiser = models.denoiser_of(pipeline)
+    denoiser = loading.denoiser_of(pipeline)
     with recording_attention(denoiser, len(wanted), denoiser.config.sample_size) as maps:
         pictures = draw(wanted)
     shown = []
@@ -65,7 +65,7 @@ def main(
             entry["file"] = f"{entry['group']}-{i:03d}.png"
             to_pil(picture).save(folder / entry["file"])
         found = {"identity": {**identity, "sampler": digest(sampler)}, "images": wanted}
-        if (words := sampling.get("attention")) and (why := without_maps(models.denoiser_of(pipeline))):
+        if (words := sampling.get("attention")) and (why := without_maps(loading.denoiser_of(pipeline))):
             print(f"no maps of attention: {why}")
         elif words:
             looked_at = [w for w in wanted if w["group"] == "subject"][:: sampling["per_prompt"]][:2]

@@ -6,8 +6,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from nullbooth import models
 from nullbooth.loaded import load_tuned
+from nullbooth.models import loading
+from nullbooth.models.precision import passes_in
 from nullbooth.statistics import moments_of_all, write_trajectory
 from nullbooth.storage import zarrstore
 from nullbooth.storage.progress import log_to, reporter
@@ -17,13 +18,13 @@ def main(
     out: str, adapters: list[str], prompts: list[str], sampler: dict, seed: int, sites: list[str], identity, config
 ) -> None:
     pipeline = load_tuned(config, sampler, adapters, identity["model"])
-    device = models.device_of(pipeline)
-    denoiser, batch = models.denoiser_of(pipeline), config["protect"]["batch"]
+    device = loading.device_of(pipeline)
+    denoiser, batch = loading.denoiser_of(pipeline), config["protect"]["batch"]
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(dir=Path(out).parent) as folder,
         torch.no_grad(),
-        models.passes_in(device, config["precision"], denoiser.dtype),
+        passes_in(device, config["precision"], denoiser.dtype),
     ):
         trajectory = f"{folder}/trajectory.zarr"
         write_trajectory(

@@ -2,9 +2,9 @@
 
 import json
 
-from nullbooth.identity import prompt_seed
-from nullbooth.images import to_pil
 from nullbooth.loaded import load_tuned
+from nullbooth.models.noise import prompt_seed
+from nullbooth.models.pixels import to_pil
 from nullbooth.sampling import sample_halves, without_halves
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.digests import digest

@@ -1,15 +1,16 @@
 """Rule trajectory: sample the protected prompts of one shard and keep what the denoiser was given."""
 
-from nullbooth import models
+from nullbooth.models import loading, schedulers
+from nullbooth.models.precision import passes_in, pick_device
 from nullbooth.statistics import write_trajectory
 from nullbooth.storage.progress import log_to, reporter
 
 
 def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict, config: dict) -> None:
-    device = models.pick_device(config["device"])
-    pipeline = models.load_pipeline(config["model"], device, **{key: config[key] for key in models.OF_PIPELINE})
-    models.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
-    with models.passes_in(device, config["precision"], models.denoiser_of(pipeline).dtype):
+    device = pick_device(config["device"])
+    pipeline = loading.load_pipeline(config["model"], device, **{key: config[key] for key in loading.OF_PIPELINE})
+    schedulers.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
+    with passes_in(device, config["precision"], loading.denoiser_of(pipeline).dtype):
         write_trajectory(
             out,
             pipeline,

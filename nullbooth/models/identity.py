@@ -1,14 +1,13 @@
 """What a model and a set of prompts are: content hashes that caching relies on."""
 
-import hashlib
 import re
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 from nullbooth.errors import InputError
-from nullbooth.modelfiles import DENOISERS, loaded_files, shapes_of
-from nullbooth.parts import encoder_files
+from nullbooth.models.files import DENOISERS, loaded_files, shapes_of
+from nullbooth.models.parts import encoder_files
 from nullbooth.storage.digests import digest, place_of, remembered_digests, remembering
 
 CONFIGS = (".json", ".txt", ".model")  # and tokenizers
@@ -108,22 +107,3 @@ def hub_file(model: str, revision: str | None, key: str, name: str) -> Path:
             f"be had from the Hub ({reason}); download it first, or give the folder of a model"
         ) from error
     return Path(path)
-
-
-def prompt_seed(prompt: str, seed: int) -> int:
-    """A seed that belongs to the prompt itself, so that adding a prompt changes no other trajectory."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{prompt}".encode()).digest()[:4], "big")
-
-
-def step_generators(seeds: list[int]) -> list:
-    """One CPU generator per seed for samplers that add noise at every step; its numbers are not those of the start."""
-    import torch
-
-    return [torch.Generator("cpu").manual_seed(seed + (1 << 32)) for seed in seeds]
-
-
-def seeded_noise(seed: int, shape: tuple[int, ...]):
-    """Standard normal float32 noise `[*shape]`, drawn on the CPU so that a seed means the same on every device."""
-    import torch
-
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nullbooth.drawable import check_class, check_given, check_roles
 from nullbooth.errors import InputError, SettingsError
 from nullbooth.inputs.text import shown
-from nullbooth.parts import (
+from nullbooth.models.drawable import check_class, check_given, check_roles
+from nullbooth.models.parts import (
     LIBRARIES,
     UNUSED,
     check_part,

@@ -1,15 +1,11 @@
 """Loading diffusers pipelines, or just their denoiser. Imports are late: a small job should start fast."""
 
-import difflib
 import functools
 import gc
 import importlib
 import inspect
-import os
-import platform
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,70 +15,18 @@ from accelerate.utils import find_executable_batch_size
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from nullbooth import devices
-from nullbooth.drawable import check_class, check_given
 from nullbooth.errors import InputError
-from nullbooth.identity import CONFIGS, known_configs
-from nullbooth.modelfiles import DENOISERS, check_file, components, places_of, shapes_of
-from nullbooth.parts import UNUSED, has_variant, lacking_words, read_json
+from nullbooth.models.drawable import check_class, check_given
+from nullbooth.models.files import DENOISERS, check_file, components, places_of, shapes_of
+from nullbooth.models.identity import CONFIGS, known_configs
+from nullbooth.models.parts import UNUSED, has_variant, lacking_words, read_json
+from nullbooth.models.precision import DTYPES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Settings of the config by the names of arguments here: of the denoiser alone, and of pipelines.
 OF_DENOISER = ("revision", "variant", "model_config", "weights", "attention")
 OF_PIPELINE = (*OF_DENOISER, "offload")
 OF_TRAINING = ("revision", "variant", "model_config", "weights")
 MOST_SAMPLES = {"cuda": 64, "cpu": 16}  # in a pass: more gain nothing, and a CPU does not say when memory ends
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is a GPU that no other job has, held until this process ends, or the CPU where there is no GPU.
-
-    Anything else is obeyed as it is. Call it before CUDA is used: CUDA then sees that GPU alone.
-    Raises RuntimeError where there is a GPU that PyTorch was built for and cannot use.
-    """
-    rank = os.environ.get("LOCAL_RANK", "")  # of one of several processes that share a training
-    if name != "auto":
-        return torch.device(f"cuda:{rank}" if rank and name == "cuda" else name)
-    taken = devices.take() if torch.backends.cuda.is_built() else None
-    usable = torch.cuda.is_available()
-    if taken and not usable:
-        raise RuntimeError(
-            f"device: auto: there is a GPU, {taken}, that PyTorch {torch.__version__} cannot use; does the driver "
-            f"suit its CUDA {torch.version.cuda}? To do without a GPU, set device: cpu"
-        )
-    if usable and not taken:
-        print("nvidia-smi names no GPU, so none is locked: other jobs may use the same one")
-    return torch.device((f"cuda:{rank}" if rank else "cuda") if usable else "cpu")
-
-
-def half_is_fast(device: torch.device) -> bool:
-    """Whether a device has arithmetic of half precision: without it (x86 before AVX-512), a processor takes ten times
-    as long as in float32."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return device.type != "cpu" or not x86 or "AVX512" in torch.backends.cpu.get_cpu_capability()
-
-
-def computed_in(device: torch.device, precision: str, weights: torch.dtype = torch.float32) -> str:
-    """The precision that passes are computed in: `precision`, or float32 where that is faster, and exacter. weights:
-    their type; what is in half precision already is computed so."""
-    if precision not in DTYPES:
-        raise ValueError(f"precision {precision!r}: use one of {', '.join(DTYPES)}")
-    return precision if weights != torch.float32 or half_is_fast(device) else "fp32"
-
-
-def autocast(device: torch.device, precision: str):
-    """Mixed precision as a context: `fp32` (off), `bf16` or `fp16`."""
-    if precision not in DTYPES:
-        raise ValueError(f"precision {precision!r}: use one of {', '.join(DTYPES)}")
-    on = precision != "fp32"
-    return torch.autocast(device.type, DTYPES[precision] if on else None, enabled=on)
-
-
-def passes_in(device: torch.device, precision: str, weights: torch.dtype = torch.float32):
-    """The context that passes of a denoiser run in: mixed precision, as `computed_in` says."""
-    if (used := computed_in(device, precision, weights)) != precision:
-        print(f"precision: {precision}: this processor is faster in fp32, which is exacter too, and is used")
-    return autocast(device, used)
 
 
 def load_pipeline(
@@ -437,101 +381,3 @@ def resolution_of(pipeline: Any) -> int:
 def packed(pipeline: Any, latents: Tensor) -> Tensor:
     """Latents `[n, c, h, w]` as the denoiser takes them: for some, squares of 2x2 are one token, `[n, hw / 4, 4c]`."""
     return pipeline._pack_latents(latents, *latents.shape) if hasattr(pipeline, "_pack_latents") else latents
-
-
-# What of a scheduler's options says how the model was trained, and not how one draws.
-OF_OBJECTIVE = (
-    "prediction_type",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
-
-
-def objective_of(scheduler: Any) -> str | None:
-    """How a model of this scheduler is trained: `flow` (a velocity from data to noise, by straight lines: arXiv
-    2403.03206), `diffusion` (noise, data or velocity of a DDPM schedule: arXiv 2006.11239), or None for anything else
-    (EDM, consistency models, ...)."""
-    if type(scheduler).__name__.startswith("FlowMatch") or scheduler.config.get("prediction_type") == "flow_prediction":
-        return "flow"
-    known = scheduler.config.get("prediction_type") in ("epsilon", "v_prediction", "sample")
-    return "diffusion" if known and hasattr(scheduler, "alphas_cumprod") else None
-
-
-def training_scheduler(own: Any, options: dict[str, Any] | None = None) -> Any:
-    """A scheduler with the objective and the noise schedule of a model's own, whatever one draws with.
-
-    options: of the sampler; only those that say how the model was trained count (OF_OBJECTIVE). Raises InputError for
-    objectives that are not known here.
-    """
-    from diffusers import DDPMScheduler
-
-    kind = objective_of(own)
-    if kind is None:
-        raise InputError(
-            f"model: its scheduler {type(own).__name__} is neither of a DDPM schedule nor of flow matching: how this "
-            "model was trained is not known here, so that it cannot learn; take another model"
-        )
-    if kind == "flow":
-        return own
-    return DDPMScheduler.from_config(own.config, **{k: v for k, v in (options or {}).items() if k in OF_OBJECTIVE})
-
-
-def scheduler_class(name: str) -> type:
-    """A scheduler class of diffusers that draws in the way of all. Raises InputError for any other name."""
-    import diffusers
-
-    cls = getattr(diffusers, name, None)
-    # In place of classes whose packages are missing diffusers has others, which raise at any question.
-    if missing := [package for package in vars(cls or object).get("_backends", []) if find_spec(package) is None]:
-        raise InputError(f"sampler.scheduler: {name} needs the package {missing[0]}: pip install {missing[0]}")
-    if cls is None or not (hasattr(cls, "set_timesteps") and hasattr(cls, "step")):
-        raise InputError(f"sampler.scheduler: {name!r} is not a scheduler class of diffusers that draws")
-    needed = [p.name for p in inspect.signature(cls.step).parameters.values() if p.default is inspect.Parameter.empty]
-    if "Inverse" in name or needed != ["self", "model_output", "timestep", "sample"]:
-        raise InputError(f"sampler.scheduler: {name} does not draw from a prompt; choose another, as DDIMScheduler")
-    return cls
-
-
-def set_sampler(pipeline: Any, name: str | None, options: dict[str, Any] | None = None) -> None:
-    """Replace the pipeline's scheduler by another class of diffusers, from the same config plus `options`.
-
-    Raises InputError for one that draws for models with another objective.
-    """
-    if name is None and not options:
-        return
-    pipeline.scheduler = fitting_sampler(pipeline.scheduler, name, options or {})
-
-
-def check_steps(scheduler: Any, steps: int, key: str = "sampler.steps") -> None:
-    """Raises InputError, naming the setting `key`, for a number of steps that a scheduler cannot take."""
-    given = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
-    try:
-        scheduler.set_timesteps(steps, **given)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{key}: {steps}: {type(scheduler).__name__} cannot take so many ({error}); take another number, "
-            "or another sampler.scheduler"
-        ) from error
-
-
-def fitting_sampler(own: Any, name: str | None, options: dict[str, Any]) -> Any:
-    """A scheduler by its class in place of a model's own, as `set_sampler`."""
-    cls = type(own) if name is None else scheduler_class(name)
-    known = list(inspect.signature(cls.__init__).parameters)[1:]
-    if unknown := sorted(set(options) - set(known)):  # which diffusers would pass over
-        near = difflib.get_close_matches(unknown[0], known, 1, 0.5) or known
-        raise InputError(f"sampler.options.{unknown[0]}: {cls.__name__} has no such option; did you mean {near[0]!r}?")
-    try:
-        found = cls.from_config(own.config, **options)
-    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
-        raise InputError(f"sampler.scheduler: {cls.__name__}: {error}") from error
-    if (kind := objective_of(own)) and objective_of(found) != kind:
-        fit = "one of the FlowMatch ones, or one with options {use_flow_sigmas: true, prediction_type: flow_prediction}"
-        raise InputError(
-            f"sampler.scheduler: {cls.__name__} does not fit this model, whose own is {type(own).__name__}: take "
-            f"{fit if kind == 'flow' else 'one for DDPM schedules, as DDIMScheduler or EulerDiscreteScheduler'}"
-        )
-    return found

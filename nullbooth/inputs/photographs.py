@@ -11,18 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401 (Pillow knows WebP once this is imported)
 
 from nullbooth.errors import InputError
 from nullbooth.inputs.colour import as_seen, colour_note, seen_anew
 from nullbooth.inputs.text import read_text, shown, strange_character
-from nullbooth.storage.atomic import read_json
 from nullbooth.storage.digests import digest, file_digest
 
 if TYPE_CHECKING:  # late below: the workflow lists and checks photographs without torch
-    from torch import Tensor
+    pass
 
 # Read by content, whatever the ending. Some of Pillow's other formats run programs (EPS).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -218,60 +217,6 @@ def _refuse(path: Path, image: Image.Image, smallest: int) -> None:
     if getattr(image, "is_animated", False) and image.format != "MPO":  # telephones put a second view into JPEGs
         what = "a TIFF of several pictures" if image.format == "TIFF" else f"an animated {image.format}"
         raise InputError(f"{path}: {what}; save the one picture that you mean as PNG or JPEG")
-
-
-def load_image(path: Path, size: int | tuple[int, int]) -> "Tensor":
-    """A photograph (`open_image`) as float32 `[3, h, w]` in [-1, 1], centre-cropped and resized."""
-    import numpy as np
-    import torch
-
-    height, width = (size, size) if isinstance(size, int) else size
-    image = ImageOps.fit(open_image(path), (width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
-
-
-def to_pil(x: "Tensor") -> Image.Image:
-    """`[3, h, w]` in [-1, 1] as an 8-bit image."""
-    array = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-    return Image.fromarray(array.cpu().numpy())
-
-
-def read_drawn(folder: Path, identity: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What `images.json` says of the pictures in a folder that the workflow drew.
-
-    Raises ValueError if it or a picture that it lists is damaged, or if it differs in any key of `identity`.
-    """
-    mend = f"delete {folder} and run the same command again"
-    found = read_json(folder / "images.json", folder)
-    for key, expected in (identity or {}).items():
-        if (made_for := found["identity"].get(key)) != expected:
-            raise ValueError(f"{folder}: drawn with {key} {made_for!r}, but this run has {expected!r}; {mend}")
-    for entry in [*found["images"], *found.get("attention", [])]:
-        path = folder / entry["file"]
-        try:
-            with Image.open(path) as image:
-                image.verify()  # its checksums, which loading alone does not look at
-            with Image.open(path) as image:
-                image.load()
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path}: missing or damaged ({error}); {mend}") from error
-    return found
-
-
-def read_group(
-    folders: dict[Path, list[dict]], group: str, only: set[tuple[str, int]] | None = None
-) -> tuple[list[dict], "Tensor"]:
-    """Entries and pictures `[n, 3, h, w]` in [-1, 1] of one group of prompts. folders: what each of them lists; only:
-    prompts and seeds to read, or None for all."""
-    import torch
-
-    listed = [(entry, folder / entry["file"]) for folder, entries in folders.items() for entry in entries]
-    found = [(entry, path) for entry, path in listed if entry["group"] == group]
-    if only is not None:
-        found = [(entry, path) for entry, path in found if (entry["prompt"], entry["seed"]) in only]
-    with Image.open(found[0][1]) as first:
-        size = (first.height, first.width)
-    return [entry for entry, _ in found], torch.stack([load_image(path, size) for _, path in found])
 
 
 def captions(paths: list[Path], default: str) -> list[str]:

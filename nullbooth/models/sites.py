@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from nullbooth.selection import DEFAULT, PROJECTIONS, select
+from nullbooth.models.sites_by_name import DEFAULT, PROJECTIONS, select
 
 
 @dataclass(frozen=True)
