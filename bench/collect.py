@@ -3,7 +3,7 @@
 A prompt is one call with both branches of guidance (batch 2). Every variant makes the same calls:
 
     no hooks            the denoiser alone
-    nullbooth           nullbooth.moments.collecting, one site per distinct feature
+    nullbooth           nullbooth.statistics.moments.collecting, one site per distinct feature
     stored features     the earlier approach: keep what all sites read for all prompts, multiply afterwards
     no hooks, batch 1   the branches one after the other, for comparison with
     peft CorDA          calib_cov_distribution of peft.tuners.lora.corda, on the sites that nullbooth hooks
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from nullbooth.models.precision import autocast
 from nullbooth.models.sites import find_features, find_sites
-from nullbooth.moments import Moment, collecting
+from nullbooth.statistics.moments import Moment, collecting
 
 Calls = list[dict[str, Tensor]]
 PROMPTS = (1, 2, 4)  # for memory

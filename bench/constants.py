@@ -19,8 +19,8 @@ from projectors import spectrum_matrix
 from torch.utils.flop_counter import FlopCounterMode
 
 from nullbooth.models.precision import autocast
-from nullbooth.moments import Moment
-from nullbooth.projector import decompose
+from nullbooth.statistics.moments import Moment
+from nullbooth.statistics.projector import decompose
 from nullbooth.storage import zarrstore
 
 WIDTHS = (320, 640, 1280, 2048, 3072)
@@ -90,8 +90,8 @@ def store_rows(repeats: int) -> list[dict]:
 
 LOADED = "import torch; from nullbooth.models import loading; loading.load_{}('{}', torch.device('cpu'))"
 STARTS = {
-    "NumPy and Zarr": "from nullbooth import projector; from nullbooth.storage import zarrstore",
-    "torch": "import torch; from nullbooth import moments; from nullbooth.storage import zarrstore",
+    "NumPy and Zarr": "from nullbooth.statistics import projector; from nullbooth.storage import zarrstore",
+    "torch": "import torch; from nullbooth.statistics import moments; from nullbooth.storage import zarrstore",
     "diffusers, denoiser": LOADED.format("denoiser", TINYWORLD),
     "diffusers, pipeline": LOADED.format("pipeline", TINYWORLD),
 }

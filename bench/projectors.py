@@ -1,4 +1,4 @@
-"""Cost of projectors: eigh of a symmetric matrix (nullbooth.projector.decompose) against torch.linalg.svd.
+"""Cost of projectors: eigh of a symmetric matrix (nullbooth.statistics.projector.decompose) against torch.linalg.svd.
 
 One random positive definite matrix per distinct width. Totals are time per width times the number of features of
 that width, not runs of their own: for one timestep, and for 50 with the static feature counted once. The last row is
@@ -12,7 +12,7 @@ import torch
 from common import TIMESTEPS, build_unet, named_features, parser, report, side_by_side
 
 from nullbooth.models.sites import find_sites
-from nullbooth.projector import decompose
+from nullbooth.statistics.projector import decompose
 
 
 def spectrum_matrix(n: int, seed: int = 0) -> np.ndarray:

@@ -13,7 +13,7 @@ MODEL = TINYWORLD.relative_to(ROOT).as_posix()
 CPU = "import torch; from nullbooth.models import loading; cpu = torch.device('cpu')"
 VARIANTS = {
     "import numpy": "import numpy",
-    "projector and pool jobs": "from nullbooth import projector; from nullbooth.storage import zarrstore",
+    "projector and pool jobs": "from nullbooth.statistics import projector; from nullbooth.storage import zarrstore",
     "import torch": "import torch",
     "denoiser loaded": f"{CPU}; loading.load_denoiser('{MODEL}', cpu)",
     "pipeline loaded": f"{CPU}; loading.load_pipeline('{MODEL}', cpu)",

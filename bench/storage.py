@@ -14,8 +14,8 @@ import torch
 from common import MIB, TIMESTEPS, build_unet, named_features, parser, report
 
 from nullbooth.models.sites import Feature, find_sites
-from nullbooth.moments import Moment
-from nullbooth.projector import decompose, projector
+from nullbooth.statistics.moments import Moment
+from nullbooth.statistics.projector import decompose, projector
 from nullbooth.storage import zarrstore
 
 BATCHES = 16  # a sum of few float32 products has zeros in its last bits, and would compress too well

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from nullbooth.adapter import Adapter
 from nullbooth.models.precision import autocast
 from nullbooth.models.sites import find_sites
-from nullbooth.projector import Projector
+from nullbooth.statistics.projector import Projector
 
 VARIANTS = ("lora", "pooled", "timestep", "dreambooth")
 BARS = {"pooled": 1.05, "timestep": 1.15}
@@ -55,7 +55,7 @@ def random_projector(n: int, rng: np.random.Generator) -> Projector:
 
 
 def random_projectors(sites: dict[str, nn.Linear], steps: int) -> dict[str, list[Projector]]:
-    """By site, as nullbooth.statistics gives them: sites of one feature share one list, static features have one."""
+    """By site, as nullbooth.statistics.site_projectors gives them: sites of one feature share a list, static features have one."""
     rng, found = np.random.default_rng(0), {}
     for feature in named_features(sites):
         some = [random_projector(feature.width, rng) for _ in range(1 if feature.static else steps)]

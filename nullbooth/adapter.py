@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nullbooth.errors import InputError
 from nullbooth.models.timesteps import nearest_index, timestep_argument
-from nullbooth.projector import Projector
+from nullbooth.statistics.projector import Projector
+from nullbooth.statistics.site_projectors import SiteProjectors
 from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
 FORMAT = "nullbooth-adapter-1"
@@ -46,56 +46,6 @@ class AdapterInfo:
     rule: str
     identifier: str = ""  # where text encoders read vectors of their own for it (nullbooth.inversion)
     guided: bool | None = None  # whether the protected prompts were sampled with guidance; None: unknown
-
-
-class SiteProjectors(nn.Module):
-    """P[s] of one site for S timesteps, each as keep[s] * I + V[s] diag(gain[s]) V[s]^T.
-
-    Buffers: gain `[S, k]` (negative where V spans what is protected), keep `[S]`. vectors: V `[S, in, k]`, which stay
-    with the host: of a large model they would not fit on a GPU. Those of the timesteps at work are copied there, and
-    the last `room` of them are kept.
-    """
-
-    def __init__(self, projectors: list[Projector]):
-        super().__init__()
-        k = max(len(p.gain) for p in projectors)
-        pad = [k - len(p.gain) for p in projectors]
-        vectors = torch.zeros(len(projectors), len(projectors[0].basis), k)
-        for i, p in enumerate(projectors):
-            vectors[i, :, : len(p.gain)] = torch.from_numpy(p.basis)
-        gain = [np.pad(-p.gain if p.complement else p.gain, (0, n)) for p, n in zip(projectors, pad, strict=True)]
-        self.vectors = vectors.pin_memory() if torch.cuda.is_available() else vectors
-        self.room = len(projectors)
-        self._held: dict[int, Tensor] = {}  # by step, the one used last at the end
-        self.register_buffer("gain", torch.from_numpy(np.stack(gain)), persistent=False)
-        self.register_buffer("keep", torch.tensor([float(p.complement) for p in projectors]), persistent=False)
-
-    def __len__(self) -> int:
-        return len(self.keep)
-
-    def fetch(self, step: int) -> Tensor:
-        """V of one timestep `[in, k]`, on the device of the buffers."""
-        v = self._held.pop(step, None)
-        if v is None or v.device != self.gain.device:
-            v = self.vectors[step].to(self.gain.device, non_blocking=True)
-        self._held[step] = v
-        while len(self._held) > self.room:
-            del self._held[next(iter(self._held))]
-        return v
-
-    def project(self, a: Tensor, steps: list[int]) -> Tensor:
-        """`a P[s]` in float32 for `a: [..., in]` and one `s` per leading row of the result `[len(steps), ..., in]`."""
-        with torch.autocast(a.device.type, enabled=False):
-            found = []
-            for s in steps:  # one after the other: a stack of V would be one more copy of the largest thing here
-                v = self.fetch(s)
-                found.append(self.keep[s] * a + ((a @ v) * self.gain[s]) @ v.mT)
-            return torch.stack(found)
-
-    @property
-    def step_bytes(self) -> int:
-        """Of V at one timestep."""
-        return self.vectors[0].numel() * self.vectors.element_size()
 
 
 class SiteAdapter(nn.Module):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from nullbooth.errors import ProjectorError
-from nullbooth.projector import decompose, free_directions, nothing_free
+from nullbooth.statistics.projector import decompose, free_directions, nothing_free
 
 
 def free_factor(c: Tensor, rule: str, value: float, site: str = "?") -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 
 from nullbooth.comparison import DRIFT, FIDELITY, stacked
 from nullbooth.intervals import bootstrap_mean
-from nullbooth.projector import eigenvalues, free_share
+from nullbooth.statistics.projector import eigenvalues, free_share
 from nullbooth.storage import zarrstore
 
 COLUMNS = ("method", "seed", "known", "concept", "group", "metric", "value", "low", "high", "n")

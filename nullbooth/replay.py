@@ -8,7 +8,7 @@ import torch
 import zarr
 from torch import Tensor
 
-from nullbooth.statistics import of_any_prompts, stored
+from nullbooth.statistics.trajectories import of_any_prompts, stored
 from nullbooth.storage import zarrstore
 
 CACHED_BYTES = 1 << 30  # of latents that are kept in memory, at most

@@ -12,7 +12,8 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 
-from nullbooth import headers, packs
+from nullbooth import headers
+from nullbooth.statistics import packs
 from nullbooth.models import devices
 from nullbooth.environment import prepare_environment
 from nullbooth.storage.atomic import read_json, writable
@@ -36,7 +37,7 @@ from nullbooth.inputs.settings import (
 )
 from nullbooth.errors import SettingsError
 from nullbooth.targets import known_as, show
-from nullbooth.shards import choose_shards, cut_shards, enough, shard_identity
+from nullbooth.statistics.shards import choose_shards, cut_shards, enough, shard_identity
 from nullbooth.inputs.edits import edits_of, not_concerned
 
 prepare_environment()

@@ -16,9 +16,9 @@ from nullbooth.loaded import load_adapter
 from nullbooth.models.calls import denoiser_inputs
 from nullbooth.models.sites import find_sites
 from nullbooth.models.timesteps import nearest_index
-from nullbooth.moments import collecting
-from nullbooth.projector import Projector, decompose, projector
-from nullbooth.trajectories import record
+from nullbooth.statistics.moments import collecting
+from nullbooth.statistics.projector import Projector, decompose, projector
+from nullbooth.statistics.trajectories import record
 
 KEPT = 1e-5  # relative change of outputs that counts as none: float32 rounding
 CHANGED = 1e-2

@@ -23,9 +23,9 @@ from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.models.timesteps import calls_of
 from nullbooth.photographs import encode
-from nullbooth.statistics import in_order, site_projectors, stored
+from nullbooth.statistics.site_projectors import in_order, site_projectors
+from nullbooth.statistics.trajectories import record, stored
 from nullbooth.storage import zarrstore
-from nullbooth.trajectories import record
 
 STEPS = 3
 SAMPLER = {"scheduler": None, "options": {}, "arguments": {}, "steps": STEPS, "guidance": 3.0}

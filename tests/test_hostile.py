@@ -29,7 +29,7 @@ from nullbooth.models.loading import load_denoiser, load_pipeline
 from nullbooth.models.pixels import load_image
 from nullbooth.models.schedulers import set_sampler
 from nullbooth.preflight import check_inputs
-from nullbooth.trajectories import record
+from nullbooth.statistics.trajectories import record
 
 CPU = torch.device("cpu")
 

@@ -17,8 +17,8 @@ from nullbooth.models.loading import OF_PIPELINE, load_pipeline
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
-from nullbooth.projector import decompose, projector
-from nullbooth.statistics import short_of, site_projectors
+from nullbooth.statistics.projector import decompose, projector
+from nullbooth.statistics.site_projectors import short_of, site_projectors
 from nullbooth.storage import zarrstore
 
 TIMESTEPS = [901.0, 501.0, 101.0]

@@ -37,7 +37,7 @@ from nullbooth.models.precision import autocast, computed_in, passes_in
 from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.preflight import check_attention
 from nullbooth.sampling import sample
-from nullbooth.trajectories import record
+from nullbooth.statistics.trajectories import record
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullbooth.mechanism import largest_share, output_change, relative_norm, short_name, summary
-from nullbooth.projector import RULES, decompose, free_share, projector
+from nullbooth.statistics.projector import RULES, decompose, free_share, projector
 
 
 @given(st.integers(0, 10**6))

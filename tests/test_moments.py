@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nullbooth.models.sites import find_sites
-from nullbooth.moments import Moment, collecting, pool
-from nullbooth.projector import decompose, projector
+from nullbooth.statistics.moments import Moment, collecting, pool
+from nullbooth.statistics.projector import decompose, projector
 
 
 def moment_of(*batches: torch.Tensor) -> Moment:

@@ -15,7 +15,7 @@ import yaml
 from damage import flip_bit, truncate
 from running import ROOT, Run, executed, planned, snakemake
 
-from nullbooth import estimate, headers, packs
+from nullbooth import estimate, headers
 from nullbooth.adapter import Adapter, read_adapter
 from nullbooth.cost import Machine
 from nullbooth.errors import InputError, SettingsError
@@ -24,8 +24,9 @@ from nullbooth.models.identity import model_identity
 from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.plan import work_of
-from nullbooth.projector import decompose
-from nullbooth.statistics import in_order, site_projectors
+from nullbooth.statistics import packs
+from nullbooth.statistics.projector import decompose
+from nullbooth.statistics.site_projectors import in_order, site_projectors
 from nullbooth.storage import zarrstore
 from nullbooth.storage.digests import digest
 from nullbooth.storage.tensorfile import load_tensors, save_tensors
@@ -169,7 +170,7 @@ def test_a_pack_says_what_it_is_of_without_torch(tmp_path):
     assert (about["scope"], about["rule"], about["timesteps"]) == ("timestep", {"energy": 0.01}, [900.0, 100.0])
     assert about["prompts"] == ["a star", "a blue ring"]
     assert [(f["sites"], f["static"]) for f in about["features"]] == [(["a.to_q"], False), (["a.to_k", "a.to_v"], True)]
-    code = f"import sys; from nullbooth import packs; packs.read_about(packs.Path({str(path)!r})); print(*sys.modules)"
+    code = f"import sys; from nullbooth.statistics import packs; packs.read_about(packs.Path({str(path)!r})); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "safetensors", "zarr"} & set(done.stdout.split())
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullbooth.errors import ProjectorError
-from nullbooth.projector import RULES, decompose, free_directions, projector
+from nullbooth.statistics.projector import RULES, decompose, free_directions, projector
 
 HARD_RULES = {"energy": 0.05, "absolute": 0.4, "relative": 0.1, "fraction": 0.7}
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from running import script
 
 from nullbooth.errors import StoreError
-from nullbooth.projector import decompose, projector
-from nullbooth.shards import choose_shards, cut_shards, enough, kept_shards, partition, shard_identity
+from nullbooth.statistics.projector import decompose, projector
+from nullbooth.statistics.shards import choose_shards, cut_shards, enough, kept_shards, partition, shard_identity
 from nullbooth.storage import zarrstore
 from nullbooth.storage.digests import digest
 from nullbooth.storage.seal import sealed

@@ -8,11 +8,12 @@ import torch
 from nullbooth.errors import ProjectorError, StoreError
 from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
-from nullbooth.moments import collecting
-from nullbooth.projector import decompose
-from nullbooth.statistics import free_share, in_order, moments_at, site_projectors
+from nullbooth.statistics.collect import moments_at
+from nullbooth.statistics.moments import collecting
+from nullbooth.statistics.projector import decompose
+from nullbooth.statistics.site_projectors import free_share, in_order, site_projectors
+from nullbooth.statistics.trajectories import record
 from nullbooth.storage import zarrstore
-from nullbooth.trajectories import record
 
 PROMPTS = ["a red star", "a small blue ring", "a heart"]
 IDENTITY = {"model": "abc"}

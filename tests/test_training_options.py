@@ -23,7 +23,7 @@ from nullbooth.models.loading import denoiser_of
 from nullbooth.models.sites import find_sites
 from nullbooth.optimizers import make_optimizer
 from nullbooth.photographs import bucket_shape, bucket_step, training_data
-from nullbooth.projector import Projector
+from nullbooth.statistics.projector import Projector
 from nullbooth.training import TrainData, _draw, train
 
 PRODIGY = replace(SETTINGS, optimizer="prodigy", learning_rate=1.0)

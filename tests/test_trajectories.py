@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nullbooth.models.calls import denoiser_inputs, flatten, initial_latents, unflatten
 from nullbooth.models.noise import prompt_seed, seeded_noise
 from nullbooth.models.schedulers import set_sampler
-from nullbooth.trajectories import negatives_of, record
+from nullbooth.statistics.trajectories import negatives_of, record
 
 PROMPTS = ["a red star", "a small blue ring", "a heart on a green background"]
 SAMPLING = dict(steps=3, guidance=4.0, seed=0)

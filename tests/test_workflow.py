@@ -13,7 +13,7 @@ import yaml
 from running import ROOT, Run, executed, planned, snakemake
 from selenium.webdriver.support.ui import WebDriverWait
 
-from nullbooth.shards import partition
+from nullbooth.statistics.shards import partition
 from nullbooth.storage import zarrstore
 
 SHARDED = [f"a {color} {thing}" for color in ("red", "blue", "green") for thing in ("circle", "cross", "square")]

@@ -10,8 +10,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from nullbooth.adapter import Adapter
 from nullbooth.models.sites import find_features, find_sites
-from nullbooth.moments import Moment, collecting
-from nullbooth.projector import Projector, decompose, projector
+from nullbooth.statistics.moments import Moment, collecting
+from nullbooth.statistics.projector import Projector, decompose, projector
 from world import tokenizer as tokens
 
 WIDTH = 32  # in_features of every protected linear

@@ -8,7 +8,7 @@ import torch
 import yaml
 from accelerate import PartialState
 
-from nullbooth import inversion, load_adapter, packs
+from nullbooth import inversion, load_adapter
 from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
 from nullbooth.errors import ProjectorError
 from nullbooth.evaluation.pictures import read_drawn
@@ -21,7 +21,9 @@ from nullbooth.photographs import Drawn, training_data
 from nullbooth.replay import Replay
 from nullbooth.rivals import FineTune
 from nullbooth.sampling import sample
-from nullbooth.statistics import free_share, in_order, protected_passes, short_of, site_projectors
+from nullbooth.statistics import packs
+from nullbooth.statistics.collect import protected_passes
+from nullbooth.statistics.site_projectors import free_share, in_order, short_of, site_projectors
 from nullbooth.storage.atomic import write_text
 from nullbooth.storage.digests import digest
 from nullbooth.storage.progress import log_to

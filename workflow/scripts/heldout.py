@@ -4,7 +4,7 @@ import torch
 
 from nullbooth.models import loading
 from nullbooth.models.precision import passes_in, pick_device
-from nullbooth.statistics import moments_of_all
+from nullbooth.statistics.collect import moments_of_all
 from nullbooth.storage import zarrstore
 from nullbooth.storage.progress import log_to, reporter
 

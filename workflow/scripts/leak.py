@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from nullbooth.errors import ProjectorError
-from nullbooth.projector import decompose, leak, projector
+from nullbooth.statistics.projector import decompose, leak, projector
 from nullbooth.storage import zarrstore
 from nullbooth.storage.atomic import write_text
 from nullbooth.storage.progress import log_to, reporter

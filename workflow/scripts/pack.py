@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nullbooth import packs
+from nullbooth.statistics import packs
 from nullbooth.storage import zarrstore
 from nullbooth.storage.progress import log_to
 

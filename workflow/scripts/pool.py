@@ -2,7 +2,7 @@
 
 import torch
 
-from nullbooth.moments import Moment, pool
+from nullbooth.statistics.moments import Moment, pool
 from nullbooth.storage import zarrstore
 from nullbooth.storage.progress import log_to, reporter
 

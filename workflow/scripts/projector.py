@@ -3,7 +3,7 @@ their readers. Those of earlier subjects are added, where there are any."""
 
 import numpy as np
 
-from nullbooth.projector import decompose
+from nullbooth.statistics.projector import decompose
 from nullbooth.storage import zarrstore
 from nullbooth.storage.progress import log_to, reporter
 

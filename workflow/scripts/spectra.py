@@ -6,7 +6,7 @@ import numpy as np
 
 from nullbooth import figures
 from nullbooth.mechanism import short_name
-from nullbooth.projector import free_share
+from nullbooth.statistics.projector import free_share
 from nullbooth.storage import zarrstore
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.progress import log_to, reporter

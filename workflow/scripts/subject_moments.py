@@ -9,7 +9,8 @@ import torch
 from nullbooth.loaded import load_tuned
 from nullbooth.models import loading
 from nullbooth.models.precision import passes_in
-from nullbooth.statistics import moments_of_all, write_trajectory
+from nullbooth.statistics.collect import moments_of_all
+from nullbooth.statistics.trajectories import write_trajectory
 from nullbooth.storage import zarrstore
 from nullbooth.storage.progress import log_to, reporter
 

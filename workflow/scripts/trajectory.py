@@ -2,7 +2,7 @@
 
 from nullbooth.models import loading, schedulers
 from nullbooth.models.precision import passes_in, pick_device
-from nullbooth.statistics import write_trajectory
+from nullbooth.statistics.trajectories import write_trajectory
 from nullbooth.storage.progress import log_to, reporter
 
 

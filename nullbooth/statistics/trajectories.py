@@ -5,11 +5,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import zarr
 
 from nullbooth.errors import InputError
-from nullbooth.models.calls import Resolution, Trajectory, checked_options, recorded_call, split_branches
+from nullbooth.models.calls import (
+    Resolution,
+    Trajectory,
+    checked_options,
+    recorded_call,
+    split_branches,
+)
 from nullbooth.models.loading import fitting_batch
 from nullbooth.models.noise import prompt_seed
+from nullbooth.models.timesteps import step_timesteps
+from nullbooth.storage import zarrstore
 
 
 @torch.no_grad()
@@ -69,3 +78,24 @@ def negatives_of(pipeline: Any, prompts: list[str], negatives: Sequence[str]) ->
     takes = "negative_prompt" in inspect.signature(pipeline.__call__).parameters
     choices = [None, *(negatives if takes else ())]
     return [choices[prompt_seed(prompt, 0) % len(choices)] for prompt in prompts]
+
+
+def write_trajectory(out: str, pipeline: Any, prompts: list[str], identity: dict, **options: Any) -> None:
+    """Sample prompts (options as of `trajectories.record`) and store what the denoiser was given."""
+    found = record(pipeline, prompts, **options)
+    cached = step_timesteps(pipeline.scheduler, found.timesteps, options["steps"])
+    arrays = {"latents": found.latents.numpy(), "timesteps": found.timesteps, "cached": cached}
+    for kind, values in (("condition", found.conditions), ("constant", found.constants)):
+        arrays |= {f"{kind}:{name}": value.numpy() for name, value in values.items()}
+    zarrstore.write(out, arrays, identity, chunk_rows={"latents": 1}, prompts=prompts, seed=options["seed"])
+
+
+def of_any_prompts(identity: dict) -> dict:
+    """What the trajectories of all shards have in common, out of the identity of a run."""
+    return {key: value for key, value in identity.items() if key not in ("prompts", "until", "earlier")}
+
+
+def stored(group: zarr.Group, kind: str) -> dict[str, torch.Tensor]:
+    """What the denoiser was given besides latents and timestep, by keyword: each `condition` is `[branches, n, ...]`,
+    each `constant` the same for all prompts."""
+    return {k.removeprefix(f"{kind}:"): torch.from_numpy(group[k][:]) for k in group if k.startswith(f"{kind}:")}

@@ -5,18 +5,16 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import zarr
 from numpy.typing import NDArray
 from torch import nn
 
 from nullbooth.models.calls import denoiser_inputs
 from nullbooth.models.loading import fitting_batch
 from nullbooth.models.sites import Feature, find_features, find_sites
-from nullbooth.models.timesteps import calls_of, step_timesteps
-from nullbooth.moments import Moment, collecting
-from nullbooth.projector import Projector, eigenvalues, projector
+from nullbooth.models.timesteps import calls_of
+from nullbooth.statistics.moments import Moment, collecting
+from nullbooth.statistics.trajectories import of_any_prompts, stored
 from nullbooth.storage import zarrstore
-from nullbooth.trajectories import record
 
 
 def moments_at(
@@ -91,21 +89,6 @@ def moments_of_all(
     return arrays, {"rows": rows, "features": listed, "timesteps": timesteps}
 
 
-def write_trajectory(out: str, pipeline: Any, prompts: list[str], identity: dict, **options: Any) -> None:
-    """Sample prompts (options as of `trajectories.record`) and store what the denoiser was given."""
-    found = record(pipeline, prompts, **options)
-    cached = step_timesteps(pipeline.scheduler, found.timesteps, options["steps"])
-    arrays = {"latents": found.latents.numpy(), "timesteps": found.timesteps, "cached": cached}
-    for kind, values in (("condition", found.conditions), ("constant", found.constants)):
-        arrays |= {f"{kind}:{name}": value.numpy() for name, value in values.items()}
-    zarrstore.write(out, arrays, identity, chunk_rows={"latents": 1}, prompts=prompts, seed=options["seed"])
-
-
-def of_any_prompts(identity: dict) -> dict:
-    """What the trajectories of all shards have in common, out of the identity of a run."""
-    return {key: value for key, value in identity.items() if key not in ("prompts", "until", "earlier")}
-
-
 def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, every: int) -> Callable[[], None]:
     """A function that runs the denoiser on all stored trajectories, each `every`th step, one sample at a time."""
 
@@ -124,48 +107,3 @@ def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, eve
                         denoiser(**denoiser_inputs(denoiser, latents, timesteps[step], of_branch, row, constants))
 
     return run
-
-
-def stored(group: zarr.Group, kind: str) -> dict[str, torch.Tensor]:
-    """What the denoiser was given besides latents and timestep, by keyword: each `condition` is `[branches, n, ...]`,
-    each `constant` the same for all prompts."""
-    return {k.removeprefix(f"{kind}:"): torch.from_numpy(group[k][:]) for k in group if k.startswith(f"{kind}:")}
-
-
-def site_projectors(
-    paths: list[str], identity: dict, rule: str, value: float
-) -> tuple[dict[str, list[Projector]], list[float]]:
-    """Projectors of every site, one per store in `paths` (or one in all, for what does not depend on the timestep).
-
-    Returns them by site name, with the cached timesteps. Sites that read one feature share one list.
-    """
-    groups = [zarrstore.read(path, identity) for path in paths]
-    found: dict[str, list[Projector]] = {}
-    sites: dict[str, tuple[str, ...]] = {}
-    for group in groups:
-        for feature in group.attrs["features"]:
-            name = feature["name"]
-            (w, of), u = eigenvalues(group, name), group[f"{name}:vectors"][:]
-            where = name if group.attrs["timestep"] is None else f"{name} at timestep {group.attrs['timestep']:g}"
-            found.setdefault(name, []).append(projector(w, u, rule, value, where, of))
-            sites[name] = feature["sites"]
-    return {site: found[name] for name in found for site in sites[name]}, groups[0].attrs["timesteps"]
-
-
-def free_share(projectors: dict[str, list[Projector]]) -> dict[str, float]:
-    """Mean share of free directions of each site."""
-    return {name: sum(p.free / len(p.basis) for p in ps) / len(ps) for name, ps in projectors.items()}
-
-
-def short_of(projectors: dict[str, list[Projector]], rank: int) -> list[str]:
-    """Sites that have fewer free directions than a change of this rank wants, at some timestep."""
-    return [name for name, ps in projectors.items() if min(p.free for p in ps) < rank]
-
-
-def in_order(sites: dict[str, nn.Linear], projectors: dict[str, list[Projector]]) -> dict[str, nn.Linear]:
-    """The sites that have projectors. Raises KeyError if a projector has no site in the denoiser."""
-    if unknown := set(projectors) - set(sites):
-        raise KeyError(
-            f"the statistics know {sorted(unknown)[0]}, the denoiser does not: were they made for this model?"
-        )
-    return {name: module for name, module in sites.items() if name in projectors}

@@ -19,7 +19,7 @@ from nullbooth.errors import InputError, SettingsError
 from nullbooth.inputs.settings import fill_prompt
 from nullbooth.inputs.text import shown, strange_character
 from nullbooth.models.identity import hub_file
-from nullbooth.projector import RULES, Projector, projector
+from nullbooth.statistics.projector import RULES, Projector, projector
 from nullbooth.storage.digests import remembered_digests
 
 FORMAT = "nullbooth-pack-1"

@@ -1,0 +1,1 @@
+"""From protected prompts to projectors: trajectories, second moments, eigenvectors, projectors."""

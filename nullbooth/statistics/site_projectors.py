@@ -1,0 +1,97 @@
+"""Projectors of every site, read from stored eigenvectors under a rank rule, and as tensors for training."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nullbooth.statistics.projector import Projector, eigenvalues, projector
+from nullbooth.storage import zarrstore
+
+
+class SiteProjectors(nn.Module):
+    """P[s] of one site for S timesteps, each as keep[s] * I + V[s] diag(gain[s]) V[s]^T.
+
+    Buffers: gain `[S, k]` (negative where V spans what is protected), keep `[S]`. vectors: V `[S, in, k]`, which stay
+    with the host: of a large model they would not fit on a GPU. Those of the timesteps at work are copied there, and
+    the last `room` of them are kept.
+    """
+
+    def __init__(self, projectors: list[Projector]):
+        super().__init__()
+        k = max(len(p.gain) for p in projectors)
+        pad = [k - len(p.gain) for p in projectors]
+        vectors = torch.zeros(len(projectors), len(projectors[0].basis), k)
+        for i, p in enumerate(projectors):
+            vectors[i, :, : len(p.gain)] = torch.from_numpy(p.basis)
+        gain = [np.pad(-p.gain if p.complement else p.gain, (0, n)) for p, n in zip(projectors, pad, strict=True)]
+        self.vectors = vectors.pin_memory() if torch.cuda.is_available() else vectors
+        self.room = len(projectors)
+        self._held: dict[int, Tensor] = {}  # by step, the one used last at the end
+        self.register_buffer("gain", torch.from_numpy(np.stack(gain)), persistent=False)
+        self.register_buffer("keep", torch.tensor([float(p.complement) for p in projectors]), persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+    def fetch(self, step: int) -> Tensor:
+        """V of one timestep `[in, k]`, on the device of the buffers."""
+        v = self._held.pop(step, None)
+        if v is None or v.device != self.gain.device:
+            v = self.vectors[step].to(self.gain.device, non_blocking=True)
+        self._held[step] = v
+        while len(self._held) > self.room:
+            del self._held[next(iter(self._held))]
+        return v
+
+    def project(self, a: Tensor, steps: list[int]) -> Tensor:
+        """`a P[s]` in float32 for `a: [..., in]` and one `s` per leading row of the result `[len(steps), ..., in]`."""
+        with torch.autocast(a.device.type, enabled=False):
+            found = []
+            for s in steps:  # one after the other: a stack of V would be one more copy of the largest thing here
+                v = self.fetch(s)
+                found.append(self.keep[s] * a + ((a @ v) * self.gain[s]) @ v.mT)
+            return torch.stack(found)
+
+    @property
+    def step_bytes(self) -> int:
+        """Of V at one timestep."""
+        return self.vectors[0].numel() * self.vectors.element_size()
+
+
+def site_projectors(
+    paths: list[str], identity: dict, rule: str, value: float
+) -> tuple[dict[str, list[Projector]], list[float]]:
+    """Projectors of every site, one per store in `paths` (or one in all, for what does not depend on the timestep).
+
+    Returns them by site name, with the cached timesteps. Sites that read one feature share one list.
+    """
+    groups = [zarrstore.read(path, identity) for path in paths]
+    found: dict[str, list[Projector]] = {}
+    sites: dict[str, tuple[str, ...]] = {}
+    for group in groups:
+        for feature in group.attrs["features"]:
+            name = feature["name"]
+            (w, of), u = eigenvalues(group, name), group[f"{name}:vectors"][:]
+            where = name if group.attrs["timestep"] is None else f"{name} at timestep {group.attrs['timestep']:g}"
+            found.setdefault(name, []).append(projector(w, u, rule, value, where, of))
+            sites[name] = feature["sites"]
+    return {site: found[name] for name in found for site in sites[name]}, groups[0].attrs["timesteps"]
+
+
+def free_share(projectors: dict[str, list[Projector]]) -> dict[str, float]:
+    """Mean share of free directions of each site."""
+    return {name: sum(p.free / len(p.basis) for p in ps) / len(ps) for name, ps in projectors.items()}
+
+
+def short_of(projectors: dict[str, list[Projector]], rank: int) -> list[str]:
+    """Sites that have fewer free directions than a change of this rank wants, at some timestep."""
+    return [name for name, ps in projectors.items() if min(p.free for p in ps) < rank]
+
+
+def in_order(sites: dict[str, nn.Linear], projectors: dict[str, list[Projector]]) -> dict[str, nn.Linear]:
+    """The sites that have projectors. Raises KeyError if a projector has no site in the denoiser."""
+    if unknown := set(projectors) - set(sites):
+        raise KeyError(
+            f"the statistics know {sorted(unknown)[0]}, the denoiser does not: were they made for this model?"
+        )
+    return {name: module for name, module in sites.items() if name in projectors}
