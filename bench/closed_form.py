@@ -5,7 +5,7 @@ import torch
 from common import build_unet, parser, report, side_by_side
 from torch import Tensor
 
-from nullbooth.closed_form import edit_map, factors, free_factor
+from nullbooth.editing.closed_form import edit_map, factors, free_factor
 from nullbooth.models.sites import find_sites
 
 L2 = 1e-5

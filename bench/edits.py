@@ -22,8 +22,8 @@ import torch
 from common import ROOT, parser, report
 from torch import Tensor
 
-from nullbooth.closed_form import edit_map, free_factor
-from nullbooth.edits import TextFeatures
+from nullbooth.editing.closed_form import edit_map, free_factor
+from nullbooth.editing.features import TextFeatures
 from nullbooth.inputs.edits import Edit, not_concerned
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.intervals import bootstrap_mean

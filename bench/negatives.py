@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from common import ROOT, parser, report
 
+from nullbooth.adapters.loaded import load_adapter
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.intervals import bootstrap_mean
-from nullbooth.loaded import load_adapter
 from nullbooth.metrics import embed_images, load_encoder, paired_drift, possible
 from nullbooth.models.loading import load_pipeline
 from nullbooth.models.noise import prompt_seed

@@ -22,8 +22,8 @@ from common import (
 )
 from torch import Tensor, nn
 
-from nullbooth.adapter import AdapterInfo
-from nullbooth.loaded import LoadedAdapter
+from nullbooth.adapters.file import AdapterInfo
+from nullbooth.adapters.loaded import LoadedAdapter
 from nullbooth.models.precision import autocast
 from nullbooth.models.sites import find_sites
 

@@ -1,8 +1,8 @@
 """Cost of a training step: forward, backward, AdamW.
 
     lora        peft, same rank and sites
-    pooled      nullbooth.adapter.Adapter, one projector per site
-    timestep    nullbooth.adapter.Adapter, 50 projectors per site, a timestep of its own for every sample
+    pooled      nullbooth.learning.adapter.Adapter, one projector per site
+    timestep    nullbooth.learning.adapter.Adapter, 50 projectors per site, a timestep of its own for every sample
     dreambooth  the whole UNet learns, and as many class images again keep the prior
 
 All variants share one UNet's weights and see the same inputs. Projectors are random orthonormal bases, 60 % free.
@@ -31,7 +31,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from nullbooth.adapter import Adapter
+from nullbooth.learning.adapter import Adapter
 from nullbooth.models.precision import autocast
 from nullbooth.models.sites import find_sites
 from nullbooth.statistics.projector import Projector
@@ -55,7 +55,7 @@ def random_projector(n: int, rng: np.random.Generator) -> Projector:
 
 
 def random_projectors(sites: dict[str, nn.Linear], steps: int) -> dict[str, list[Projector]]:
-    """By site, as nullbooth.statistics.site_projectors gives them: sites of one feature share a list, static features have one."""
+    """As site_projectors gives them: sites of one feature share a list, static features have one projector."""
     rng, found = np.random.default_rng(0), {}
     for feature in named_features(sites):
         some = [random_projector(feature.width, rng) for _ in range(1 if feature.static else steps)]

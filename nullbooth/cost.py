@@ -32,7 +32,7 @@ PRODUCT_UTILISATION = 0.8  # share of the float32 peak that large products reach
 CARD_OVERHEAD, CARD_MARGIN = 0.6e9, 1.1  # CUDA's own memory; what its allocator cannot fill
 
 CHUNK_BYTES = 8 << 20  # as nullbooth.storage.zarrstore
-REPLAYED = 1 << 30  # bytes, as nullbooth.replay
+REPLAYED = 1 << 30  # bytes, as nullbooth.learning.replay
 STORE_BYTES, ARRAY_BYTES = 1300, 1000  # what describes a store, and each array in it
 ENCODERS = 1.8e9  # bytes of CLIP ViT-L/14 and DINO ViT-S/16 in float32
 PICTURE_BYTES = 1.5  # of a PNG, per pixel

@@ -254,7 +254,7 @@ def learning(model: Model, work: Work, machine: Machine, run: Run) -> float:
 
 
 def replayed(model: Model, work: Work) -> float:
-    """Bytes of the trajectories that a training which draws from them has in memory: nullbooth.replay."""
+    """Bytes of the trajectories that a training which draws from them has in memory: nullbooth.learning.replay."""
     latents, conditions, *_ = trajectory_arrays(model, work, work.largest)
     return min(REPLAYED, work.shards * raw([latents])) + 2 * raw([conditions])
 

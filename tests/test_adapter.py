@@ -10,9 +10,10 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from nullbooth.adapter import Adapter, AdapterInfo, read_adapter
-from nullbooth.export import export_lora
-from nullbooth.loaded import load_adapter
+from nullbooth.adapters.export import export_lora
+from nullbooth.adapters.file import AdapterInfo, read_adapter
+from nullbooth.adapters.loaded import load_adapter
+from nullbooth.learning.adapter import Adapter
 from nullbooth.models.calls import denoiser_inputs
 from nullbooth.models.sites import find_sites
 from nullbooth.models.timesteps import nearest_index

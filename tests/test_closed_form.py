@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nullbooth.closed_form import edit_map, factors, free_factor, solve
+from nullbooth.editing.closed_form import edit_map, factors, free_factor, solve
 from nullbooth.errors import ProjectorError
 
 WIDTH = 12

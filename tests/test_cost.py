@@ -22,12 +22,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nullbooth import cost, estimate, headers
 from nullbooth.cost import Array, Job, Machine, Run, Work, card, moment_arrays, stored
 from nullbooth.inputs.settings import complete, sweep_points
+from nullbooth.learning.replay import CACHED_BYTES
 from nullbooth.models.loading import load_denoiser, load_pipeline
 from nullbooth.models.precision import autocast
 from nullbooth.models.sites import find_features, find_sites
 from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.plan import Limits, amount, duration, table, total, wall_seconds, warnings, work_of
-from nullbooth.replay import CACHED_BYTES
 from nullbooth.shapes import LiveBytes, peak_bytes, pipeline_shapes, run, unet_inputs
 from nullbooth.storage import zarrstore
 

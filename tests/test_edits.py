@@ -13,8 +13,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from nullbooth import export_lora, fuse, load_adapter
-from nullbooth.adapter import AdapterInfo, write_adapter
-from nullbooth.edits import TextFeatures, solve_edits
+from nullbooth.adapters.file import AdapterInfo, write_adapter
+from nullbooth.editing.features import TextFeatures, solve_edits
 from nullbooth.errors import InputError, ProjectorError
 from nullbooth.inputs.edits import Edit
 from nullbooth.models.loading import denoiser_of

@@ -16,9 +16,9 @@ from running import script
 from safetensors import safe_open
 
 from nullbooth import export_lora, fuse, load_adapter
-from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
+from nullbooth.adapters.export import write_card
+from nullbooth.adapters.file import AdapterInfo, read_adapter, write_adapter
 from nullbooth.errors import InputError
-from nullbooth.export import write_card
 from nullbooth.models.loading import denoiser_of
 from nullbooth.models.sites import find_sites
 

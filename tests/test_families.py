@@ -15,14 +15,15 @@ from PIL import Image
 from running import Run, executed, script
 
 from nullbooth import load_adapter
-from nullbooth.adapter import Adapter, AdapterInfo
+from nullbooth.adapters.file import AdapterInfo
+from nullbooth.learning.adapter import Adapter
+from nullbooth.learning.data import encode
 from nullbooth.models.calls import denoiser_inputs
 from nullbooth.models.loading import denoiser_of, load_pipeline, resolution_of
 from nullbooth.models.schedulers import set_sampler
 from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.models.timesteps import calls_of
-from nullbooth.photographs import encode
 from nullbooth.statistics.site_projectors import in_order, site_projectors
 from nullbooth.statistics.trajectories import record, stored
 from nullbooth.storage import zarrstore

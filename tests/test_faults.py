@@ -17,7 +17,7 @@ import pytest
 import warm
 from running import ROOT, Run, python
 
-from nullbooth.adapter import read_adapter
+from nullbooth.adapters.file import read_adapter
 from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.storage import zarrstore
 from nullbooth.storage.atomic import read_json

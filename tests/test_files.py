@@ -14,10 +14,10 @@ from running import script
 from safetensors.torch import save_file
 
 from nullbooth import figures
-from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
-from nullbooth.checkpoints import FORMAT as CHECKPOINT
+from nullbooth.adapters.file import AdapterInfo, read_adapter, write_adapter
 from nullbooth.comparison import read_runs
 from nullbooth.evaluation.pictures import read_drawn
+from nullbooth.learning.checkpoints import FORMAT as CHECKPOINT
 from nullbooth.storage import atomic, zarrstore
 from nullbooth.storage.atomic import read_json, whole, write_text
 from nullbooth.storage.tensorfile import checksum, load_tensors, save_tensors

@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from nullbooth.adapter import FORMAT, AdapterInfo
+from nullbooth.adapters.export import export_lora
+from nullbooth.adapters.file import FORMAT, AdapterInfo
+from nullbooth.adapters.loaded import load_adapter
 from nullbooth.errors import InputError
-from nullbooth.export import export_lora
 from nullbooth.inputs.photographs import captions, check_image, list_images, open_image
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.inputs.settings import complete
-from nullbooth.loaded import load_adapter
 from nullbooth.preflight import check_inputs
 from nullbooth.storage.digests import digest
 from nullbooth.storage.tensorfile import save_tensors

@@ -19,12 +19,12 @@ from PIL import Image
 from running import ROOT, snakemake
 from safetensors.torch import load_file, save_file
 
-from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
+from nullbooth.adapters.export import export_lora
+from nullbooth.adapters.file import AdapterInfo, read_adapter, write_adapter
+from nullbooth.adapters.loaded import load_adapter
 from nullbooth.errors import InputError
-from nullbooth.export import export_lora
 from nullbooth.inputs.photographs import captions, list_images
 from nullbooth.inputs.settings import complete
-from nullbooth.loaded import load_adapter
 from nullbooth.models.loading import load_denoiser, load_pipeline
 from nullbooth.models.pixels import load_image
 from nullbooth.models.schedulers import set_sampler

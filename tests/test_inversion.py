@@ -12,15 +12,18 @@ from safetensors.torch import load_file
 from test_export import adapter_of, draw
 from test_training import SETTINGS, losses
 
-from nullbooth import export_lora, fuse, inversion, load_adapter
-from nullbooth.adapter import read_adapter, write_adapter
+from nullbooth import export_lora, fuse, load_adapter
+from nullbooth.adapters import word
+from nullbooth.adapters.export import export_word, token_of
+from nullbooth.adapters.file import read_adapter, write_adapter
+from nullbooth.adapters.word import put
 from nullbooth.errors import InputError
-from nullbooth.export import export_word, token_of
-from nullbooth.inversion import Word, put
+from nullbooth.learning.data import conditions, training_data
+from nullbooth.learning.inversion import Word
+from nullbooth.learning.objective import is_flow
+from nullbooth.learning.training import train
 from nullbooth.models.calls import spoken
 from nullbooth.models.loading import denoiser_of
-from nullbooth.photographs import conditions, training_data
-from nullbooth.training import is_flow, train
 
 WORD = "vbk"
 NAMED, OTHER = ["a vbk star", "a red vbk"], ["a red star", "vb k star"]
@@ -195,6 +198,6 @@ def test_what_cannot_be_is_refused(pipeline, tmp_path):
     with pytest.raises(InputError, match="which other tools do not read in a FluxTransformer2DModel"):
         export_lora(saved(pipeline, tmp_path / "f.safetensors", denoiser="FluxTransformer2DModel"), tmp_path / "x")
     with pytest.raises(InputError, match=r"is of text_encoder; the pipeline has text_encoder, text_encoder_2"):
-        inversion.install(families.FAMILIES["Stable Diffusion XL"](), WORD, Word(pipeline, WORD).vectors)
+        word.install(families.FAMILIES["Stable Diffusion XL"](), WORD, Word(pipeline, WORD).vectors)
     with pytest.raises(InputError, match=r"has text_encoder vectors \(1, 3\), which this text encoder does not read"):
-        inversion.install(pipeline, WORD, {"text_encoder": torch.zeros(1, 3)})
+        word.install(pipeline, WORD, {"text_encoder": torch.zeros(1, 3)})

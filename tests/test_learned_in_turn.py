@@ -16,7 +16,7 @@ from PIL import Image
 from running import Run, executed, planned, snakemake
 
 from nullbooth import load_adapter
-from nullbooth.adapter import read_adapter
+from nullbooth.adapters.file import read_adapter
 from nullbooth.models.loading import load_pipeline
 from nullbooth.models.pixels import load_image
 from nullbooth.sampling import sample

@@ -8,9 +8,9 @@ from running import script
 from test_adapter import CHANGED, KEPT, saved
 
 from nullbooth import figures, load_adapter
-from nullbooth.adapter import Adapter
 from nullbooth.comparison import DRIFT, FIDELITY
 from nullbooth.errors import ProjectorError, StoreError
+from nullbooth.learning.adapter import Adapter
 from nullbooth.lifelong import COLORS_RIGHT, Known, capacity, fidelities, free_counts, summary, tidy
 from nullbooth.models.calls import initial_latents
 from nullbooth.models.loading import OF_PIPELINE, load_pipeline

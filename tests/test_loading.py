@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from nullbooth import headers, load_adapter
-from nullbooth.adapter import AdapterInfo, read_adapter
+from nullbooth.adapters.file import AdapterInfo, read_adapter
 from nullbooth.errors import InputError, SettingsError
 from nullbooth.models.calls import first_call
 from nullbooth.models.files import attention_names, check_pipeline

@@ -16,10 +16,11 @@ from damage import flip_bit, truncate
 from running import ROOT, Run, executed, planned, snakemake
 
 from nullbooth import estimate, headers
-from nullbooth.adapter import Adapter, read_adapter
+from nullbooth.adapters.file import read_adapter
 from nullbooth.cost import Machine
 from nullbooth.errors import InputError, SettingsError
 from nullbooth.inputs.settings import complete, sweep_points
+from nullbooth.learning.adapter import Adapter
 from nullbooth.models.identity import model_identity
 from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
@@ -170,7 +171,8 @@ def test_a_pack_says_what_it_is_of_without_torch(tmp_path):
     assert (about["scope"], about["rule"], about["timesteps"]) == ("timestep", {"energy": 0.01}, [900.0, 100.0])
     assert about["prompts"] == ["a star", "a blue ring"]
     assert [(f["sites"], f["static"]) for f in about["features"]] == [(["a.to_q"], False), (["a.to_k", "a.to_v"], True)]
-    code = f"import sys; from nullbooth.statistics import packs; packs.read_about(packs.Path({str(path)!r})); print(*sys.modules)"
+    code = "import sys; from nullbooth.statistics import packs; "
+    code += f"packs.read_about(packs.Path({str(path)!r})); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "safetensors", "zarr"} & set(done.stdout.split())
 

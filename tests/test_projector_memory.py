@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from nullbooth.adapter import Adapter
+from nullbooth.learning.adapter import Adapter
 from nullbooth.statistics.site_projectors import SiteProjectors
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from test_training import SETTINGS, Calls, assert_same, data, scheduler
 from test_training import losses as read_losses
 
-from nullbooth import replay
 from nullbooth.errors import StoreError
 from nullbooth.inputs.settings import OF_TRAJECTORIES, is_lora, prior_of
+from nullbooth.learning import replay
+from nullbooth.learning.replay import TURN, Replay
+from nullbooth.learning.rivals import FineTune
+from nullbooth.learning.training import train
 from nullbooth.models.sites import find_sites
-from nullbooth.replay import TURN, Replay
-from nullbooth.rivals import FineTune
 from nullbooth.storage import zarrstore
-from nullbooth.training import train
 
 IDENTITY = {"model": "tiny", "prompts": "all of them"}
 TIMESTEPS = [901.0, 501.0, 101.5]

@@ -11,13 +11,13 @@ from accelerate.state import AcceleratorState
 from test_training import SETTINGS, assert_same, data, scheduler
 from test_training import losses as read_losses
 
-from nullbooth.adapter import AdapterInfo, read_adapter, write_adapter
-from nullbooth.export import export_lora
+from nullbooth.adapters.export import export_lora
+from nullbooth.adapters.file import AdapterInfo, read_adapter, write_adapter
+from nullbooth.adapters.loaded import LoadedAdapter
 from nullbooth.inputs.settings import OF_WEIGHTS, RIVALS, prior_of
-from nullbooth.loaded import LoadedAdapter
+from nullbooth.learning.rivals import FineTune
+from nullbooth.learning.training import TrainData, train
 from nullbooth.models.sites import find_sites
-from nullbooth.rivals import FineTune
-from nullbooth.training import TrainData, train
 
 BRIEF = replace(SETTINGS, steps=4, batch=2, learning_rate=0.01)
 

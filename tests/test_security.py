@@ -20,9 +20,9 @@ from hostile import TOKEN
 from running import ROOT, Run, script, snakemake
 from test_hostile import SCRIPT, SMILE, UNUSUAL
 
+from nullbooth.adapters.loaded import load_adapter
 from nullbooth.errors import InputError
 from nullbooth.gallery import render
-from nullbooth.loaded import load_adapter
 from nullbooth.metrics import load_encoder
 from nullbooth.models.files import check_encoder, check_pipeline
 from nullbooth.models.loading import load_denoiser, load_pipeline

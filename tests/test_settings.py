@@ -9,7 +9,7 @@ from snakemake.utils import update_config
 
 from nullbooth.errors import InputError, SettingsError
 from nullbooth.inputs.settings import RIVALS, compared_points, complete, fill_prompt, subject_words, sweep_points
-from nullbooth.training import TrainSettings
+from nullbooth.learning.training import TrainSettings
 
 NEEDED = {
     "model": "m",

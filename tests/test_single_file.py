@@ -14,10 +14,10 @@ from running import ROOT, Run, executed, planned, snakemake
 from safetensors.torch import load_file, save_file
 
 from nullbooth import headers, load_adapter
-from nullbooth.adapter import AdapterInfo
+from nullbooth.adapters.export import write_card
+from nullbooth.adapters.file import AdapterInfo
 from nullbooth.cost import Model
 from nullbooth.errors import InputError
-from nullbooth.export import write_card
 from nullbooth.models.files import check_pipeline
 from nullbooth.models.identity import known_configs, model_folder, single_identity
 from nullbooth.models.loading import load_denoiser, load_pipeline, resolution_of

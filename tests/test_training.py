@@ -11,8 +11,9 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 
+from nullbooth.learning.objective import draw_timesteps, is_flow, min_snr_weights, noised
+from nullbooth.learning.training import TrainData, TrainSettings, train
 from nullbooth.models.timesteps import timestep_argument
-from nullbooth.training import TrainData, TrainSettings, draw_timesteps, is_flow, min_snr_weights, noised, train
 
 SETTINGS = TrainSettings(steps=6, batch=4, learning_rate=0.02, checkpoint_every=2)
 BETAS = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)

@@ -17,14 +17,15 @@ from running import ROOT, Run, executed
 from safetensors.torch import load_file
 from test_training import SETTINGS, alphas, assert_same, data, learn, losses, scheduler
 
-from nullbooth.adapter import Adapter, read_adapter
+from nullbooth.adapters.file import read_adapter
+from nullbooth.learning.adapter import Adapter
+from nullbooth.learning.data import bucket_shape, bucket_step, training_data
+from nullbooth.learning.optimizers import make_optimizer
+from nullbooth.learning.training import TrainData, _draw, train
 from nullbooth.models.calls import first_call
 from nullbooth.models.loading import denoiser_of
 from nullbooth.models.sites import find_sites
-from nullbooth.optimizers import make_optimizer
-from nullbooth.photographs import bucket_shape, bucket_step, training_data
 from nullbooth.statistics.projector import Projector
-from nullbooth.training import TrainData, _draw, train
 
 PRODIGY = replace(SETTINGS, optimizer="prodigy", learning_rate=1.0)
 

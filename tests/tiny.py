@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
-from nullbooth.adapter import Adapter
+from nullbooth.learning.adapter import Adapter
 from nullbooth.models.sites import find_features, find_sites
 from nullbooth.statistics.moments import Moment, collecting
 from nullbooth.statistics.projector import Projector, decompose, projector

@@ -8,18 +8,20 @@ import torch
 import yaml
 from accelerate import PartialState
 
-from nullbooth import inversion, load_adapter
-from nullbooth.adapter import Adapter, AdapterInfo, write_adapter
+from nullbooth import load_adapter
+from nullbooth.adapters.file import AdapterInfo, write_adapter
 from nullbooth.errors import ProjectorError
 from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.inputs.settings import fill_prompt, prior_of, subject_words
-from nullbooth.inversion import Word
+from nullbooth.learning.adapter import Adapter
+from nullbooth.learning.data import Drawn, training_data
+from nullbooth.learning.inversion import Word
+from nullbooth.learning.replay import Replay
+from nullbooth.learning.rivals import FineTune
+from nullbooth.learning.training import TrainSettings, train
 from nullbooth.models import devices, loading, schedulers
 from nullbooth.models.precision import pick_device
 from nullbooth.models.sites import find_sites
-from nullbooth.photographs import Drawn, training_data
-from nullbooth.replay import Replay
-from nullbooth.rivals import FineTune
 from nullbooth.sampling import sample
 from nullbooth.statistics import packs
 from nullbooth.statistics.collect import protected_passes
@@ -27,7 +29,6 @@ from nullbooth.statistics.site_projectors import free_share, in_order, short_of,
 from nullbooth.storage.atomic import write_text
 from nullbooth.storage.digests import digest
 from nullbooth.storage.progress import log_to
-from nullbooth.training import TrainSettings, train
 
 # Of the steps in which the identifier alone is learned.
 PLAIN = {
@@ -89,7 +90,7 @@ def learn_word(
     word, denoiser = Word(pipeline, identifier), loading.denoiser_of(pipeline).requires_grad_(False)
     brief = replace(settings, steps=options["inversion_steps"], learning_rate=options["inversion_rate"], **PLAIN)
     train(denoiser, word, data, scheduler, brief, path.parent / "inversion", run=digest(recipe), trackers=())
-    inversion.install(pipeline, identifier, dict(word.requires_grad_(False).vectors))
+    word.install(pipeline, identifier, dict(word.requires_grad_(False).vectors))
     return word.tensors()
 
 

@@ -4,8 +4,8 @@ import json
 
 import yaml
 
-from nullbooth.adapter import AdapterInfo, write_adapter
-from nullbooth.edits import TextFeatures, solve_edits
+from nullbooth.adapters.file import AdapterInfo, write_adapter
+from nullbooth.editing.features import TextFeatures, solve_edits
 from nullbooth.inputs.edits import edits_of
 from nullbooth.models import loading
 from nullbooth.models.precision import pick_device

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from nullbooth.adapter import read_adapter
-from nullbooth.export import KEYS, export_lora, export_word, of_unet, write_card
+from nullbooth.adapters.export import KEYS, export_lora, export_word, of_unet, write_card
+from nullbooth.adapters.file import read_adapter
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.progress import log_to
 

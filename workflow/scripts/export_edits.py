@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from nullbooth.adapter import read_adapter
-from nullbooth.export import KEYS, export_lora, fuse, of_unet
+from nullbooth.adapters.export import KEYS, export_lora, fuse, of_unet
+from nullbooth.adapters.file import read_adapter
 from nullbooth.models import loading
 from nullbooth.models.precision import pick_device
 from nullbooth.storage.atomic import whole

@@ -6,8 +6,8 @@ import csv
 import numpy as np
 
 from nullbooth import figures
-from nullbooth.adapter import read_adapter
-from nullbooth.loaded import LoadedAdapter
+from nullbooth.adapters.file import read_adapter
+from nullbooth.adapters.loaded import LoadedAdapter
 from nullbooth.mechanism import largest_share, output_change, relative_norm, short_name, summary
 from nullbooth.models import loading
 from nullbooth.models.precision import pick_device

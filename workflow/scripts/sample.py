@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from nullbooth.loaded import load_tuned
+from nullbooth.adapters.loaded import load_tuned
 from nullbooth.models import loading
 from nullbooth.models.attention_maps import overlay, recording_attention, without_maps, word_tokens
 from nullbooth.models.noise import prompt_seed

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from nullbooth.loaded import load_tuned
+from nullbooth.adapters.loaded import load_tuned
 from nullbooth.models import loading
 from nullbooth.models.precision import passes_in
 from nullbooth.statistics.collect import moments_of_all

@@ -2,7 +2,7 @@
 
 import json
 
-from nullbooth.loaded import load_tuned
+from nullbooth.adapters.loaded import load_tuned
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.pixels import to_pil
 from nullbooth.sampling import sample_halves, without_halves

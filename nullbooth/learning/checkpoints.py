@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nullbooth.optimizers import load_state, state_tensors
+from nullbooth.learning.optimizers import load_state, state_tensors
 from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
 FORMAT = "nullbooth-checkpoint-2"

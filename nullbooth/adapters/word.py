@@ -1,21 +1,13 @@
-"""Textual inversion (arXiv 2208.01618) of the identifier: vectors that text encoders read in place of its embeddings.
+"""Vectors of an identifier, read by text encoders in place of their own embeddings."""
 
-Neither tokenizer nor text encoder changes. A prompt without the identifier is read as before, bit by bit, and so what
-protects prompts is not touched.
-"""
-
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nullbooth.adapter import WORD
 from nullbooth.errors import InputError
-from nullbooth.models.calls import spoken
-from nullbooth.models.loading import denoiser_of
 
 
 def readers(pipeline: Any) -> dict[str, tuple[Any, nn.Module]]:
@@ -66,41 +58,3 @@ def install(pipeline: Any, word: str, vectors: Mapping[str, Tensor]) -> list[Rem
 
         handles += [module.register_forward_hook(hook) for module in found]
     return handles
-
-
-class Word(nn.Module):
-    """What is learned of an identifier, in the place of an `Adapter` in training. vectors: by encoder, `[k, d]`; they
-    begin as the embeddings that it has."""
-
-    scope = "word"
-
-    def __init__(self, pipeline: Any, word: str):
-        super().__init__()
-        self.word, self._pipeline = word, [pipeline]  # in a list, so that it is no module of this one
-        device = next(denoiser_of(pipeline).parameters()).device
-        self.vectors = nn.ParameterDict()
-        for name, (tokenizer, encoder) in readers(pipeline).items():
-            look_up = embeddings(tokenizer, encoder)[0]
-            ids = torch.tensor([tokens_of(tokenizer, word)], device=look_up.weight.device)
-            with torch.no_grad():
-                self.vectors[name] = nn.Parameter(look_up(ids)[0].detach().clone().float().to(device))
-        self.register_buffer("timesteps", torch.zeros(1, dtype=torch.float64, device=device), persistent=False)
-
-    @contextmanager
-    def attached(self, _denoiser: nn.Module | None = None) -> Iterator["Word"]:
-        """The text encoders read the vectors."""
-        handles = install(self._pipeline[0], self.word, self.vectors)
-        try:
-            yield self
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is saved."""
-        return {f"{WORD}{name}": v.detach().float().cpu().clone() for name, v in self.vectors.items()}
-
-
-def speaker(pipeline: Any, texts: list[str], resolution: Any, arguments: dict[str, Any]) -> Callable:
-    """A function of rows `[b]` of `texts` that gives what the denoiser is given for them (`spoken`)."""
-    return lambda rows: spoken(pipeline, [texts[i] for i in rows.tolist()], resolution, arguments)

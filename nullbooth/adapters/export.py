@@ -8,9 +8,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from nullbooth.adapter import AdapterInfo, read_adapter, split_word
+from nullbooth.adapters.file import AdapterInfo, read_adapter, split_word
+from nullbooth.adapters.loaded import LoadedAdapter
 from nullbooth.errors import InputError
-from nullbooth.loaded import LoadedAdapter
 from nullbooth.models.loading import denoiser_of, pipeline_class
 from nullbooth.storage.atomic import whole, write_text
 from nullbooth.storage.tensorfile import save_tensors

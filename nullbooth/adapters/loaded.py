@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from nullbooth import inversion
-from nullbooth.adapter import AdapterInfo, read_adapter, split_word
+from nullbooth.adapters.file import AdapterInfo, read_adapter, split_word
+from nullbooth.adapters.word import install
 from nullbooth.errors import InputError
 from nullbooth.models import loading, schedulers
 from nullbooth.models.precision import pick_device
@@ -332,7 +332,7 @@ def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str
         try:
             loaded.warn_if_guided(pipeline)
             if word:
-                loaded.learn_word(inversion.install(pipeline, info.identifier, word))
+                loaded.learn_word(install(pipeline, info.identifier, word))
         except InputError:
             loaded.unload()
             raise

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from nullbooth.inputs.photographs import captions, list_images, open_image
 from nullbooth.inputs.settings import fill_prompt, subject_words
-from nullbooth.inversion import speaker
+from nullbooth.learning.inversion import speaker
+from nullbooth.learning.training import TrainData
 from nullbooth.models.calls import first_call
 from nullbooth.models.loading import device_of, packed
 from nullbooth.models.pixels import load_image
-from nullbooth.training import TrainData
 
 Shape = tuple[int, int]  # height and width in pixels
 Drawn = list[tuple[Path, str]]  # pictures, and their prompts

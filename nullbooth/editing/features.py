@@ -1,5 +1,5 @@
 """Edits of what prompts mean: the features that a text gives a denoiser, those that it is to be taken for, and the
-weights in between, solved in closed form (nullbooth.closed_form)."""
+weights in between, solved in closed form (nullbooth.editing.closed_form)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nullbooth.closed_form import edit_map, factors, free_factor
+from nullbooth.editing.closed_form import edit_map, factors, free_factor
 from nullbooth.errors import InputError
 from nullbooth.inputs.edits import Edit, align
 from nullbooth.inputs.text import shown

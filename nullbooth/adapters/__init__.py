@@ -1,0 +1,1 @@
+"""Saved adapters: their file, how diffusers pipelines use them, and how they are exported."""

@@ -1,0 +1,1 @@
+"""Training: what is trained, on which data, by which objective."""
