@@ -18,16 +18,18 @@ import yaml
 from common import ROOT, parser, report
 from matplotlib import pyplot as plt
 
-from nullbooth import figures, load_adapter
+from nullbooth import load_adapter
+from nullbooth.evaluation import figures
+from nullbooth.evaluation.encoders import embed_images, load_encoder
+from nullbooth.evaluation.intervals import bootstrap_mean
+from nullbooth.evaluation.lifelong import capacity, free_counts
+from nullbooth.evaluation.measure import paired_drift, subject_fidelity
+from nullbooth.evaluation.sampling import sample
 from nullbooth.inputs.photographs import list_images
 from nullbooth.inputs.prompts import read_prompts
-from nullbooth.intervals import bootstrap_mean
-from nullbooth.lifelong import capacity, free_counts
-from nullbooth.metrics import embed_images, load_encoder, paired_drift, subject_fidelity
 from nullbooth.models.loading import load_pipeline
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.pixels import load_image, to_pil
-from nullbooth.sampling import sample
 from world.scenes import COLORS, NAMES, POSITIONS, SHAPES, Scene, caption, render
 
 CONTEXTS = ("a photo of a {} on a red background", "a photo of a {} on a cyan background")

@@ -24,13 +24,15 @@ from torch import Tensor
 
 from nullbooth.editing.closed_form import edit_map, free_factor
 from nullbooth.editing.features import TextFeatures
+from nullbooth.evaluation.attributes import attribute_accuracy, edited_attributes
+from nullbooth.evaluation.encoders import embed_images, load_encoder
+from nullbooth.evaluation.intervals import bootstrap_mean
+from nullbooth.evaluation.measure import paired_drift
+from nullbooth.evaluation.sampling import sample
 from nullbooth.inputs.edits import Edit, not_concerned
 from nullbooth.inputs.prompts import read_prompts
-from nullbooth.intervals import bootstrap_mean
-from nullbooth.metrics import attribute_accuracy, edited_attributes, embed_images, load_encoder, paired_drift
 from nullbooth.models.loading import load_pipeline
 from nullbooth.models.noise import prompt_seed
-from nullbooth.sampling import sample
 from nullbooth.storage.progress import reporter
 from world.scenes import COLORS, NAMES, SHAPES
 

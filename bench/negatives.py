@@ -19,13 +19,14 @@ import torch
 from common import ROOT, parser, report
 
 from nullbooth.adapters.loaded import load_adapter
+from nullbooth.evaluation.encoders import embed_images, load_encoder
+from nullbooth.evaluation.intervals import bootstrap_mean
+from nullbooth.evaluation.measure import paired_drift, possible
+from nullbooth.evaluation.sampling import sample
 from nullbooth.inputs.prompts import read_prompts
-from nullbooth.intervals import bootstrap_mean
-from nullbooth.metrics import embed_images, load_encoder, paired_drift, possible
 from nullbooth.models.loading import load_pipeline
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.schedulers import set_sampler
-from nullbooth.sampling import sample
 
 NEGATIVES = {
     "none": "",

@@ -10,7 +10,7 @@ from nullbooth.cost import ENCODERS, Job, Machine, Run, Work
 from nullbooth.inputs.groups import OF_ALL, OF_CONCEPT
 from nullbooth.inputs.settings import prior_of
 
-VALIDATION_BATCH = 8  # as nullbooth.sampling
+VALIDATION_BATCH = 8  # as nullbooth.evaluation.sampling
 USUAL_BATCH = 16  # what estimates take for a batch that finds its size by itself
 
 ENCODING = ("embed_base", "evaluate")  # run the evaluators

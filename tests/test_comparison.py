@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from running import script
 
-from nullbooth.comparison import DRIFT, FIDELITY, Point, at_equal_fidelity, drift_at, lines_of, pareto_front, stacked
+from nullbooth.evaluation.comparison import (
+    DRIFT,
+    FIDELITY,
+    Point,
+    at_equal_fidelity,
+    drift_at,
+    lines_of,
+    pareto_front,
+    stacked,
+)
 
 
 def point(

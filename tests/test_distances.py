@@ -9,7 +9,7 @@ from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from nullbooth.distances import (
+from nullbooth.evaluation.distances import (
     DISTANCES,
     coverage,
     frechet_distance,

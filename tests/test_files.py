@@ -13,9 +13,9 @@ from PIL import Image
 from running import script
 from safetensors.torch import save_file
 
-from nullbooth import figures
 from nullbooth.adapters.file import AdapterInfo, read_adapter, write_adapter
-from nullbooth.comparison import read_runs
+from nullbooth.evaluation import figures
+from nullbooth.evaluation.comparison import read_runs
 from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.learning.checkpoints import FORMAT as CHECKPOINT
 from nullbooth.storage import atomic, zarrstore

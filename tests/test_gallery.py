@@ -8,7 +8,7 @@ import browser
 import pytest
 from PIL import Image
 
-from nullbooth.gallery import contact_sheet, loss_curve, shown_copy, write_gallery
+from nullbooth.evaluation.gallery import contact_sheet, loss_curve, shown_copy, write_gallery
 
 TEMPLATE = Path(__file__).parents[1] / "workflow/report/gallery.html.j2"
 NASTY = 'a "photo" of <script>alert(1)</script> & 星'

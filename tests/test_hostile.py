@@ -124,7 +124,7 @@ def test_weights_that_are_not_the_models_are_refused(project, world, part, fault
 
 
 def test_an_encoder_without_all_its_weights_measures_nothing(tmp_path):
-    from nullbooth.metrics import load_encoder
+    from nullbooth.evaluation.encoders import load_encoder
 
     folder = shutil.copytree(ROOT / "resources/evaluators/dino", tmp_path / "dino")
     weights = load_file(folder / "model.safetensors")

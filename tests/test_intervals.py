@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth.intervals import bootstrap_mean, half_samples, resampled_means
+from nullbooth.evaluation.intervals import bootstrap_mean, half_samples, resampled_means
 
 
 def test_bootstrap_interval_covers_the_mean():

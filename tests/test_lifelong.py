@@ -7,11 +7,12 @@ import torch
 from running import script
 from test_adapter import CHANGED, KEPT, saved
 
-from nullbooth import figures, load_adapter
-from nullbooth.comparison import DRIFT, FIDELITY
+from nullbooth import load_adapter
 from nullbooth.errors import ProjectorError, StoreError
+from nullbooth.evaluation import figures
+from nullbooth.evaluation.comparison import DRIFT, FIDELITY
+from nullbooth.evaluation.lifelong import COLORS_RIGHT, Known, capacity, fidelities, free_counts, summary, tidy
 from nullbooth.learning.adapter import Adapter
-from nullbooth.lifelong import COLORS_RIGHT, Known, capacity, fidelities, free_counts, summary, tidy
 from nullbooth.models.calls import initial_latents
 from nullbooth.models.loading import OF_PIPELINE, load_pipeline
 from nullbooth.models.noise import prompt_seed

@@ -21,6 +21,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from nullbooth import headers, load_adapter
 from nullbooth.adapters.file import AdapterInfo, read_adapter
 from nullbooth.errors import InputError, SettingsError
+from nullbooth.evaluation.sampling import sample
 from nullbooth.models.calls import first_call
 from nullbooth.models.files import attention_names, check_pipeline
 from nullbooth.models.loading import (
@@ -36,7 +37,6 @@ from nullbooth.models.loading import (
 from nullbooth.models.precision import autocast, computed_in, passes_in
 from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.preflight import check_attention
-from nullbooth.sampling import sample
 from nullbooth.statistics.trajectories import record
 
 CPU = torch.device("cpu")

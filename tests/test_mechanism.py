@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullbooth.mechanism import largest_share, output_change, relative_norm, short_name, summary
+from nullbooth.evaluation.mechanism import largest_share, output_change, relative_norm, short_name, summary
 from nullbooth.statistics.projector import RULES, decompose, free_share, projector
 
 

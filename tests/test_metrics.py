@@ -26,20 +26,10 @@ from transformers import (
 )
 
 from nullbooth.errors import InputError
-from nullbooth.metrics import (
-    Encoder,
-    attribute_accuracy,
-    diversity,
-    edited_attributes,
-    embed_images,
-    embed_texts,
-    load_encoder,
-    load_lpips,
-    lpips,
-    named_attribute,
-    paired_drift,
-    subject_fidelity,
-)
+from nullbooth.evaluation.attributes import attribute_accuracy, edited_attributes, named_attribute
+from nullbooth.evaluation.encoders import Encoder, embed_images, embed_texts, load_encoder
+from nullbooth.evaluation.lpips import load_lpips, lpips
+from nullbooth.evaluation.measure import diversity, paired_drift, subject_fidelity
 from nullbooth.models.files import check_encoder, picture_size
 from nullbooth.models.pixels import load_image
 from world import scenes, tokenizer

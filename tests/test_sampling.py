@@ -6,8 +6,8 @@ import tiny
 import torch
 
 from nullbooth.errors import InputError
+from nullbooth.evaluation.sampling import sample, sample_halves, without_halves
 from nullbooth.models.schedulers import set_sampler
-from nullbooth.sampling import sample, sample_halves, without_halves
 
 PROMPTS = ["a red star", "a small blue ring", "a heart on a green background", "a red star"]
 SEEDS = [1, 2, 3, 4]

@@ -22,8 +22,8 @@ from test_hostile import SCRIPT, SMILE, UNUSUAL
 
 from nullbooth.adapters.loaded import load_adapter
 from nullbooth.errors import InputError
-from nullbooth.gallery import render
-from nullbooth.metrics import load_encoder
+from nullbooth.evaluation.encoders import load_encoder
+from nullbooth.evaluation.gallery import render
 from nullbooth.models.files import check_encoder, check_pipeline
 from nullbooth.models.loading import load_denoiser, load_pipeline
 

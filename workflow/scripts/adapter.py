@@ -12,6 +12,7 @@ from nullbooth import load_adapter
 from nullbooth.adapters.file import AdapterInfo, write_adapter
 from nullbooth.errors import ProjectorError
 from nullbooth.evaluation.pictures import read_drawn
+from nullbooth.evaluation.sampling import sample
 from nullbooth.inputs.settings import fill_prompt, prior_of, subject_words
 from nullbooth.learning.adapter import Adapter
 from nullbooth.learning.data import Drawn, training_data
@@ -22,7 +23,6 @@ from nullbooth.learning.training import TrainSettings, train
 from nullbooth.models import devices, loading, schedulers
 from nullbooth.models.precision import pick_device
 from nullbooth.models.sites import find_sites
-from nullbooth.sampling import sample
 from nullbooth.statistics import packs
 from nullbooth.statistics.collect import protected_passes
 from nullbooth.statistics.site_projectors import free_share, in_order, short_of, site_projectors

@@ -6,10 +6,19 @@ import math
 import shutil
 from pathlib import Path
 
-from nullbooth import figures
-from nullbooth.comparison import DRIFT, FIDELITY, MOST_GAP, Point, at_equal_fidelity, lines_of, pareto_front, read_point
+from nullbooth.evaluation import figures
+from nullbooth.evaluation.comparison import (
+    DRIFT,
+    FIDELITY,
+    MOST_GAP,
+    Point,
+    at_equal_fidelity,
+    lines_of,
+    pareto_front,
+    read_point,
+)
+from nullbooth.evaluation.gallery import render
 from nullbooth.evaluation.pictures import read_drawn
-from nullbooth.gallery import render
 from nullbooth.inputs.settings import OF_TRAJECTORIES, prior_of
 from nullbooth.storage import zarrstore
 from nullbooth.storage.atomic import whole

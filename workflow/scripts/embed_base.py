@@ -2,22 +2,22 @@
 
 from pathlib import Path
 
-from nullbooth import metrics
+from nullbooth.evaluation.encoders import embed_images, load_encoders, save_embeddings
 from nullbooth.evaluation.pictures import read_drawn, read_group
 from nullbooth.models.precision import pick_device
 from nullbooth.storage.progress import log_to
 
 
 def main(out: str, pictures: str, identity: dict, config: dict) -> None:
-    encoders = metrics.load_encoders(config["evaluate"], identity, pick_device(config["device"]))
+    encoders = load_encoders(config["evaluate"], identity, pick_device(config["device"]))
     drawn = {Path(pictures): read_drawn(Path(pictures))["images"]}
     found = {}
     for group in dict.fromkeys(entry["group"] for entry in drawn[Path(pictures)]):
         entries, x = read_group(drawn, group)
         print(f"embedding {len(entries)} pictures: {group}")
         for name, encoder in encoders.items():
-            found[name, group] = metrics.embed_images(encoder, x)
-    metrics.save_embeddings(out, found)
+            found[name, group] = embed_images(encoder, x)
+    save_embeddings(out, found)
 
 
 if __name__ == "__main__":

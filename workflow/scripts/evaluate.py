@@ -5,12 +5,15 @@ from pathlib import Path
 
 import torch
 
-from nullbooth import metrics
-from nullbooth.distances import DISTANCES
+from nullbooth.evaluation.attributes import attribute_accuracy
+from nullbooth.evaluation.distances import DISTANCES
+from nullbooth.evaluation.encoders import embed_images, embed_texts, load_encoders, read_embeddings
+from nullbooth.evaluation.intervals import bootstrap_mean, half_samples
+from nullbooth.evaluation.lpips import load_lpips, lpips
+from nullbooth.evaluation.measure import diversity, paired_drift, possible, subject_fidelity
 from nullbooth.evaluation.pictures import read_drawn, read_group
 from nullbooth.inputs.groups import OF_ALL, OF_CONCEPT
 from nullbooth.inputs.photographs import list_images
-from nullbooth.intervals import bootstrap_mean, half_samples
 from nullbooth.models.pixels import load_image
 from nullbooth.models.precision import pick_device
 from nullbooth.storage.atomic import write_text
@@ -33,39 +36,39 @@ def spoken_class(prompt: str, identifier: str) -> str:
     return " ".join(word for word in prompt.split() if word != identifier)
 
 
-def measure_group(group, prompts, pictures, embedded, spare, encoders, reference, lpips, identifier, row) -> None:
+def measure_group(group, prompts, pictures, embedded, spare, encoders, reference, weights, identifier, row) -> None:
     """Rows of one group. pictures: base and tuned `[n, 3, h, w]`, pair by pair from the same noise; embedded: those of
     the base model, by encoder; spare: prompts of more pictures by the base model from other noise, and by encoder their
     embeddings. What a new seed changes is the scale of drift.
     """
     features = {
-        name: {"base": embedded[name], "tuned": metrics.embed_images(encoder, pictures["tuned"])}
+        name: {"base": embedded[name], "tuned": embed_images(encoder, pictures["tuned"])}
         for name, encoder in encoders.items()
     }
     for name, found in features.items():
-        row("tuned", group, f"{name}_drift", metrics.paired_drift(found["tuned"], found["base"]))
+        row("tuned", group, f"{name}_drift", paired_drift(found["tuned"], found["base"]))
         for model in pictures:
-            fidelity = metrics.subject_fidelity(found[model], reference[name])
+            fidelity = subject_fidelity(found[model], reference[name])
             row(model, group, f"{name}_fidelity", fidelity)
             if (group, name) == ("class", "dino"):
                 row(model, group, "pres", fidelity)
             shown, texts = found[model], list(prompts)
             if model == "base" and spare[0]:
                 shown, texts = torch.cat((shown, spare[1][name])), texts + spare[0]
-            if pairs := metrics.diversity(shown, texts):
+            if pairs := diversity(shown, texts):
                 row(model, group, f"{name}_div", [pairs[p].mean() if p in pairs else None for p in prompts])
     base, tuned = pictures["base"], pictures["tuned"]
     row("tuned", group, "pixel_mse", ((tuned - base) ** 2).mean((1, 2, 3)) / 4)
-    if lpips is not None:
-        row("tuned", group, "lpips", metrics.lpips(lpips, tuned, base))
-    texts = metrics.embed_texts(encoders["clip"], [spoken_class(prompt, identifier) for prompt in prompts])
+    if weights is not None:
+        row("tuned", group, "lpips", lpips(weights, tuned, base))
+    texts = embed_texts(encoders["clip"], [spoken_class(prompt, identifier) for prompt in prompts])
     agreement = {model: (found * texts).sum(1) for model, found in features["clip"].items()}
     for model, values in agreement.items():
         row(model, group, "clip_text", values)
     row("tuned", group, "clip_text_change", agreement["tuned"] - agreement["base"])
     if encoders["dino"].heads is not None:
         for model, x in pictures.items():
-            for name, hits in metrics.attribute_accuracy(encoders["dino"], x, prompts).items():
+            for name, hits in attribute_accuracy(encoders["dino"], x, prompts).items():
                 row(model, group, f"{name}_accuracy", hits)
     if group in OF_ALL and len(base) >= 4:
         for name, found in features.items():
@@ -80,11 +83,11 @@ def main(
 ) -> None:
     encoders = config["evaluate"]
     [folders] = [entry for entry in config["concepts"] if entry["name"] == concept["name"]]
-    loaded = metrics.load_encoders(encoders, identity, pick_device(config["device"]))
-    lpips = metrics.load_lpips(encoders["lpips"]) if encoders["lpips"] else None
+    loaded = load_encoders(encoders, identity, pick_device(config["device"]))
+    weights = load_lpips(encoders["lpips"]) if encoders["lpips"] else None
     photographs = list_images(folders["holdout"] or folders["images"])
     reference = {
-        name: metrics.embed_images(encoder, torch.stack([load_image(path, encoder.size) for path in photographs]))
+        name: embed_images(encoder, torch.stack([load_image(path, encoder.size) for path in photographs]))
         for name, encoder in loaded.items()
     }
     rows, spoken = [], {}
@@ -94,18 +97,18 @@ def main(
         per_prompt = by_prompt(spoken.get(group) or [str(i) for i in range(len(values))], values) if len(values) else []
         if interval is None:
             known = [value for value in per_prompt if value is not None]
-            interval = bootstrap_mean(known, within=metrics.possible(metric))
+            interval = bootstrap_mean(known, within=possible(metric))
         rows.append({"model": model, "group": group, "metric": metric, **interval, "values": per_prompt})
 
     if folders["holdout"]:  # what real pictures of the subject reach: the scale of the fidelity
         for name, encoder in loaded.items():
             x = torch.stack([load_image(path, encoder.size) for path in list_images(folders["images"])])
-            fidelity = metrics.subject_fidelity(metrics.embed_images(encoder, x), reference[name])
+            fidelity = subject_fidelity(embed_images(encoder, x), reference[name])
             row("photographs", "subject", f"{name}_fidelity", fidelity)
     drawn = read_drawn(Path(tuned))
     ours = {Path(tuned): drawn["images"]}
     theirs = {folder: read_drawn(folder, drawn["identity"])["images"] for folder in map(Path, base)}
-    known = [metrics.read_embeddings(path) for path in embedded]
+    known = [read_embeddings(path) for path in embedded]
     for group in [group for group in GROUPS if any(entry["group"] == group for entry in drawn["images"])]:
         entries, x = read_group(ours, group)
         base_entries, y = read_group(theirs, group)
@@ -119,7 +122,7 @@ def main(
         spare = [prompt for prompt, _ in places], {name: found[rest] for name, found in every.items()}
         print(f"measuring {len(entries)} pictures: {group}")
         measure_group(
-            group, spoken[group], pictures, vectors, spare, loaded, reference, lpips, concept["identifier"], row
+            group, spoken[group], pictures, vectors, spare, loaded, reference, weights, concept["identifier"], row
         )
     prompts = {group: list(dict.fromkeys(texts)) for group, texts in spoken.items()}
     found = {"encoders": encoders, "identity": identity, "prompts": prompts, "metrics": rows}

@@ -3,9 +3,9 @@
 import csv
 import json
 
-from nullbooth.comparison import read_runs, stacked
-from nullbooth.intervals import bootstrap_mean
-from nullbooth.metrics import possible
+from nullbooth.evaluation.comparison import read_runs, stacked
+from nullbooth.evaluation.intervals import bootstrap_mean
+from nullbooth.evaluation.measure import possible
 from nullbooth.storage.atomic import whole, write_text
 from nullbooth.storage.progress import log_to
 from nullbooth.targets import view

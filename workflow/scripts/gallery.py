@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from nullbooth import figures
-from nullbooth.comparison import DRIFT, FIDELITY, pareto_front, read_point
-from nullbooth.gallery import write_gallery
+from nullbooth.evaluation import figures
+from nullbooth.evaluation.comparison import DRIFT, FIDELITY, pareto_front, read_point
+from nullbooth.evaluation.gallery import write_gallery
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.progress import log_to
 from nullbooth.targets import view

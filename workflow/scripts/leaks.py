@@ -2,7 +2,7 @@
 
 import csv
 
-from nullbooth import figures
+from nullbooth.evaluation import figures
 from nullbooth.storage.atomic import read_json, whole
 from nullbooth.storage.progress import log_to
 

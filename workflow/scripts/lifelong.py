@@ -5,8 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
-from nullbooth import figures
-from nullbooth.lifelong import COLUMNS, Known, capacity, fidelities, free_counts, summary, tidy
+from nullbooth.evaluation import figures
+from nullbooth.evaluation.lifelong import COLUMNS, Known, capacity, fidelities, free_counts, summary, tidy
 from nullbooth.storage.atomic import read_json, whole
 from nullbooth.storage.progress import log_to
 

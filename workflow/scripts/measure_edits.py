@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
-from nullbooth import metrics
+from nullbooth.evaluation.attributes import attribute_accuracy, edited_attributes
+from nullbooth.evaluation.encoders import embed_images, embed_texts, load_encoders
+from nullbooth.evaluation.intervals import bootstrap_mean
+from nullbooth.evaluation.measure import paired_drift, possible
 from nullbooth.evaluation.pictures import read_drawn, read_group
 from nullbooth.inputs.edits import edits_of
-from nullbooth.intervals import bootstrap_mean
 from nullbooth.models.precision import pick_device
 from nullbooth.storage.atomic import whole, write_text
 from nullbooth.storage.progress import log_to
@@ -22,19 +24,19 @@ KEPT = ("unrelated", "protected")
 def measure_edit(encoders: dict, x: torch.Tensor, pairs: list[tuple[str, str]]) -> dict[str, list[float | None]]:
     """Of pictures `[n, 3, h, w]` of one edit, drawn for the first prompt of each pair and meant as the second."""
     sources, targets = (list(texts) for texts in zip(*pairs, strict=True))
-    found = metrics.embed_images(encoders["clip"], x)
-    to, of = (metrics.embed_texts(encoders["clip"], texts) for texts in (targets, sources))
+    found = embed_images(encoders["clip"], x)
+    to, of = (embed_texts(encoders["clip"], texts) for texts in (targets, sources))
     margin = ((to - of) * found).sum(1)
     rows = {"clip_margin": margin.tolist(), "clip_prefers": (margin > 0).float().tolist()}
     if encoders["dino"].heads is not None:
-        rows |= metrics.edited_attributes(encoders["dino"], x, sources, targets)
+        rows |= edited_attributes(encoders["dino"], x, sources, targets)
     return rows
 
 
 def main(
     json_path: str, csv_path: str, edited: str, base: list[str], identity: dict, edits, contexts, config: dict
 ) -> None:
-    encoders = metrics.load_encoders(config["evaluate"], identity, pick_device(config["device"]))
+    encoders = load_encoders(config["evaluate"], identity, pick_device(config["device"]))
     drawn = read_drawn(Path(edited))
     ours = {Path(edited): drawn["images"]}
     theirs = {folder: read_drawn(folder, drawn["identity"])["images"] for folder in map(Path, base)}
@@ -42,7 +44,7 @@ def main(
 
     def row(edit: str, model: str, group: str, metric: str, values: list[float | None]) -> None:
         if known := [float(value) for value in values if value is not None]:
-            interval = bootstrap_mean(known, within=metrics.possible(metric))
+            interval = bootstrap_mean(known, within=possible(metric))
             rows.append({"edit": edit, "model": model, "group": group, "metric": metric, **interval})
 
     for group, texts in contexts.items():
@@ -75,11 +77,11 @@ def main(
         _, y = read_group(theirs, group, wanted)
         prompts = [entry["prompt"] for entry in entries]
         for name, encoder in encoders.items():
-            drift = metrics.paired_drift(metrics.embed_images(encoder, x), metrics.embed_images(encoder, y))
+            drift = paired_drift(embed_images(encoder, x), embed_images(encoder, y))
             row("all", "edited", group, f"{name}_drift", drift.tolist())
         if encoders["dino"].heads is not None:
             for model, pictures in (("base", y), ("edited", x)):
-                for name, hits in metrics.attribute_accuracy(encoders["dino"], pictures, prompts).items():
+                for name, hits in attribute_accuracy(encoders["dino"], pictures, prompts).items():
                     row("all", model, group, f"{name}_accuracy", hits)
     write_text(json_path, json.dumps({"identity": identity, "metrics": rows}, indent=1))
     with whole(csv_path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:

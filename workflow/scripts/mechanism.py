@@ -5,10 +5,10 @@ import csv
 
 import numpy as np
 
-from nullbooth import figures
 from nullbooth.adapters.file import read_adapter
 from nullbooth.adapters.loaded import LoadedAdapter
-from nullbooth.mechanism import largest_share, output_change, relative_norm, short_name, summary
+from nullbooth.evaluation import figures
+from nullbooth.evaluation.mechanism import largest_share, output_change, relative_norm, short_name, summary
 from nullbooth.models import loading
 from nullbooth.models.precision import pick_device
 from nullbooth.storage import zarrstore

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from nullbooth.adapters.loaded import load_tuned
+from nullbooth.evaluation.sampling import sample
 from nullbooth.models import loading
 from nullbooth.models.attention_maps import overlay, recording_attention, without_maps, word_tokens
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.pixels import to_pil
-from nullbooth.sampling import sample
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.digests import digest
 from nullbooth.storage.progress import log_to, reporter

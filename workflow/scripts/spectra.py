@@ -4,8 +4,8 @@ import csv
 
 import numpy as np
 
-from nullbooth import figures
-from nullbooth.mechanism import short_name
+from nullbooth.evaluation import figures
+from nullbooth.evaluation.mechanism import short_name
 from nullbooth.statistics.projector import free_share
 from nullbooth.storage import zarrstore
 from nullbooth.storage.atomic import whole

@@ -3,9 +3,9 @@
 import json
 
 from nullbooth.adapters.loaded import load_tuned
+from nullbooth.evaluation.sampling import sample_halves, without_halves
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.pixels import to_pil
-from nullbooth.sampling import sample_halves, without_halves
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.digests import digest
 from nullbooth.storage.progress import log_to, reporter

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from nullbooth.comparison import DRIFT, FIDELITY, stacked
-from nullbooth.intervals import bootstrap_mean
+from nullbooth.evaluation.comparison import DRIFT, FIDELITY, stacked
+from nullbooth.evaluation.intervals import bootstrap_mean
 from nullbooth.statistics.projector import eigenvalues, free_share
 from nullbooth.storage import zarrstore
 

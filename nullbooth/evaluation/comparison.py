@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nullbooth.intervals import QUANTILES, bootstrap_mean, resampled_means
-from nullbooth.metrics import possible
+from nullbooth.evaluation.intervals import QUANTILES, bootstrap_mean, resampled_means
+from nullbooth.evaluation.measure import possible
 from nullbooth.storage.atomic import read_json
 
 FIDELITY = ("tuned", "subject", "dino_fidelity")

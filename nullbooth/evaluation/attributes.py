@@ -1,0 +1,59 @@
+"""Attributes of the embedded world that a picture shows, by the heads of its evaluator."""
+
+import torch
+from torch import Tensor
+
+from nullbooth.evaluation.encoders import Encoder, features_of
+
+
+@torch.no_grad()
+def attribute_accuracy(encoder: Encoder, x: Tensor, prompts: list[str]) -> dict[str, list[float | None]]:
+    """For every attribute that a prompt names, whether the picture shows it (1 or 0), by attribute; None elsewhere.
+
+    A value is named if its words stand in the prompt; `background` is the colour before that word, `color` another.
+    """
+    passes = (encoder.prepare(part).to(encoder.model.device) for part in x.split(16))
+    features = torch.cat([features_of(encoder.model(pixel_values=pixels)).cpu() for pixels in passes])
+    logits = encoder.heads(features).split([len(v) for v in encoder.attributes.values()], -1)
+    hits: dict[str, list[float | None]] = {}
+    for name, part in zip(encoder.attributes, logits, strict=True):
+        values = encoder.attributes[name]
+        truths = [named_attribute(name, values, prompt) for prompt in prompts]
+        if any(truths):
+            seen = (values[i] for i in part.argmax(-1).tolist())
+            hits[name] = [None if t is None else float(v == t) for t, v in zip(truths, seen, strict=True)]
+    return hits
+
+
+def edited_attributes(
+    encoder: Encoder, x: Tensor, sources: list[str], targets: list[str]
+) -> dict[str, list[float | None]]:
+    """What pictures `[n, 3, h, w]` drawn for `sources`, which are meant as `targets`, show of the attributes in which
+    these differ: `as_meant`, all that the target names (1 or 0, None if it names none), and `gone`, nothing of the
+    source's."""
+    of, to = attribute_accuracy(encoder, x, sources), attribute_accuracy(encoder, x, targets)
+    found: dict[str, list[float | None]] = {"as_meant": [], "gone": []}
+    for i, texts in enumerate(zip(sources, targets, strict=True)):
+        named = {name: [named_attribute(name, values, t) for t in texts] for name, values in encoder.attributes.items()}
+        differing = [name for name, (a, b) in named.items() if a != b]
+        shown = [to[name][i] for name in differing if named[name][1] is not None]
+        still = [of[name][i] for name in differing if named[name][0] is not None]
+        found["as_meant"].append(min(shown, default=None))
+        found["gone"].append(1 - max(still) if still else None)
+    return found
+
+
+def only_named(hits: dict[str, list[float | None]]) -> dict[str, list[float]]:
+    """`attribute_accuracy` without the prompts that leave an attribute open."""
+    return {name: [value for value in values if value is not None] for name, values in hits.items()}
+
+
+def named_attribute(name: str, values: list[str], prompt: str) -> str | None:
+    """The value of an attribute that a prompt of the embedded world names, or None if it leaves it open."""
+    before, _, ground = f" {prompt}".partition(" on a ")
+    ground = ground.removesuffix(" background").split()
+    if name in ("background", "pattern"):
+        named = next((v for v in values if v in ground), None)
+        return named or ("plain" if name == "pattern" and ground else None)
+    words = before.split()
+    return next((v for v in values if v and (v in words or f" {v} " in f" {before} ")), None)

@@ -1,0 +1,107 @@
+"""Image encoders that pictures are measured with: CLIP-shaped and DINO-shaped models, by folder or Hub id."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nullbooth.models.files import picture_size, read_json
+from nullbooth.models.loading import load_whole
+from nullbooth.storage.tensorfile import load_tensors, save_tensors
+
+_EMBEDDED = "nullbooth-embeddings-1"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An image encoder and how it wants its images; `tokenizer` and `heads` where it has them."""
+
+    model: nn.Module
+    size: int
+    mean: Tensor
+    std: Tensor
+    tokenizer: object | None = None
+    heads: nn.Linear | None = None
+    attributes: dict[str, list[str]] | None = None
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Images `[n, 3, h, w]` in [-1, 1], resized (bicubic, antialiased) and normalised."""
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
+        return (x.clamp(-1, 1) / 2 + 0.5 - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def load_encoder(path: str, revision: str | None = None, device: torch.device | str = "cpu") -> Encoder:
+    """A CLIP- or DINO-shaped encoder, float32; attribute heads from `heads.safetensors` and `heads.json` beside it."""
+    from safetensors.torch import load_file
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import cached_file
+
+    options = {"revision": revision, "trust_remote_code": False}
+    # DINO of 2021 is a ViT that was published without the pooler that transformers gives to one.
+    model = load_whole(AutoModel, path, f"evaluate: {path}", ("pooler",), dtype=torch.float32, **options).eval()
+    about = Path(cached_file(path, "preprocessor_config.json", revision=revision))
+    size = picture_size(config := read_json(about), f"evaluate: {about}")
+    tokenizer = AutoTokenizer.from_pretrained(path, **options) if hasattr(model, "get_text_features") else None
+    heads = attributes = None
+    if (Path(path) / "heads.json").is_file():
+        attributes = json.loads((Path(path) / "heads.json").read_text(encoding="utf-8"))
+        weights = load_file(Path(path) / "heads.safetensors")
+        heads = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
+        heads.load_state_dict(weights)
+    mean, std = torch.tensor(config["image_mean"]), torch.tensor(config["image_std"])
+    return Encoder(model.to(device), size, mean, std, tokenizer, heads, attributes)
+
+
+def load_encoders(paths: dict[str, str], identity: dict[str, str], device: torch.device | str) -> dict[str, Encoder]:
+    """The encoders `clip` and `dino` of the config's `evaluate`, of the revisions that `identity` names."""
+    return {
+        name: load_encoder(paths[name], identity[name].partition("@")[2] or None, device) for name in ("clip", "dino")
+    }
+
+
+def features_of(output: object) -> Tensor:
+    """Features `[n, d]` of a model's output: the pooled ones, or where none are those of the class token."""
+    if isinstance(output, Tensor):
+        return output
+    pooled = output.get("pooler_output")
+    return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+
+@torch.no_grad()
+def embed_images(encoder: Encoder, x: Tensor, batch: int = 16) -> Tensor:
+    """Unit embeddings `[n, d]`, on the CPU, of images `[n, 3, h, w]` in [-1, 1]; `batch` of them in one pass."""
+    features = []
+    for part in x.split(batch):
+        pixels = encoder.prepare(part).to(encoder.model.device)
+        if encoder.tokenizer is not None:
+            found = features_of(encoder.model.get_image_features(pixel_values=pixels))
+        else:
+            found = features_of(encoder.model(pixel_values=pixels))
+        features.append(found.cpu())
+    return F.normalize(torch.cat(features), dim=-1)
+
+
+def save_embeddings(path: Path | str, found: dict[tuple[str, str], Tensor]) -> None:
+    """Write unit embeddings `[n, d]` by encoder and group of prompts."""
+    save_tensors(path, {f"{name}.{group}": part for (name, group), part in found.items()}, {"format": _EMBEDDED})
+
+
+def read_embeddings(path: Path | str) -> dict[tuple[str, str], Tensor]:
+    """What `save_embeddings` wrote. Raises InputError that names the file if it is damaged."""
+    mend = f"delete {path} and run the same command again"
+    tensors, _ = load_tensors(path, _EMBEDDED, "embeddings of pictures", mend)
+    return {tuple(key.split(".", 1)): part for key, part in tensors.items()}
+
+
+@torch.no_grad()
+def embed_texts(encoder: Encoder, texts: list[str]) -> Tensor:
+    """Unit embeddings `[n, d]`, on the CPU, of texts by a CLIP-shaped encoder."""
+    tokens = encoder.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    # SigLIP's has no attention mask: it was trained with the padding in sight.
+    known = {key: tokens[key].to(encoder.model.device) for key in ("input_ids", "attention_mask") if key in tokens}
+    features = encoder.model.get_text_features(**known)
+    return F.normalize(features_of(features).cpu(), dim=-1)
