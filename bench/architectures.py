@@ -18,10 +18,18 @@ import transformers
 from common import UNETS
 from torch import nn
 
-from nullbooth.cost import Model
-from nullbooth.headers import tokens_of
 from nullbooth.models.sites import find_sites
-from nullbooth.shapes import Inputs, count, decoder_shapes, denoiser_shapes, flux_inputs, sd3_inputs, unet_inputs
+from nullbooth.planning.cost import Model
+from nullbooth.planning.shapes_exact import (
+    Inputs,
+    count,
+    decoder_shapes,
+    denoiser_shapes,
+    flux_inputs,
+    sd3_inputs,
+    unet_inputs,
+)
+from nullbooth.planning.shapes_from_headers import tokens_of
 
 STORED = Path(__file__).with_suffix(".json")
 SDXL = dict(

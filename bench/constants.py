@@ -1,6 +1,6 @@
-"""The measured constants of nullbooth.cost, anew: processor seconds of one core, so that neighbours matter little.
+"""Measure the constants of nullbooth.planning.cost, in processor seconds of one core, so that neighbours matter little.
 
-OMP_NUM_THREADS=1 python bench/constants.py --size sd15    # ten minutes; copy what differs into nullbooth/cost.py
+OMP_NUM_THREADS=1 python bench/constants.py --size sd15    # ten minutes; copy what differs to planning/cost.py
 """
 
 import os

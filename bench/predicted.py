@@ -1,4 +1,4 @@
-"""What nullbooth.estimate says of a run on the embedded model, beside what a finished run took.
+"""What nullbooth.planning.estimate says of a run on the embedded model, beside what a finished run took.
 
     snakemake --cores 2 --configfile mine.yaml -- samples projectors
     python bench/predicted.py --configfile mine.yaml
@@ -16,13 +16,13 @@ import torch
 import yaml
 from common import ROOT, parser, report
 
-from nullbooth import estimate
-from nullbooth.cost import CORE_UTILISATION, Job, Machine, Work
 from nullbooth.inputs.photographs import captions, list_images
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.inputs.settings import complete, sweep_points
-from nullbooth.plan import work_of
-from nullbooth.shapes import pipeline_shapes
+from nullbooth.planning import estimate
+from nullbooth.planning.cost import CORE_UTILISATION, Job, Machine, Work
+from nullbooth.planning.plan import work_of
+from nullbooth.planning.shapes_exact import pipeline_shapes
 
 BENCHMARKS = {  # rule: pattern of its benchmarks
     "adapter": "adapters/**/*.tsv",

@@ -2,7 +2,7 @@
 
     python bench/scaling.py    # writes them anew, between their marks in docs/scaling.md
 
-By nullbooth.cost, for A100 cards, from the shapes in bench/architectures.json. One subject is learned.
+By nullbooth.planning.cost, for A100 cards, from the shapes in bench/architectures.json. One subject is learned.
 """
 
 import json
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from nullbooth import cost, estimate
-from nullbooth.cost import Job, Model, Reading, Run, Work
-from nullbooth.plan import amount, duration, hours, total, wall_seconds
+from nullbooth.planning import cost, estimate
+from nullbooth.planning.cost import Job, Model, Reading, Run, Work
+from nullbooth.planning.plan import amount, duration, hours, total, wall_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, README = ROOT / "docs" / "scaling.md", ROOT / "README.md"

@@ -12,18 +12,18 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 
-from nullbooth import headers
+from nullbooth.planning import shapes_from_headers
 from nullbooth.statistics import packs
 from nullbooth.models import devices
-from nullbooth.environment import prepare_environment
+from nullbooth.workflow.environment import prepare_environment
 from nullbooth.storage.atomic import read_json, writable
 from nullbooth.inputs.groups import OF_ALL, OF_CONCEPT, check_groups
 from nullbooth.storage.digests import digest, file_digest
 from nullbooth.models.identity import known_configs, model_folder, model_identity, single_identity
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.inputs.photographs import captions, content_digest, list_images
-from nullbooth.plan import work_of
-from nullbooth.preflight import check_identifiers, check_inputs
+from nullbooth.planning.plan import work_of
+from nullbooth.workflow.preflight import check_identifiers, check_inputs
 from nullbooth.inputs.settings import (
     OF_TRAJECTORIES,
     compared_points,
@@ -36,7 +36,7 @@ from nullbooth.inputs.settings import (
     sweep_points,
 )
 from nullbooth.errors import SettingsError
-from nullbooth.targets import known_as, show
+from nullbooth.workflow.shown import known_as, show
 from nullbooth.statistics.shards import choose_shards, cut_shards, enough, shard_identity
 from nullbooth.inputs.edits import edits_of, not_concerned
 
@@ -258,7 +258,7 @@ def page_of(kind, names, **params):
 
 
 def viewed(names):
-    """For a script, what plain names lead to (nullbooth.targets.view)."""
+    """For a script, what plain names lead to (nullbooth.workflow.shown.view)."""
     return {name: list(map(str, SHOWN[name])) for name in names}
 
 
@@ -315,7 +315,7 @@ if PACKS:
     STORES |= {"moments": [], "sums": []}
 
 # By plain name, what is kept: a file or folder, and the file in it that stands for it; and by folder of plain names, the
-# name that stands for all (see nullbooth.targets). Each rules file adds its own.
+# name that stands for all (see nullbooth.workflow.shown). Each rules file adds its own.
 SHOWN, FOLDERS = {}, {}
 
 # CPUs of jobs that can use many. Not workflow.cores, which raises where no number is given.
@@ -332,7 +332,7 @@ if GPUS and "gpu" not in workflow.global_resources:
 MEMORY, SIDE = {}, 512
 if folder := model_folder(config["model_config"] or config["model"], config["revision"], weights=not SINGLE):
     try:
-        shapes = headers.read(
+        shapes = shapes_from_headers.read(
             folder,
             config["protect"]["sites"],
             config["resolution"],
@@ -350,7 +350,7 @@ if folder := model_folder(config["model_config"] or config["model"], config["rev
             )
     else:
         work = work_of(config, len(PROTECTED), {group: len(found) for group, found in PROMPTS.items()}, METHODS)
-        MEMORY = headers.memory(shapes, work, gpus=int(config["device"] != "cpu"))
+        MEMORY = shapes_from_headers.memory(shapes, work, gpus=int(config["device"] != "cpu"))
         SIDE = isqrt(shapes.pixels)
 SMALL_PICTURES = (config["resolution"] or SIDE) < 256  # pages enlarge them pixel by pixel
 

@@ -1,6 +1,6 @@
 """What the config will cost, before anything runs: snakemake plan"""
 
-from nullbooth.plan import work_of
+from nullbooth.planning.plan import work_of
 
 
 localrules:

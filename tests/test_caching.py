@@ -90,7 +90,7 @@ def test_edited_code_runs_nothing(tmp_path):
     shutil.copy(ROOT / "Snakefile", project)
     arguments = ("--configfile", "config/minimal.yaml", "--config", "precision=fp32", "--", "trajectories")
     assert executed(*arguments, cwd=project) == {"trajectory": 1, "trajectories": 1}
-    for path in [*(project / "nullbooth").glob("*.py"), *(project / "workflow/scripts").glob("*.py")]:
+    for path in [*(project / "nullbooth").rglob("*.py"), *(project / "workflow/scripts").glob("*.py")]:
         path.write_text(path.read_text() + "\nEDITED = True\n")
     assert planned(*arguments, cwd=project) == {}
     assert "trajectory" in planned("--rerun-triggers", "code", *arguments, cwd=project)

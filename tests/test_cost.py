@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 from running import ROOT, planned, script, snakemake
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nullbooth import cost, estimate, headers
-from nullbooth.cost import Array, Job, Machine, Run, Work, card, moment_arrays, stored
 from nullbooth.inputs.settings import complete, sweep_points
 from nullbooth.learning.replay import CACHED_BYTES
 from nullbooth.models.loading import load_denoiser, load_pipeline
 from nullbooth.models.precision import autocast
 from nullbooth.models.sites import find_features, find_sites
 from nullbooth.models.sites_by_name import DEFAULT
-from nullbooth.plan import Limits, amount, duration, table, total, wall_seconds, warnings, work_of
-from nullbooth.shapes import LiveBytes, peak_bytes, pipeline_shapes, run, unet_inputs
+from nullbooth.planning import cost, estimate, shapes_from_headers
+from nullbooth.planning.cost import Array, Job, Machine, Run, Work, card, moment_arrays, stored
+from nullbooth.planning.plan import Limits, amount, duration, table, total, wall_seconds, warnings, work_of
+from nullbooth.planning.shapes_exact import LiveBytes, peak_bytes, pipeline_shapes, run, unet_inputs
 from nullbooth.storage import zarrstore
 
 sys.path.insert(0, str(ROOT / "bench"))
@@ -321,7 +321,7 @@ def test_weights_and_what_autocast_keeps_of_them(pipeline_folder, weights):
         copies = memory.live
     for model in (
         pipeline_shapes(str(pipeline_folder), None, DEFAULT, "bf16", weights),
-        headers.read(pipeline_folder, DEFAULT, weights=weights, precision="bf16"),
+        shapes_from_headers.read(pipeline_folder, DEFAULT, weights=weights, precision="bf16"),
     ):
         assert (model.weight_bytes, model.denoiser_bytes) == (held, own)
         assert model.largest_text == sum(p.numel() for p in pipeline.text_encoder.parameters())
@@ -503,7 +503,7 @@ def like(reading):
 def test_headers_tell_what_configs_tell(pipeline_folder, sites):
     known, found = (
         pipeline_shapes(str(pipeline_folder), None, sites, "fp32"),
-        headers.read(pipeline_folder, sites),
+        shapes_from_headers.read(pipeline_folder, sites),
     )
     for key in ("parameters", "text_parameters", "vae_parameters", "latent", "condition", "pixels"):
         assert getattr(found, key) == getattr(known, key), key
@@ -521,7 +521,7 @@ def test_headers_know_every_family(tmp_path, family, sites):
         )
     how = {"resolution": small.get("resolution"), "most": small["arguments"]["max_sequence_length"]}
     known = pipeline_shapes(str(folder), None, sites, "fp32", **how)
-    found = headers.read(folder, sites, **how)
+    found = shapes_from_headers.read(folder, sites, **how)
     for key in ("parameters", "text_parameters", "vae_parameters", "latent", "condition", "pixels"):
         assert getattr(found, key) == pytest.approx(getattr(known, key), rel=0.1), key
     assert sum(r.sites for r in found.readings) == sum(r.sites for r in known.readings)
@@ -539,26 +539,26 @@ def test_headers_bound_the_memory_of_transformers(known, kind, config):
     """Of real sizes, simulated."""
     rest = {"num_layers": 19, "num_attention_heads": 24, "attention_head_dim": 64 if known is SD35 else 128}
     config = {"_class_name": kind, "patch_size": 2, **rest, **config}
-    sample = headers.sample_of(config, 128, headers.tokens_of(kind, 77, None))
+    sample = shapes_from_headers.sample_of(config, 128, shapes_from_headers.tokens_of(kind, 77, None))
     assert sample.latent == known.latent
-    assert known.pass_bytes[1] <= headers.PASS * sample.stream <= 2.5 * known.pass_bytes[1]
+    assert known.pass_bytes[1] <= shapes_from_headers.PASS * sample.stream <= 2.5 * known.pass_bytes[1]
     assert known.train_bytes[1] <= sample.kept * sample.stream <= 2 * known.train_bytes[1]
 
 
 def test_headers_bound_the_memory_that_shapes_tell(embedded):
-    found = headers.read(ROOT / "resources" / "tinyworld", DEFAULT)
+    found = shapes_from_headers.read(ROOT / "resources" / "tinyworld", DEFAULT)
     work = Work(prompts=96, shard_size=48, steps=10, runs=(Run(), Run(scope="timestep")))
     known = {job.rule: job.host / 1e6 for job in estimate.jobs(embedded, work, CPU)}
-    asked = headers.memory(found, work, 0)
+    asked = shapes_from_headers.memory(found, work, 0)
     assert known.keys() == asked.keys()
     for rule, megabytes in known.items():
         assert megabytes <= asked[rule] <= 1.7 * megabytes, rule
 
 
 def test_keys_and_values_alone_leave_nothing_that_moves():
-    found = headers.read(ROOT / "resources" / "tinyworld", ["*.attn2.to_k", "*.attn2.to_v"])
+    found = shapes_from_headers.read(ROOT / "resources" / "tinyworld", ["*.attn2.to_k", "*.attn2.to_v"])
     assert all(reading.static for reading in found.readings)
-    asked = headers.memory(found, Work(prompts=96, shard_size=48, steps=10, runs=(Run(),)), 0)
+    asked = shapes_from_headers.memory(found, Work(prompts=96, shard_size=48, steps=10, runs=(Run(),)), 0)
     assert all(megabytes > 0 for rule, megabytes in asked.items())
 
 
@@ -567,7 +567,9 @@ def test_weights_in_other_precisions_are_not_counted(tmp_path, pipeline_folder):
     shutil.copytree(pipeline_folder, folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert headers.read(folder, DEFAULT) == replace(headers.read(pipeline_folder, DEFAULT), name=str(folder))
+    assert shapes_from_headers.read(folder, DEFAULT) == replace(
+        shapes_from_headers.read(pipeline_folder, DEFAULT), name=str(folder)
+    )
     weights.unlink()
     with pytest.raises(ValueError, match="unet: no safetensors file"):
-        headers.read(folder, ["*.attn2.to_q"])
+        shapes_from_headers.read(folder, ["*.attn2.to_q"])

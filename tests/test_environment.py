@@ -7,7 +7,7 @@ import sys
 import pytest
 from running import ROOT, Run
 
-from nullbooth.environment import prepare_environment, restart_needed
+from nullbooth.workflow.environment import prepare_environment, restart_needed
 
 
 def test_python_is_started_again_once_where_it_cannot_name_every_file():

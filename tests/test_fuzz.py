@@ -22,9 +22,9 @@ from nullbooth.errors import InputError
 from nullbooth.inputs.photographs import captions, check_image, list_images, open_image
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.inputs.settings import complete
-from nullbooth.preflight import check_inputs
 from nullbooth.storage.digests import digest
 from nullbooth.storage.tensorfile import save_tensors
+from nullbooth.workflow.preflight import check_inputs
 
 LONGEST = 2000  # characters of a message: a person reads it
 

@@ -28,8 +28,8 @@ from nullbooth.inputs.settings import complete
 from nullbooth.models.loading import load_denoiser, load_pipeline
 from nullbooth.models.pixels import load_image
 from nullbooth.models.schedulers import set_sampler
-from nullbooth.preflight import check_inputs
 from nullbooth.statistics.trajectories import record
+from nullbooth.workflow.preflight import check_inputs
 
 CPU = torch.device("cpu")
 

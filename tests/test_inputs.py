@@ -6,10 +6,10 @@ import pytest
 import yaml
 from hostile import ROOT, World, overlay, photograph
 
-from nullbooth.borrowed import borrowed
 from nullbooth.errors import InputError
 from nullbooth.inputs.settings import complete
-from nullbooth.preflight import check_inputs
+from nullbooth.workflow.borrowed import borrowed
+from nullbooth.workflow.preflight import check_inputs
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from running import ROOT, script
 from tensorboard.backend.event_processing import event_accumulator
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from nullbooth import headers, load_adapter
+from nullbooth import load_adapter
 from nullbooth.adapters.file import AdapterInfo, read_adapter
 from nullbooth.errors import InputError, SettingsError
 from nullbooth.evaluation.sampling import sample
@@ -36,8 +36,9 @@ from nullbooth.models.loading import (
 )
 from nullbooth.models.precision import autocast, computed_in, passes_in
 from nullbooth.models.sites_by_name import DEFAULT
-from nullbooth.preflight import check_attention
+from nullbooth.planning import shapes_from_headers
 from nullbooth.statistics.trajectories import record
+from nullbooth.workflow.preflight import check_attention
 
 CPU = torch.device("cpu")
 
@@ -66,8 +67,8 @@ def test_a_variant_is_loaded_where_there_is_one(halved, pipeline):
 
 
 def test_headers_are_those_of_the_variant(halved, pipeline_folder):
-    found = headers.read(halved, DEFAULT, variant="fp16")
-    known = headers.read(pipeline_folder, DEFAULT)
+    found = shapes_from_headers.read(halved, DEFAULT, variant="fp16")
+    known = shapes_from_headers.read(pipeline_folder, DEFAULT)
     assert (found.parameters, found.text_parameters) == (known.parameters, known.text_parameters)
     assert found.readings == known.readings
 

@@ -15,16 +15,16 @@ import yaml
 from damage import flip_bit, truncate
 from running import ROOT, Run, executed, planned, snakemake
 
-from nullbooth import estimate, headers
 from nullbooth.adapters.file import read_adapter
-from nullbooth.cost import Machine
 from nullbooth.errors import InputError, SettingsError
 from nullbooth.inputs.settings import complete, sweep_points
 from nullbooth.learning.adapter import Adapter
 from nullbooth.models.identity import model_identity
 from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
-from nullbooth.plan import work_of
+from nullbooth.planning import estimate, shapes_from_headers
+from nullbooth.planning.cost import Machine
+from nullbooth.planning.plan import work_of
 from nullbooth.statistics import packs
 from nullbooth.statistics.projector import decompose
 from nullbooth.statistics.site_projectors import in_order, site_projectors
@@ -354,7 +354,9 @@ def test_a_pack_stands_for_all_statistics(world):
     config = complete({**project(), **yaml.safe_load((run.folder / "settings.yaml").read_text())}, project("schema"))
     config["concepts"] = [{**entry, "class_prompts": [entry["prompt"]]} for entry in config["concepts"]]
     work = work_of(config, 2, {"subject": 1, "class": 1, "unrelated": 3, "protected": 2}, named(config["methods"]))
-    estimated = estimate.jobs(headers.read(ROOT / "resources/tinyworld", DEFAULT), work, Machine(1e11, 5e10))
+    estimated = estimate.jobs(
+        shapes_from_headers.read(ROOT / "resources/tinyworld", DEFAULT), work, Machine(1e11, 5e10)
+    )
     assert {job.rule: job.count for job in estimated} == {rule: n for rule, n in jobs.items() if rule != "samples"}
     corda = [{"name": "ours"}, {"name": "corda", "method": "corda"}]
     assert planned(*with_pack(run, pack / "pooled.safetensors", methods=corda))["trajectory"] == 1, "corda's own need"

@@ -13,15 +13,16 @@ import torch
 from running import ROOT, Run, executed, planned, snakemake
 from safetensors.torch import load_file, save_file
 
-from nullbooth import headers, load_adapter
+from nullbooth import load_adapter
 from nullbooth.adapters.export import write_card
 from nullbooth.adapters.file import AdapterInfo
-from nullbooth.cost import Model
 from nullbooth.errors import InputError
 from nullbooth.models.files import check_pipeline
 from nullbooth.models.identity import known_configs, model_folder, single_identity
 from nullbooth.models.loading import load_denoiser, load_pipeline, resolution_of
 from nullbooth.models.sites_by_name import DEFAULT
+from nullbooth.planning import shapes_from_headers
+from nullbooth.planning.cost import Model
 from nullbooth.storage import digests
 
 CPU = torch.device("cpu")
@@ -232,7 +233,10 @@ def like(reading):
 
 @pytest.mark.parametrize("sites", [DEFAULT, ("*.attn2.to_[qv]", "!*.to_v"), ("self-attention", "feed-forward")])
 def test_headers_tell_of_a_file_what_they_tell_of_a_folder(every, sites):
-    known, found = headers.read(every.whole, sites), headers.read(every.configs, sites, file=every.file)
+    known, found = (
+        shapes_from_headers.read(every.whole, sites),
+        shapes_from_headers.read(every.configs, sites, file=every.file),
+    )
     assert sorted(map(like, found.readings)) == sorted(map(like, known.readings))
     assert {**vars(found), "name": "", "readings": ()} == {**vars(known), "name": "", "readings": ()}
     assert isinstance(found, Model)
@@ -240,13 +244,13 @@ def test_headers_tell_of_a_file_what_they_tell_of_a_folder(every, sites):
 
 def test_patterns_that_a_file_has_no_names_for_leave_memory_unknown(every):
     with pytest.raises(ValueError, match=r"down_blocks\.\*"):
-        headers.read(every.configs, ["down_blocks.*"], file=every.file)
+        shapes_from_headers.read(every.configs, ["down_blocks.*"], file=every.file)
 
 
 @pytest.mark.parametrize("any_family", THREE, indirect=True)
 def test_fused_linears_leave_memory_unknown(any_family):
     with pytest.raises(ValueError, match="'cross-attention' is neither a kind of linear"):
-        headers.read(any_family.configs, DEFAULT, file=any_family.file)
+        shapes_from_headers.read(any_family.configs, DEFAULT, file=any_family.file)
 
 
 def test_a_card_says_how_to_load_the_file(single, protected, tmp_path):

@@ -9,7 +9,7 @@ from running import ROOT, snakemake
 from test_settings import NEEDED
 
 from nullbooth.inputs.settings import complete
-from nullbooth.targets import known_as, show, view
+from nullbooth.workflow.shown import known_as, show, view
 
 KEPT = Path("out/kept")
 SHOWN = {

@@ -23,7 +23,7 @@ from nullbooth.inputs.settings import OF_TRAJECTORIES, prior_of
 from nullbooth.storage import zarrstore
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.progress import log_to
-from nullbooth.targets import view
+from nullbooth.workflow.shown import view
 
 COLUMNS = {
     "fidelity": FIDELITY,

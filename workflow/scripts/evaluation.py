@@ -8,7 +8,7 @@ from nullbooth.evaluation.intervals import bootstrap_mean
 from nullbooth.evaluation.measure import possible
 from nullbooth.storage.atomic import whole, write_text
 from nullbooth.storage.progress import log_to
-from nullbooth.targets import view
+from nullbooth.workflow.shown import view
 
 COLUMNS = ("concept", "method", "seed", "group", "metric", "value", "low", "high", "n")
 

@@ -7,7 +7,7 @@ from nullbooth.evaluation.comparison import DRIFT, FIDELITY, pareto_front, read_
 from nullbooth.evaluation.gallery import write_gallery
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.progress import log_to
-from nullbooth.targets import view
+from nullbooth.workflow.shown import view
 
 
 def plot_of_methods(results: Path, concepts: list[str], methods: list[str], seeds: list[int]) -> str | None:

@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from nullbooth import cost, estimate, plan
 from nullbooth.models.precision import DTYPES, computed_in, pick_device
-from nullbooth.shapes import pipeline_shapes
+from nullbooth.planning import cost, estimate, plan
+from nullbooth.planning.shapes_exact import pipeline_shapes
 from nullbooth.storage.atomic import existing
 
 GIB = 2**30

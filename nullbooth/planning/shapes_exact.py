@@ -1,4 +1,4 @@
-"""Shapes of a model, for nullbooth.cost, from its configs alone: no weights are read and nothing is computed.
+"""Shapes of a model, for nullbooth.planning.cost, from its configs alone: no weights are read and nothing is computed.
 
 Models are built on torch's `meta` device, or of fake tensors: these have shapes but no numbers.
 """
@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from nullbooth.cost import Model, Reading
-from nullbooth.headers import latent_side, scale_factor, tokens_of
 from nullbooth.models.calls import POSITIONS, flatten
 from nullbooth.models.loading import DENOISERS
 from nullbooth.models.precision import DTYPES, autocast
 from nullbooth.models.sites import find_sites, read_inputs
+from nullbooth.planning.cost import Model, Reading
+from nullbooth.planning.shapes_from_headers import latent_side, scale_factor, tokens_of
 
 RANK = 16  # of the adapter in simulated training; what it adds is next to nothing
 CPU = torch.device("cpu")
@@ -133,8 +133,8 @@ def readings(denoiser: nn.Module, inputs: Inputs, sites: Sites) -> tuple[Reading
 def denoiser_shapes(
     denoiser: nn.Module, inputs: Inputs, sites: Sites, precision: str, weights: str = "fp32"
 ) -> dict[str, Any]:
-    """What nullbooth.cost.Model says of a denoiser on the meta device; `precision` is that of passes, `weights` what it
-    is loaded as.
+    """Fields of `planning.cost.Model` for a denoiser on the meta device; `precision` is that of passes, `weights` what
+    it is loaded as.
 
     The denoiser is made of fake tensors afterwards.
     """
@@ -162,7 +162,7 @@ def denoiser_shapes(
 
 
 def decoder_shapes(vae: nn.Module, side: int, precision: str) -> dict[str, Any]:
-    """What nullbooth.cost.Model says of a VAE on the meta device, in float32 but for passes in bfloat16.
+    """What nullbooth.planning.cost.Model says of a VAE on the meta device, in float32 but for passes in bfloat16.
 
     It is made of fake tensors afterwards.
     """
@@ -270,7 +270,7 @@ def pipeline_shapes(
     resolution: int | None = None,
     most: int | None = None,
 ) -> Model:
-    """Shapes of a diffusers pipeline, by folder or Hub id. resolution and most: as nullbooth.headers.read.
+    """Shapes of a diffusers pipeline, by folder or Hub id. resolution and most: as of `shapes_from_headers.read`.
 
     Raises ValueError if its denoiser is of no known class.
     """

@@ -1,8 +1,9 @@
-"""Jobs of the workflow by rule, and what each of them takes, from what nullbooth.cost knows of models and machines."""
+"""Jobs of the workflow by rule, and what each takes, from shapes of models and speeds of machines (`planning.cost`)."""
 
 from collections.abc import Iterable
 
-from nullbooth.cost import (
+from nullbooth.inputs.settings import OF_TRAJECTORIES, OF_WEIGHTS
+from nullbooth.planning.cost import (
     CACHED,
     CARD_MARGIN,
     CARD_OVERHEAD,
@@ -36,7 +37,6 @@ from nullbooth.cost import (
     trajectory_arrays,
     widest,
 )
-from nullbooth.inputs.settings import OF_TRAJECTORIES, OF_WEIGHTS
 
 
 def described(rule: str, size: tuple[float, float]) -> tuple[float, float]:

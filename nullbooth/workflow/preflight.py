@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nullbooth.borrowed import borrowed
 from nullbooth.errors import InputError, SettingsError
 from nullbooth.inputs.edits import edits_of
 from nullbooth.inputs.photographs import captions, list_images
@@ -28,6 +27,7 @@ from nullbooth.models.files import (
     weight_names,
 )
 from nullbooth.models.prompt_length import check_lengths
+from nullbooth.workflow.borrowed import borrowed
 
 
 def check_inputs(config: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Memory of jobs from the headers of a model's safetensors files: cheap enough for every reading of the workflow.
 
-Like nullbooth.shapes, but without torch: sizes of weights and of protected layers are exact, activations are bounds.
+Like `shapes_exact`, but without torch: sizes of weights and of protected layers are exact, activations are bounds.
 """
 
 import json
@@ -10,11 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nullbooth import estimate
-from nullbooth.cost import Machine, Model, Reading, Work
 from nullbooth.models.files import DENOISERS, TEXTS, places_of, shapes_of
 from nullbooth.models.parts import has_variant, weight_files
 from nullbooth.models.sites_by_name import PROJECTIONS, select
+from nullbooth.planning import estimate
+from nullbooth.planning.cost import Machine, Model, Reading, Work
 
 _ATTENTION = re.compile(r".*\.(?P<block>attn\d?)\.(?P<linear>.*)")
 _FEED_FORWARD = re.compile(r"\.ff(_context)?\.|^single_transformer_blocks\.\d+\.proj_(mlp|out)$")

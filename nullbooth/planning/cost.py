@@ -1,7 +1,7 @@
 """What is known of costs: the shapes of models, sizes of runs, speeds of machines, and sizes of what is stored.
 
-Pure arithmetic, for nullbooth.estimate; docs/scaling.md has the formulas in words. Sizes are in bytes, times in
-seconds. Constants say where they were measured, or whose figures they are.
+Pure arithmetic, for nullbooth.planning.estimate; docs/scaling.md has the formulas in words. Sizes are in bytes, times
+in seconds. Constants say where they were measured, or whose figures they are.
 """
 
 from collections.abc import Iterable

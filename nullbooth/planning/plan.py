@@ -6,9 +6,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from nullbooth.cost import ENCODERS, Job, Machine, Run, Work
 from nullbooth.inputs.groups import OF_ALL, OF_CONCEPT
 from nullbooth.inputs.settings import prior_of
+from nullbooth.planning.cost import ENCODERS, Job, Machine, Run, Work
 
 VALIDATION_BATCH = 8  # as nullbooth.evaluation.sampling
 USUAL_BATCH = 16  # what estimates take for a batch that finds its size by itself

@@ -1,0 +1,1 @@
+"""Time, memory and storage of a run before it starts."""

@@ -1,0 +1,1 @@
+"""What the rules compute when Snakemake reads them. Imports no torch."""
