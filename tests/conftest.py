@@ -1,21 +1,17 @@
 """Fixtures that several files share: a tiny denoiser and a tiny pipeline, both with random weights."""
 
-# ruff: noqa: E402 (the path comes first)
-
 import os
-import sys
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the library of this checkout, and `world`, which is not installed
+
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 import yaml
 from hypothesis import settings
-from running import Run, executed
+from running import ROOT, Run, executed
 
 settings.register_profile("fast", max_examples=20, deadline=None, derandomize=True)
 settings.load_profile("fast")

@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from nullbooth import load_adapter
 from nullbooth.adapters.file import AdapterInfo, write_adapter
+from nullbooth.adapters.word import install
 from nullbooth.errors import ProjectorError
 from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.evaluation.sampling import sample
@@ -90,7 +91,7 @@ def learn_word(
     word, denoiser = Word(pipeline, identifier), loading.denoiser_of(pipeline).requires_grad_(False)
     brief = replace(settings, steps=options["inversion_steps"], learning_rate=options["inversion_rate"], **PLAIN)
     train(denoiser, word, data, scheduler, brief, path.parent / "inversion", run=digest(recipe), trackers=())
-    word.install(pipeline, identifier, dict(word.requires_grad_(False).vectors))
+    install(pipeline, identifier, dict(word.requires_grad_(False).vectors))
     return word.tensors()
 
 
