@@ -22,6 +22,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules world/Snakefile
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
