@@ -14,7 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from nullbooth.models.sites import Feature
+from nullbooth.models.sites_by_name import Feature
 
 ROOT = Path(__file__).resolve().parents[1]
 TINYWORLD = ROOT / "resources" / "tinyworld"

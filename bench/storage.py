@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from common import MIB, TIMESTEPS, build_unet, named_features, parser, report
 
-from nullbooth.models.sites import Feature, find_sites
+from nullbooth.models.sites import find_sites
+from nullbooth.models.sites_by_name import Feature
 from nullbooth.statistics.moments import Moment
 from nullbooth.statistics.projector import decompose, projector
 from nullbooth.storage import zarrstore

@@ -14,7 +14,8 @@ from nullbooth.inputs.edits import Edit, align
 from nullbooth.inputs.text import shown
 from nullbooth.models.calls import Resolution, denoiser_inputs, first_call
 from nullbooth.models.loading import denoiser_of
-from nullbooth.models.sites import Feature, find_features, find_sites, read_inputs
+from nullbooth.models.sites import find_features, find_sites, read_inputs
+from nullbooth.models.sites_by_name import Feature
 
 EDITED = ("to_k", "to_v")  # of cross-attention: what makes of a prompt's features what the picture attends to
 SAME = 1e-3  # of a feature: less than that is rounding, which differs where another number of prompts shares a pass

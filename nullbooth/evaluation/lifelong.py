@@ -8,8 +8,8 @@ import numpy as np
 
 from nullbooth.evaluation.comparison import DRIFT, FIDELITY, stacked
 from nullbooth.evaluation.intervals import bootstrap_mean
-from nullbooth.statistics.projector import eigenvalues, free_share
-from nullbooth.storage import zarrstore
+from nullbooth.statistics.projector import free_share
+from nullbooth.statistics.records import EigenStore
 
 COLUMNS = ("method", "seed", "known", "concept", "group", "metric", "value", "low", "high", "n")
 COLORS_RIGHT = ("tuned", "unrelated", "color_accuracy")
@@ -84,13 +84,13 @@ def fidelities(measured: list[Known], method: str, concepts: list[str]) -> dict[
 def free_counts(path: str, rule: str, value: float) -> dict[str, Any]:
     """Of projectors in a store, under a rank rule: the mean share of free directions by kind of layer and over all
     layers, and how many are free in each layer (of the soft rule, the sum of their weights)."""
-    group = zarrstore.read(path)
+    store = EigenStore(path)
     kinds: dict[str, list[float]] = {}
     counts = []
-    for feature in group.attrs["features"]:
-        w, of = eigenvalues(group, feature["name"])
-        share = free_share(w, rule, value, of)
-        for site in feature["sites"]:
+    for feature in store.features:
+        w = store.values(feature.name)
+        share = free_share(w, rule, value, store.reference(feature.name))
+        for site in feature.sites:
             kinds.setdefault(re.sub(r".*\battn\d*\.", "", site), []).append(share)
             counts.append(share * len(w))
     every = [share for found in kinds.values() for share in found]

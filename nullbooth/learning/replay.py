@@ -5,11 +5,10 @@ from functools import lru_cache
 from math import prod
 
 import torch
-import zarr
 from torch import Tensor
 
-from nullbooth.statistics.trajectories import of_any_prompts, stored
-from nullbooth.storage import zarrstore
+from nullbooth.statistics.records import TrajectoryStore
+from nullbooth.statistics.trajectories import of_any_prompts
 
 CACHED_BYTES = 1 << 30  # of latents that are kept in memory, at most
 TURN = 25  # batches in a row that are drawn from one shard, whose conditions are then in memory
@@ -24,20 +23,19 @@ class Replay:
 
     def __init__(self, shards: Sequence[str], identity: dict):
         """shards: trajectory stores. Raises StoreError for one of another model, sampler or precision."""
-        self._shards = [zarrstore.read(path, of_any_prompts(identity)) for path in shards]
-        shapes = [group["latents"].shape for group in self._shards]
+        self._shards = [TrajectoryStore(path, of_any_prompts(identity)) for path in shards]
+        shapes = [store.shape for store in self._shards]
         self._sizes = torch.tensor([float(shape[1]) for shape in shapes])
         largest = max(4 * prod(shape[1:]) for shape in shapes)
         self._latents = lru_cache(max(1, CACHED_BYTES // largest))(self._read_latents)
         self._opened = lru_cache(1)(self._open)
 
     def _read_latents(self, shard: int, call: int) -> Tensor:
-        return torch.from_numpy(self._shards[shard]["latents"][call])
+        return self._shards[shard].latents(call)
 
     def _open(self, shard: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        group: zarr.Group = self._shards[shard]
-        timesteps = torch.tensor(group["timesteps"][:].tolist())
-        return timesteps, stored(group, "condition"), stored(group, "constant")
+        store = self._shards[shard]
+        return torch.tensor(store.timesteps), store.conditions(), store.constants()
 
     def draw(self, n: int, number: int, distinct: int | None = None) -> dict[str, Tensor | dict[str, Tensor]]:
         """Batch `number` of `n` samples: `sample: [n, ...]`, `timestep: [n]` as the denoiser is given it, `conditions`

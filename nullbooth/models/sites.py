@@ -3,22 +3,11 @@
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from nullbooth.models.sites_by_name import DEFAULT, PROJECTIONS, select
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One tensor that protected linears read: stored once, whatever the number of its readers."""
-
-    name: str  # the first site that reads it
-    sites: tuple[str, ...]
-    width: int  # in_features
-    static: bool  # the same at every timestep (the prompt embedding of a UNet)
+from nullbooth.models.sites_by_name import DEFAULT, PROJECTIONS, Feature, select
 
 
 def find_sites(denoiser: nn.Module, wanted: Sequence[str] = DEFAULT) -> dict[str, nn.Linear]:

@@ -1,6 +1,7 @@
 """Which linears of a denoiser are protected, by their names; imports neither torch nor diffusers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 PROJECTIONS = (
@@ -8,6 +9,16 @@ PROJECTIONS = (
     *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of text, where it has linears of its own
 )
 DEFAULT = ("cross-attention",)  # beside it: self-attention, feed-forward
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One tensor that protected linears read: stored once, whatever the number of its readers."""
+
+    name: str  # the first site that reads it
+    sites: tuple[str, ...]
+    width: int  # in_features
+    static: bool  # the same at every timestep (the prompt embedding of a UNet)
 
 
 def select(wanted: Sequence[str], names: Sequence[str], kinds: Mapping[str, str]) -> list[str]:

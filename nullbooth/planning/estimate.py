@@ -142,7 +142,7 @@ def pool(work: Work, every: list[Reading], moving: list[Reading]) -> Job:
     read = raw(arrays) + (work.steps - 1) * raw(moment_arrays(moving, 1.0))
     seconds = read / READ["moments"] + raw(arrays) / WRITE["moments"]
     host = raw(arrays) + (work.steps + 2) * widest(every)
-    return cpu_job("pool", 1, "torch", seconds, host, stored(arrays))
+    return cpu_job("pool", 1, "numpy", seconds, host, stored(arrays))
 
 
 def shard_pool(work: Work, every: list[Reading], moving: list[Reading]) -> Job:

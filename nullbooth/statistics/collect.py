@@ -1,7 +1,8 @@
 """From stored trajectories to moments, and from stored eigenvectors to projectors under a rank rule."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -9,12 +10,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nullbooth.models.calls import denoiser_inputs
-from nullbooth.models.loading import fitting_batch
-from nullbooth.models.sites import Feature, find_features, find_sites
+from nullbooth.models.loading import denoiser_of, device_of, fitting_batch
+from nullbooth.models.sites import find_features, find_sites
+from nullbooth.models.sites_by_name import Feature
 from nullbooth.models.timesteps import calls_of
 from nullbooth.statistics.moments import Moment, collecting
-from nullbooth.statistics.trajectories import of_any_prompts, stored
+from nullbooth.statistics.records import MomentStore, TrajectoryStore
+from nullbooth.statistics.trajectories import of_any_prompts, write_trajectory
 from nullbooth.storage import zarrstore
+from nullbooth.storage.progress import reporter
 
 
 def moments_at(
@@ -31,14 +35,13 @@ def moments_at(
     What does not depend on the timestep is collected at index 0 alone. batch: prompts in a pass, or None for as many
     as the GPU has room for.
     """
-    group = zarrstore.read(trajectory, identity)
-    timesteps, cached = group["timesteps"][:].tolist(), group["cached"][:].tolist()
+    store = TrajectoryStore(trajectory, identity)
+    timesteps, cached = store.timesteps, store.cached
     found_sites = find_sites(denoiser, tuple(sites))
-    conditions, constants = stored(group, "condition"), stored(group, "constant")
+    conditions, constants = store.conditions(), store.constants()
 
     def given(call: int, timestep: float, rows: slice) -> dict[str, Any]:
-        latents = torch.from_numpy(group["latents"][call])
-        return denoiser_inputs(denoiser, latents, timestep, conditions, rows, constants)
+        return denoiser_inputs(denoiser, store.latents(call), timestep, conditions, rows, constants)
 
     at_work: dict[str, Any] = {}
 
@@ -50,7 +53,7 @@ def moments_at(
         found = at_work.get("encoder_attention_mask")
         return None if found is None else found.bool()
 
-    calls, n = calls_of(timesteps, cached, step), group["latents"].shape[1]
+    calls, n = calls_of(timesteps, cached, step), store.shape[1]
     # The same for every step, and as far apart as can be: neighbours may differ by less than half precision tells.
     probe = [given(0, t, slice(0, 1)) for t in (cached[0], cached[-1])]
     found = find_features(found_sites, lambda i: denoiser(**probe[i]))
@@ -67,7 +70,27 @@ def moments_at(
     return moments, features, cached
 
 
-def moments_of_all(
+def store_moments(
+    out: str,
+    denoiser: nn.Module,
+    trajectory: str,
+    step: int,
+    sites: list[str],
+    batch: int | None,
+    identity: dict,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Store `moments_at` one timestep."""
+    moments, features, timesteps = moments_at(denoiser, trajectory, step, sites, batch, identity, progress)
+    about = {"prompts": TrajectoryStore(trajectory).prompts} if step == 0 else {}
+    about |= {"timestep": timesteps[step], "timesteps": timesteps, "denoiser": type(denoiser).__name__}
+    sums = {(name, None): packed(moment) for name, moment in moments.items()}
+    rows = {(name, None): moment.rows for name, moment in moments.items()}
+    MomentStore.write(out, sums, rows, features, identity, **about)
+
+
+def store_all_moments(
+    out: str,
     denoiser: nn.Module,
     trajectory: str,
     steps: int,
@@ -75,18 +98,39 @@ def moments_of_all(
     batch: int | None,
     identity: dict,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[dict[str, NDArray], dict[str, Any]]:
-    """`moments_at` for all `steps` of a trajectory: packed sums by "step:feature", and what a store says of them."""
-    arrays, rows, listed = {}, {}, []
+) -> None:
+    """Store `moments_at` every timestep in one store."""
+    sums, rows, listed = {}, {}, []
     for step in range(steps):
         moments, features, timesteps = moments_at(denoiser, trajectory, step, sites, batch, identity)
         for feature in features:
-            name = f"{step:02d}:{feature.name}"
-            arrays[name] = zarrstore.pack_symmetric(moments[feature.name].total.cpu().numpy())
-            rows[name] = moments[feature.name].rows
-        listed = listed or [asdict(feature) for feature in features]
+            sums[feature.name, step] = packed(moments[feature.name])
+            rows[feature.name, step] = moments[feature.name].rows
+        listed = listed or features
         progress(step + 1, steps)
-    return arrays, {"rows": rows, "features": listed, "timesteps": timesteps}
+    MomentStore.write(out, sums, rows, listed, identity, timesteps=timesteps)
+
+
+def store_subject_moments(
+    out: str, pipeline: Any, prompts: list[str], steps: int, sites: list[str], identity: dict, **options: Any
+) -> None:
+    """Sample a subject's prompts with a pipeline that knows it, and store their moments at every timestep.
+
+    options: of `trajectories.record`; the trajectory itself is not kept.
+    """
+    denoiser, device = denoiser_of(pipeline), device_of(pipeline)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=Path(out).parent) as folder:
+        trajectory = f"{folder}/trajectory.zarr"
+        write_trajectory(trajectory, pipeline, prompts, identity, steps=steps, **options)
+        denoiser.to(device)  # with offloading it may be elsewhere
+        report = reporter("timesteps")
+        store_all_moments(out, denoiser, trajectory, steps, sites, options["batch"], identity, report)
+
+
+def packed(moment: Moment) -> NDArray:
+    """The upper triangle of a moment's sum `[n (n + 1) / 2]`."""
+    return zarrstore.pack_symmetric(moment.total.cpu().numpy())
 
 
 def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, every: int) -> Callable[[], None]:
@@ -94,12 +138,11 @@ def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, eve
 
     @torch.no_grad()
     def run() -> None:
-        for group in (zarrstore.read(path, of_any_prompts(identity)) for path in shards):
-            timesteps, constants = group["timesteps"][:].tolist(), stored(group, "constant")
-            conditions = stored(group, "condition")
+        for store in (TrajectoryStore(path, of_any_prompts(identity)) for path in shards):
+            timesteps, constants, conditions = store.timesteps, store.constants(), store.conditions()
             branches = len(next(iter(conditions.values())))
             for step in range(0, len(timesteps), every):
-                latents = torch.from_numpy(group["latents"][step])
+                latents = store.latents(step)
                 for branch in range(branches):
                     of_branch = {k: v[branch : branch + 1] for k, v in conditions.items()}
                     for i in range(len(latents)):

@@ -3,7 +3,7 @@
 C = (1/n) sum(x x^T), uncentred, over every row: a centred covariance would leave the mean feature unprotected.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,12 +33,6 @@ class Moment:
         if self.rows == 0:
             raise ValueError("a moment without rows has no mean: no feature was collected")
         return self.total / self.rows
-
-
-def pool(moments: Iterable[Moment]) -> Moment:
-    """Moments of several timesteps as one, each timestep with the same weight whatever its row count."""
-    moments = list(moments)
-    return Moment(sum(m.mean() for m in moments) / len(moments), 1)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ torch, for every reading of the workflow looks at it.
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,24 +219,24 @@ def write(
     """
     import torch
 
-    from nullbooth.storage import zarrstore
+    from nullbooth.statistics.records import EigenStore
     from nullbooth.storage.tensorfile import save_tensors
 
     [(name, value)] = rule.items()
     tensors: dict[str, torch.Tensor] = {}
     features: dict[str, dict[str, Any]] = {}
-    for step, group in enumerate(zarrstore.read(path, identity) for path in stores):
-        for feature in group.attrs["features"]:
-            key = feature["name"]
-            w, u = group[f"{key}:values"][:], group[f"{key}:vectors"][:]
+    for step, store in enumerate(EigenStore(path, identity) for path in stores):
+        for feature in store.features:
+            key = feature.name
+            w, u = store.values(key), store.vectors(key)
             p = projector(w, u, name, value, f"{key} in store {step}")
             tensors[f"{step:02d}:{key}:basis"] = halved(p, w, u) if half else torch.from_numpy(p.basis)
             if name == "soft":
                 tensors[f"{step:02d}:{key}:gain"] = torch.from_numpy(p.gain)
-            kept = features.setdefault(key, {**feature, "complement": [], "free": []})
+            kept = features.setdefault(key, {**asdict(feature), "complement": [], "free": []})
             kept["complement"].append(p.complement)
             kept["free"].append(p.free)
-    known = {key: group.attrs[key] for key in ("timesteps", "denoiser")}
+    known = store.kept("timesteps", "denoiser")
     said = {"scope": scope, "identity": identity, "rule": rule, "features": list(features.values()), **known, **about}
     save_tensors(path, tensors, {"format": FORMAT, "about": json.dumps({**said, "version": __version__})})
 

@@ -5,7 +5,6 @@ P = U_free U_free^T (AlphaEdit, arXiv 2410.02355, section 3.2).
 """
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,13 +30,6 @@ def decompose(c: NDArray, site: str = "?") -> tuple[NDArray, NDArray]:
     if w[0] < -1e-5 * max(w[-1], 0.0) - np.finfo(np.float64).tiny:
         raise ProjectorError(f"{site}: its second moment has a negative eigenvalue, {w[0]:.3g} (largest {w[-1]:.3g})")
     return w.clip(min=0.0), u.astype(np.float32)
-
-
-def eigenvalues(group: Mapping[str, NDArray], name: str) -> tuple[NDArray, NDArray | None]:
-    """Those of a feature in a store of projectors; and those of the protected prompts alone, to which shares refer, if
-    subjects were added to them."""
-    alone = f"{name}:protected"
-    return group[f"{name}:values"][:], group[alone][:] if alone in group else None
 
 
 def free_directions(w: NDArray, rule: str, value: float, of: NDArray | None = None) -> int:

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nullbooth.statistics.projector import Projector, eigenvalues, projector
-from nullbooth.storage import zarrstore
+from nullbooth.statistics.projector import Projector, projector
+from nullbooth.statistics.records import EigenStore
 
 
 class SiteProjectors(nn.Module):
@@ -65,17 +65,17 @@ def site_projectors(
 
     Returns them by site name, with the cached timesteps. Sites that read one feature share one list.
     """
-    groups = [zarrstore.read(path, identity) for path in paths]
+    stores = [EigenStore(path, identity) for path in paths]
     found: dict[str, list[Projector]] = {}
     sites: dict[str, tuple[str, ...]] = {}
-    for group in groups:
-        for feature in group.attrs["features"]:
-            name = feature["name"]
-            (w, of), u = eigenvalues(group, name), group[f"{name}:vectors"][:]
-            where = name if group.attrs["timestep"] is None else f"{name} at timestep {group.attrs['timestep']:g}"
-            found.setdefault(name, []).append(projector(w, u, rule, value, where, of))
-            sites[name] = feature["sites"]
-    return {site: found[name] for name in found for site in sites[name]}, groups[0].attrs["timesteps"]
+    for store in stores:
+        for feature in store.features:
+            name = feature.name
+            where = name if store.timestep is None else f"{name} at timestep {store.timestep:g}"
+            w, u = store.values(name), store.vectors(name)
+            found.setdefault(name, []).append(projector(w, u, rule, value, where, store.reference(name)))
+            sites[name] = feature.sites
+    return {site: found[name] for name in found for site in sites[name]}, stores[0].timesteps
 
 
 def free_share(projectors: dict[str, list[Projector]]) -> dict[str, float]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import zarr
 
 from nullbooth.errors import InputError
 from nullbooth.models.calls import (
@@ -18,7 +17,7 @@ from nullbooth.models.calls import (
 from nullbooth.models.loading import fitting_batch
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.timesteps import step_timesteps
-from nullbooth.storage import zarrstore
+from nullbooth.statistics.records import TrajectoryStore
 
 
 @torch.no_grad()
@@ -84,18 +83,9 @@ def write_trajectory(out: str, pipeline: Any, prompts: list[str], identity: dict
     """Sample prompts (options as of `trajectories.record`) and store what the denoiser was given."""
     found = record(pipeline, prompts, **options)
     cached = step_timesteps(pipeline.scheduler, found.timesteps, options["steps"])
-    arrays = {"latents": found.latents.numpy(), "timesteps": found.timesteps, "cached": cached}
-    for kind, values in (("condition", found.conditions), ("constant", found.constants)):
-        arrays |= {f"{kind}:{name}": value.numpy() for name, value in values.items()}
-    zarrstore.write(out, arrays, identity, chunk_rows={"latents": 1}, prompts=prompts, seed=options["seed"])
+    TrajectoryStore.write(out, found, cached, prompts, options["seed"], identity)
 
 
 def of_any_prompts(identity: dict) -> dict:
     """What the trajectories of all shards have in common, out of the identity of a run."""
     return {key: value for key, value in identity.items() if key not in ("prompts", "until", "earlier")}
-
-
-def stored(group: zarr.Group, kind: str) -> dict[str, torch.Tensor]:
-    """What the denoiser was given besides latents and timestep, by keyword: each `condition` is `[branches, n, ...]`,
-    each `constant` the same for all prompts."""
-    return {k.removeprefix(f"{kind}:"): torch.from_numpy(group[k][:]) for k in group if k.startswith(f"{kind}:")}

@@ -2,20 +2,18 @@
 
 import torch
 
-from nullbooth.models import loading
+from nullbooth.models.loading import OF_DENOISER, load_denoiser
 from nullbooth.models.precision import passes_in, pick_device
-from nullbooth.statistics.collect import moments_of_all
-from nullbooth.storage import zarrstore
+from nullbooth.statistics.collect import store_all_moments
 from nullbooth.storage.progress import log_to, reporter
 
 
 def main(out: str, trajectory: str, sites: list[str], steps: int, identity: dict, config: dict) -> None:
     device = pick_device(config["device"])
-    denoiser = loading.load_denoiser(config["model"], device, **{key: config[key] for key in loading.OF_DENOISER})
+    denoiser = load_denoiser(config["model"], device, **{key: config[key] for key in OF_DENOISER})
     with torch.no_grad(), passes_in(device, config["precision"], denoiser.dtype):
         batch, report = config["protect"]["batch"], reporter("timesteps")
-        arrays, about = moments_of_all(denoiser, trajectory, steps, sites, batch, identity, report)
-    zarrstore.write(out, arrays, identity, **about)
+        store_all_moments(out, denoiser, trajectory, steps, sites, batch, identity, report)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nullbooth.statistics import packs
-from nullbooth.storage import zarrstore
+from nullbooth.statistics.records import MomentStore
 from nullbooth.storage.progress import log_to
 
 
@@ -17,7 +17,7 @@ def main(
     about: dict,
     shards: dict[str, list[str]],
 ) -> None:
-    taken = zarrstore.read(covariance, identity).attrs["shards"]
+    taken = MomentStore(covariance, identity).about["shards"]
     prompts = sorted(prompt for name in taken for prompt in shards[name])
     packs.write(out, projectors, identity, rule, scope, **about, prompts=prompts)
     print(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB for {len(prompts)} protected prompts")

@@ -18,7 +18,9 @@ from nullbooth.models.loading import OF_PIPELINE, load_pipeline
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
+from nullbooth.statistics.eigenvectors import Earlier, decompose_store
 from nullbooth.statistics.projector import decompose, projector
+from nullbooth.statistics.records import EigenStore, MomentStore
 from nullbooth.statistics.site_projectors import short_of, site_projectors
 from nullbooth.storage import zarrstore
 
@@ -75,13 +77,13 @@ def joined(folder, rows, step: str, static: bool, weight: float = 1.0) -> np.nda
     zarrstore.write(covariance, arrays, OF_STATISTICS, rows={"a.to_k": count}, **about)
     subjects = write_subjects(folder, rows, static)
     identity = {"model": "abc", "earlier": {}}
-    given = {"step": step, "weight": weight, "of_statistics": OF_STATISTICS, "of_earlier": OF_SUBJECTS}
-    alone = folder / "alone.zarr"
-    script("projector").main(alone, str(covariance), OF_STATISTICS)
-    script("projector").main(out, str(covariance), identity, alone, subjects, **given)
-    group = zarrstore.read(out, identity)
-    assert group.attrs["timestep"] == timestep
-    w, u = group["a.to_k:values"][:], group["a.to_k:vectors"][:].astype(np.float64)
+    alone = str(folder / "alone.zarr")
+    decompose_store(alone, str(covariance), OF_STATISTICS)
+    earlier = Earlier(tuple(subjects), tuple(OF_SUBJECTS), weight, step, alone, OF_STATISTICS)
+    decompose_store(str(out), str(covariance), identity, earlier)
+    found = EigenStore(out, identity)
+    assert found.timestep == timestep
+    w, u = found.values("a.to_k"), found.vectors("a.to_k").astype(np.float64)
     return (u * w) @ u.T
 
 
@@ -131,11 +133,11 @@ def test_no_subject_loosens_what_protects_the_prompts(tmp_path, rows, rule, valu
 def test_moments_of_another_run_are_refused(tmp_path, rows):
     """A subject that was learned anew has other moments; those of before must not stand for them."""
     joined(tmp_path, rows, "01", False)
-    subjects = [str(tmp_path / f"{name}.zarr") for name in ("first", "second")]
-    given = {"step": "01", "weight": 1.0, "of_statistics": OF_STATISTICS}
-    given["of_earlier"] = [OF_SUBJECTS[0], {"run": "anew"}]
+    subjects = tuple(str(tmp_path / f"{name}.zarr") for name in ("first", "second"))
+    identities, alone = (OF_SUBJECTS[0], {"run": "anew"}), str(tmp_path / "alone.zarr")
+    earlier = Earlier(subjects, identities, 1.0, "01", alone, OF_STATISTICS)
     with pytest.raises(StoreError, match=r"second\.zarr"):
-        script("projector").main(tmp_path / "x.zarr", str(tmp_path / "01.zarr"), {}, None, subjects, **given)
+        decompose_store(str(tmp_path / "x.zarr"), str(tmp_path / "01.zarr"), {}, earlier)
 
 
 # --- one learned on top of another ---------------------------------------------------------------------------
@@ -199,8 +201,9 @@ def test_a_subject_s_moments_are_those_of_the_model_that_knows_it(pipeline, pipe
         "resolution": None,
     }
     out = tmp_path / "moments.zarr"
-    script("subject_moments").main(out, paths, prompts, sampler, 0, list(DEFAULT), identity, config)
-    group = zarrstore.read(out, identity)
+    params = {"sampler": sampler, "seed": 0, "sites": list(DEFAULT)}
+    script("subject_moments").main(str(out), paths, prompts, identity, params, config)
+    moments = MomentStore(out, identity)
 
     for path in paths:
         load_adapter(pipeline, path)
@@ -217,12 +220,11 @@ def test_a_subject_s_moments_are_those_of_the_model_that_knows_it(pipeline, pipe
     pipeline(prompts, num_inference_steps=3, guidance_scale=4.0, latents=noise, output_type="latent")
     for handle in handles:
         handle.remove()
-    for feature in group.attrs["features"]:
-        for step in [0] if feature["static"] else range(3):
-            x = seen[feature["name"]][step].flatten(0, -2)
-            key = f"{step:02d}:{feature['name']}"
-            assert group.attrs["rows"][key] == len(x)
-            found = torch.from_numpy(zarrstore.unpack_symmetric(group[key][:]))
+    for feature in moments.features:
+        for step in [0] if feature.static else range(3):
+            x = seen[feature.name][step].flatten(0, -2)
+            assert moments.rows(feature.name, step) == len(x)
+            found = torch.from_numpy(zarrstore.unpack_symmetric(moments.sum(feature.name, step)))
             torch.testing.assert_close(found.double(), x.T @ x, rtol=1e-3, atol=1e-3 * float((x.T @ x).abs().max()))
 
 
@@ -313,8 +315,11 @@ def test_the_table_holds_tuned_models_alone(in_turn):
 def test_free_directions_are_counted_by_kind_and_layer(tmp_path):
     arrays = {"first:values": np.array([0.0, 0.0, 0.0, 1.0]), "second:values": np.array([0.0, 1.0])}
     sites = [["down.0.attn2.to_k", "up.0.attn2.to_k", "down.0.attn2.to_v"], ["blocks.0.attn.to_out.0"]]
-    features = [{"name": name, "sites": of} for name, of in zip(("first", "second"), sites, strict=True)]
-    zarrstore.write(tmp_path / "p.zarr", arrays, {}, features=features)
+    features = [
+        {"name": name, "sites": of, "width": len(arrays[f"{name}:values"]), "static": False}
+        for name, of in zip(("first", "second"), sites, strict=True)
+    ]
+    zarrstore.write(tmp_path / "p.zarr", arrays, {}, features=features, timesteps=[1.0])
     found = free_counts(str(tmp_path / "p.zarr"), "relative", 0.5)
     assert found["kinds"] == {"to_k": 0.75, "to_out.0": 0.5, "to_v": 0.75}
     assert found["mean"] == pytest.approx((3 * 0.75 + 0.5) / 4)

@@ -24,9 +24,11 @@ from nullbooth.models.schedulers import set_sampler
 from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.models.timesteps import calls_of
+from nullbooth.statistics.eigenvectors import decompose_store
+from nullbooth.statistics.records import MomentStore, TrajectoryStore
 from nullbooth.statistics.site_projectors import in_order, site_projectors
-from nullbooth.statistics.trajectories import record, stored
-from nullbooth.storage import zarrstore
+from nullbooth.statistics.sums import sum_shards
+from nullbooth.statistics.trajectories import record
 
 STEPS = 3
 SAMPLER = {"scheduler": None, "options": {}, "arguments": {}, "steps": STEPS, "guidance": 3.0}
@@ -55,9 +57,9 @@ class Collected:
             return torch.stack([denoiser(**given).sample for given in inputs])
 
     def protected_outputs(self) -> torch.Tensor:
-        group = zarrstore.read(self.folder / "trajectory.zarr")
-        given = torch.from_numpy(group["latents"][:]), group["timesteps"][:].tolist()
-        return self.outputs(*given, stored(group, "condition"), stored(group, "constant"))
+        store = TrajectoryStore(self.folder / "trajectory.zarr")
+        latents = torch.stack([store.latents(call) for call in range(len(store.timesteps))])
+        return self.outputs(latents, store.timesteps, store.conditions(), store.constants())
 
     def other_outputs(self) -> torch.Tensor:
         found = record(self.pipeline, OTHER, steps=STEPS, guidance=3.0, seed=1, batch=1, **self.small)
@@ -92,8 +94,8 @@ def collected(request, tmp_path_factory) -> Collected:
     for step in range(STEPS):
         moments, sums = folder / f"moments{step}.zarr", folder / f"covariance{step}.zarr"
         script("moments").main(moments, trajectory, step, list(DEFAULT), {}, config)
-        script("covariance").main(sums, [moments], {"all": {}}, {})
-        script("projector").main(folder / f"projector{step}.zarr", sums, {})
+        sum_shards(sums, [moments], {"all": {}}, {})
+        decompose_store(folder / f"projector{step}.zarr", sums, {})
     pipeline = load_pipeline(str(model), CPU)
     set_sampler(pipeline, scheduler, options)
     return Collected(pipeline, folder, small)
@@ -113,16 +115,17 @@ def test_every_cross_attention_is_protected(collected):
 def test_text_that_is_not_read_takes_no_room(collected):
     """Padding that the denoiser masks has no rows in the moment of what reads the prompt."""
     given, found = (
-        zarrstore.read(collected.folder / "trajectory.zarr"),
-        zarrstore.read(collected.folder / "moments0.zarr"),
+        TrajectoryStore(collected.folder / "trajectory.zarr"),
+        MomentStore(collected.folder / "moments0.zarr"),
     )
-    tokens, key = given["condition:encoder_hidden_states"].shape[:-1], "condition:encoder_attention_mask"
-    read = given[key][:].sum() if key in given else math.prod(tokens)
+    conditions, mask = given.conditions(), "encoder_attention_mask"
+    tokens = conditions["encoder_hidden_states"].shape[:-1]
+    read = int(conditions[mask].sum()) if mask in conditions else math.prod(tokens)
     joint = type(denoiser_of(collected.pipeline)).__name__ in JOINT
-    assert (key in given) == (read < math.prod(tokens))
-    static = [feature["name"] for feature in found.attrs["features"] if feature["static"]]
-    calls = len(calls_of(*(given[name][:].tolist() for name in ("timesteps", "cached")), step=0))
-    assert [found.attrs["rows"][name] for name in static] == ([] if joint else [calls * read])
+    assert (mask in conditions) == (read < math.prod(tokens))
+    static = [feature.name for feature in found.features if feature.static]
+    calls = len(calls_of(given.timesteps, given.cached, step=0))
+    assert [found.rows(name) for name in static] == ([] if joint else [calls * read])
 
 
 def test_protected_prompts_stay_as_they_were(collected, tmp_path):
@@ -152,8 +155,8 @@ def test_protected_prompts_stay_with_weights_in_half_precision(family, tmp_path)
     for step in range(STEPS):
         moments, sums = tmp_path / f"moments{step}.zarr", tmp_path / f"covariance{step}.zarr"
         script("moments").main(moments, tmp_path / "trajectory.zarr", step, list(DEFAULT), {}, config)
-        script("covariance").main(sums, [moments], {"all": {}}, {})
-        script("projector").main(tmp_path / f"projector{step}.zarr", sums, {})
+        sum_shards(sums, [moments], {"all": {}}, {})
+        decompose_store(tmp_path / f"projector{step}.zarr", sums, {})
     held = Collected(load_pipeline(str(folder), CPU, weights="bf16"), tmp_path, small)
     stacks, timesteps = site_projectors(held.projectors(), {}, "energy", 1e-5)
     denoiser = denoiser_of(held.pipeline)

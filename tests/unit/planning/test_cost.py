@@ -28,6 +28,8 @@ from nullbooth.planning import cost, estimate, shapes_from_headers
 from nullbooth.planning.cost import Array, Job, Machine, Run, Work, card, moment_arrays, stored
 from nullbooth.planning.plan import Limits, amount, duration, table, total, wall_seconds, warnings, work_of
 from nullbooth.planning.shapes_exact import LiveBytes, peak_bytes, pipeline_shapes, run, unet_inputs
+from nullbooth.statistics.eigenvectors import decompose_store
+from nullbooth.statistics.sums import sum_shards
 from nullbooth.storage import zarrstore
 
 sys.path.insert(0, str(ROOT / "bench"))
@@ -186,8 +188,8 @@ def stores(tmp_path_factory, config_of) -> tuple[Path, Work]:
     for step in range(2):
         script("moments").main(folder / f"moments{step}.zarr", trajectory, step, DEFAULT, {}, config)
         shards = {"a": {}}
-        script("covariance").main(folder / f"covariance{step}.zarr", [folder / f"moments{step}.zarr"], shards, {})
-        script("projector").main(folder / f"projector{step}.zarr", folder / f"covariance{step}.zarr", {})
+        sum_shards(folder / f"covariance{step}.zarr", [folder / f"moments{step}.zarr"], shards, {})
+        decompose_store(folder / f"projector{step}.zarr", folder / f"covariance{step}.zarr", {})
     return folder, Work(prompts=48, shard_size=48, steps=2, runs=(Run(scope="timestep"),))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nullbooth.models.sites import find_sites
-from nullbooth.statistics.moments import Moment, collecting, pool
+from nullbooth.statistics.moments import Moment, collecting
 from nullbooth.statistics.projector import decompose, projector
 
 
@@ -76,13 +76,6 @@ def test_mean_divides_by_rows_of_all_dimensions():
 def test_no_rows_no_mean():
     with pytest.raises(ValueError, match="no feature was collected"):
         Moment.zero(3).mean()
-
-
-def test_pool_gives_each_timestep_the_same_weight():
-    a, b = torch.randn(10, 4), torch.randn(90, 4)
-    pooled = pool([moment_of(a), moment_of(b)])
-    expected = (a.T @ a / 10 + b.T @ b / 90) / 2
-    torch.testing.assert_close(pooled.mean(), expected.double(), rtol=1e-5, atol=1e-5)
 
 
 # --- hooks -----------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from running import script
 
 from nullbooth.errors import StoreError
+from nullbooth.statistics.leak import leaking, write_leak
 from nullbooth.statistics.projector import decompose, projector
+from nullbooth.statistics.records import MomentStore
 from nullbooth.statistics.shards import choose_shards, cut_shards, enough, kept_shards, partition, shard_identity
+from nullbooth.statistics.sums import pool_timesteps, sum_shards
 from nullbooth.storage import zarrstore
 from nullbooth.storage.digests import digest
 from nullbooth.storage.seal import sealed
@@ -106,7 +108,8 @@ def write_moments(path, prompts, **changes) -> dict[str, str]:
     """A shard's moments at one timestep: prompt i adds i to every entry, and two rows."""
     total = float(sum(int(p.split()[1]) for p in prompts))
     identity = shard_identity({"model": "m"}, prompts)
-    attributes = {"features": [{"name": "q"}], "timestep": 9.0, "timesteps": [9.0], "denoiser": "D", **changes}
+    features = [{"name": "q", "sites": ["q"], "width": 2, "static": False}]
+    attributes = {"features": features, "timestep": 9.0, "timesteps": [9.0], "denoiser": "D", **changes}
     zarrstore.write(path, {"q": np.full(3, total)}, identity, rows={"q": 2 * len(prompts)}, **attributes)
     return identity
 
@@ -115,7 +118,7 @@ def test_moments_of_shards_add_up(tmp_path):
     shards = [["prompt 1", "prompt 2"], ["prompt 4"], ["prompt 8", "prompt 16"]]
     paths = [str(tmp_path / f"{i}.zarr") for i in range(3)]
     identities = {str(i): write_moments(path, shard) for i, (path, shard) in enumerate(zip(paths, shards, strict=True))}
-    script("covariance").main(str(tmp_path / "sum.zarr"), paths, identities, {"model": "m", "prompts": "all"})
+    sum_shards(str(tmp_path / "sum.zarr"), paths, identities, {"model": "m", "prompts": "all"})
     group = zarrstore.read(tmp_path / "sum.zarr", {"prompts": "all"})
     assert group["q"][:].tolist() == [31.0] * 3
     assert group.attrs["rows"] == {"q": 10}
@@ -127,7 +130,7 @@ def test_shards_of_other_timesteps_do_not_add_up(tmp_path):
     identities = {"a": write_moments(paths[0], ["prompt 1"])}
     identities["b"] = write_moments(paths[1], ["prompt 2"], timestep=8.0)
     with pytest.raises(StoreError, match=r"1\.zarr: its timestep differs? from"):
-        script("covariance").main(str(tmp_path / "sum.zarr"), paths, identities, {})
+        sum_shards(str(tmp_path / "sum.zarr"), paths, identities, {})
 
 
 def test_shards_that_a_sum_was_made_of_come_first(tmp_path):
@@ -143,6 +146,19 @@ def test_shards_that_a_sum_was_made_of_come_first(tmp_path):
     zarrstore.write(tmp_path / "sum.zarr", {}, identity, shards=made_of)
     found = choose_shards(tmp_path, tmp_path / "sum.zarr", identity, wanted, 4)
     assert sorted(found.values()) == [["a", "b"], ["c", "d"]]
+
+
+def test_pooled_moments_give_each_timestep_the_same_weight(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = {"q": [rng.normal(size=(n, WIDTH)) for n in (10, 90, 3)], "prompt": [rng.normal(size=(7, WIDTH))]}
+    write_steps(tmp_path, rows, {"model": "m"})
+    pool_timesteps(str(tmp_path / "pooled.zarr"), [str(tmp_path / f"0{i}.zarr") for i in range(3)], {"model": "m"})
+    found = MomentStore(tmp_path / "pooled.zarr", {"model": "m"})
+    assert found.timestep is None
+    for name, xs in rows.items():
+        expected = np.mean([x.T @ x / len(x) for x in xs], 0)
+        np.testing.assert_allclose(found.second_moment(name), expected, rtol=1e-12)
+        assert found.weight(name) == len(xs[0])
 
 
 # --- leak on prompts held out -------------------------------------------------------------------------
@@ -179,7 +195,7 @@ def test_leak_is_that_of_the_pooled_moments_of_all_rows(tmp_path, rule):
         identities[str(i)] = {"model": "m", "prompts": str(i)}
         write_steps(tmp_path / str(i), rows, identities[str(i)])
         steps = [str(tmp_path / str(i) / f"{step:02d}.zarr") for step in range(3)]
-        script("pool").main(str(tmp_path / str(i) / "pooled.zarr"), steps, identities[str(i)])
+        pool_timesteps(str(tmp_path / str(i) / "pooled.zarr"), steps, identities[str(i)])
         paths.append(str(tmp_path / str(i) / "pooled.zarr"))
     arrays = {f"{s:02d}:{name}": x for name, xs in other.items() for s, x in enumerate(xs)}
     packed = {name: zarrstore.pack_symmetric(x.T @ x) for name, x in arrays.items()}
@@ -189,7 +205,7 @@ def test_leak_is_that_of_the_pooled_moments_of_all_rows(tmp_path, rule):
     for k in (1, 2):
         first = dict(list(identities.items())[:k])
         said = {"shards": first, "prompts": 3, "rule": rule, "others": {"model": "o"}}
-        script("leak").main(str(out), paths[:k], str(tmp_path / "other.zarr"), **said)
+        write_leak(str(out), paths[:k], str(tmp_path / "other.zarr"), **said)
         found, expected = json.loads(out.read_text()), {}
         for name in ("q", "prompt"):
             heaps = [np.concatenate(xs) for xs in zip(*(rows[name] for rows in shards[:k]), strict=True)]
@@ -202,5 +218,5 @@ def test_leak_is_that_of_the_pooled_moments_of_all_rows(tmp_path, rule):
 
 
 def test_where_nothing_is_free_nothing_leaks(tmp_path):
-    assert script("leak").leaking(np.eye(WIDTH), np.eye(WIDTH), {"fraction": 0.01}, "q") == 0
-    assert script("leak").leaking(np.eye(WIDTH), np.eye(WIDTH), {"fraction": 0.5}, "q") == pytest.approx(0.5)
+    assert leaking(np.eye(WIDTH), np.eye(WIDTH), {"fraction": 0.01}, "q") == 0
+    assert leaking(np.eye(WIDTH), np.eye(WIDTH), {"fraction": 0.5}, "q") == pytest.approx(0.5)
