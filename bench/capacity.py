@@ -24,12 +24,12 @@ from nullbooth.evaluation.encoders import embed_images, load_encoder
 from nullbooth.evaluation.intervals import bootstrap_mean
 from nullbooth.evaluation.lifelong import capacity, free_counts
 from nullbooth.evaluation.measure import paired_drift, subject_fidelity
-from nullbooth.evaluation.sampling import sample
 from nullbooth.inputs.photographs import list_images
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.models.loading import load_pipeline
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.pixels import load_image, to_pil
+from nullbooth.models.sampling import sample
 from world.scenes import COLORS, NAMES, POSITIONS, SHAPES, Scene, caption, render
 
 CONTEXTS = ("a photo of a {} on a red background", "a photo of a {} on a cyan background")

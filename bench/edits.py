@@ -28,11 +28,11 @@ from nullbooth.evaluation.attributes import attribute_accuracy, edited_attribute
 from nullbooth.evaluation.encoders import embed_images, load_encoder
 from nullbooth.evaluation.intervals import bootstrap_mean
 from nullbooth.evaluation.measure import paired_drift
-from nullbooth.evaluation.sampling import sample
 from nullbooth.inputs.edits import Edit, not_concerned
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.models.loading import load_pipeline
 from nullbooth.models.noise import prompt_seed
+from nullbooth.models.sampling import sample
 from nullbooth.storage.progress import reporter
 from world.scenes import COLORS, NAMES, SHAPES
 

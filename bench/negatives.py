@@ -22,10 +22,10 @@ from nullbooth.adapters.loaded import load_adapter
 from nullbooth.evaluation.encoders import embed_images, load_encoder
 from nullbooth.evaluation.intervals import bootstrap_mean
 from nullbooth.evaluation.measure import paired_drift, possible
-from nullbooth.evaluation.sampling import sample
 from nullbooth.inputs.prompts import read_prompts
 from nullbooth.models.loading import load_pipeline
 from nullbooth.models.noise import prompt_seed
+from nullbooth.models.sampling import sample
 from nullbooth.models.schedulers import set_sampler
 
 NEGATIVES = {

@@ -14,11 +14,11 @@ import torch
 from nullbooth.evaluation.attributes import attribute_accuracy, only_named
 from nullbooth.evaluation.encoders import load_encoder
 from nullbooth.evaluation.intervals import bootstrap_mean
-from nullbooth.evaluation.sampling import sample
 from nullbooth.inputs.photographs import list_images
 from nullbooth.models.loading import load_pipeline
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.pixels import load_image, to_pil
+from nullbooth.models.sampling import sample
 from nullbooth.storage.progress import reporter
 from world.generator import SCENES, training_scenes
 from world.scenes import SUBJECTS, Scene, caption, random_scene, render

@@ -10,10 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nullbooth.evaluation.mechanism import summary
-from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.inputs.edits import edits_of
 from nullbooth.inputs.photographs import IN_BROWSERS, list_images, open_image
 from nullbooth.storage.atomic import read_json
+from nullbooth.storage.pictures import read_drawn
 
 GROUPS = {
     "subject": "The subject, in new places",

@@ -2,10 +2,19 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nullbooth.storage.progress import reporter
+from nullbooth.storage.tables import write_csv
+
+if TYPE_CHECKING:  # the gallery reads the table without torch and Zarr
+    from nullbooth.adapters.loaded import LoadedAdapter
+    from nullbooth.statistics.records import MomentStore
+
+COLUMNS = ("site", "step", "timestep", "protected", "heldout", "norm", "largest")
 
 
 def output_change(weight: NDArray, change: NDArray, moment: NDArray) -> float:
@@ -72,3 +81,48 @@ def short_name(site: str) -> str:
     name = site.replace("attentions.", "")
     name = re.sub(r"(?<=\d)\.transformer_blocks(\.0)?(?=\.)|\.attn\d*(?=\.)", "", name)
     return re.sub(r"_blocks?\.|\.(?=to_)", " ", name)
+
+
+def measure(
+    adapter: "LoadedAdapter", covariances: list["MomentStore"], heldout: "MomentStore", weights: dict[str, NDArray]
+) -> list[dict[str, Any]]:
+    """A row (`COLUMNS`) per site and cached timestep.
+
+    covariances: second moments of the protected prompts by timestep; heldout: those of other prompts; weights: by site,
+    `[out, in]`.
+    """
+    rows, report = [], reporter("timesteps")
+    for step, timestep in enumerate(heldout.timesteps):
+        at = adapter.nearest(timestep)
+        for feature in heldout.features:
+            known = 0 if feature.static else step
+            seen = covariances[known].second_moment(feature.name), heldout.second_moment(feature.name, known)
+            largest = largest_share(seen[0])
+            for site in (s for s in feature.sites if s in weights):
+                change = adapter.change(site, at).numpy()
+                protected, other = (output_change(weights[site], change, c) for c in seen)
+                norm = relative_norm(weights[site], change)
+                row = (site, step, timestep, protected, other, norm, largest)
+                rows.append(dict(zip(COLUMNS, row, strict=True)))
+        report(step + 1, len(heldout.timesteps))
+    return rows
+
+
+def write_mechanism(
+    out: dict[str, str], adapter: "LoadedAdapter", covariances: list["MomentStore"], heldout: "MomentStore"
+) -> None:
+    """Write the `table` of `measure` and its figures, `protected` and `heldout`, and print its `summary`."""
+    from nullbooth.evaluation import figures
+
+    weights = {name: p.float().numpy() for name, p in adapter.original.items() if p.ndim == 2}
+    rows = measure(adapter, covariances, heldout, weights)
+    write_csv(out["table"], rows, COLUMNS)
+    for sentence in summary(rows):
+        print(sentence)
+    sites = [site for site in weights if any(row["site"] == site for row in rows)]
+    largest = max(max(row["protected"], row["heldout"]) for row in rows)
+    for key in ("protected", "heldout"):
+        values = np.array([[row[key] for row in rows if row["site"] == site] for site in sites])
+        label = f"relative change of the output, {'protected' if key == 'protected' else 'other'} prompts"
+        names = [short_name(s) for s in sites]
+        figures.save(figures.heat_map(values, names, heldout.timesteps, label, True, (1e-4, largest)), out[key])

@@ -10,7 +10,7 @@ from nullbooth.inputs.groups import OF_ALL, OF_CONCEPT
 from nullbooth.inputs.settings import prior_of
 from nullbooth.planning.cost import ENCODERS, Job, Machine, Run, Work
 
-VALIDATION_BATCH = 8  # as nullbooth.evaluation.sampling
+VALIDATION_BATCH = 8  # as nullbooth.models.sampling
 USUAL_BATCH = 16  # what estimates take for a batch that finds its size by itself
 
 ENCODING = ("embed_base", "evaluate")  # run the evaluators

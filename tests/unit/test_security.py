@@ -14,10 +14,11 @@ import pytest
 import tiny
 import torch
 from hostile import SCRIPT, SMILE
-from running import ROOT, script
+from running import ROOT
 
 from nullbooth.adapters.loaded import load_adapter
 from nullbooth.errors import InputError
+from nullbooth.evaluation.drawing import attention_maps
 from nullbooth.evaluation.encoders import load_encoder
 from nullbooth.evaluation.gallery import render
 from nullbooth.models.files import check_encoder, check_pipeline
@@ -207,7 +208,7 @@ def test_maps_of_words_with_path_characters_stay_in_their_folder(tmp_path, pipel
         prompts = [entry["prompt"] for entry in entries]
         return pipeline(prompts, num_inference_steps=1, output_type="pt").images
 
-    shown = script("sample").attention_maps(folder, pipeline, wanted, words, draw)
+    shown = attention_maps(folder, pipeline, wanted, words, draw)
     assert {entry["word"] for entry in shown} >= {"a/b", "a-b", ".."}
     assert "moon" not in {entry["word"] for entry in shown}, "it stands in no prompt"
     assert len({entry["file"] for entry in shown}) == len(shown)

@@ -9,9 +9,9 @@ import torch
 
 from nullbooth.evaluation.attributes import attribute_accuracy, only_named
 from nullbooth.evaluation.encoders import embed_images, load_encoder
-from nullbooth.evaluation.sampling import sample
 from nullbooth.inputs.photographs import list_images
 from nullbooth.models.loading import load_pipeline
+from nullbooth.models.sampling import sample
 from world.evaluators import same_things
 from world.judge import held_out
 from world.scenes import SHAPES, SUBJECTS, caption, random_scene, render

@@ -18,9 +18,9 @@ import warm
 from running import ROOT, Run, python
 
 from nullbooth.adapters.file import read_adapter
-from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.storage import zarrstore
 from nullbooth.storage.atomic import read_json
+from nullbooth.storage.pictures import read_drawn
 
 ONE_METHOD = {"methods": [{"name": "pooled", "scope": "pooled", "rank": 4}]}  # the first of config/minimal.yaml
 LOGS = "results/logs"

@@ -17,9 +17,9 @@ from running import Run, executed, planned, snakemake
 
 from nullbooth import load_adapter
 from nullbooth.adapters.file import read_adapter
-from nullbooth.evaluation.sampling import sample
 from nullbooth.models.loading import load_pipeline
 from nullbooth.models.pixels import load_image
+from nullbooth.models.sampling import sample
 from nullbooth.storage import zarrstore
 
 ORDER = ("starling", "quilt")

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from nullbooth.evaluation.encoders import embed_images, load_encoders, save_embeddings
-from nullbooth.evaluation.pictures import read_drawn, read_group
+from nullbooth.evaluation.pictures import read_group
 from nullbooth.models.precision import pick_device
+from nullbooth.storage.pictures import read_drawn
 from nullbooth.storage.progress import log_to
 
 

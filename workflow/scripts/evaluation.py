@@ -1,69 +1,11 @@
 """Rule evaluation: all measurements as one tidy table, by seed, over seeds, and as paired differences of methods."""
 
-import csv
-import json
-
-from nullbooth.evaluation.comparison import read_runs, stacked
-from nullbooth.evaluation.intervals import bootstrap_mean
-from nullbooth.evaluation.measure import possible
-from nullbooth.storage.atomic import whole, write_text
+from nullbooth.evaluation.results_table import write_results
 from nullbooth.storage.progress import log_to
 from nullbooth.workflow.shown import view
 
-COLUMNS = ("concept", "method", "seed", "group", "metric", "value", "low", "high", "n")
-
-
-def rows_of(concept: str, methods: dict[str, list[dict]], seeds: list[int]) -> list[dict]:
-    """Rows of one concept. methods: metrics.json of each seed by method.
-
-    Base model and photographs stand beside them as methods of their own. Seed `all`: intervals over prompts and
-    seeds. Method `a - b`: differences prompt by prompt and seed by seed, for each method `a` and the first, `b`.
-    """
-    rows = []
-
-    def row(method: str, seed: int | str, group: str, metric: str, interval: dict) -> None:
-        figures = {key: interval[key] for key in ("value", "low", "high", "n")}
-        rows.append({"concept": concept, "method": method, "seed": seed, "group": group, "metric": metric, **figures})
-
-    values = {method: stacked([[run] for run in runs]) for method, runs in methods.items()}
-    first = next(iter(methods))
-    for m in methods[first][0]["metrics"]:
-        if m["model"] != "tuned":
-            row(m["model"], "", m["group"], m["metric"], m)
-    for method, runs in methods.items():
-        for seed, run in zip(seeds, runs, strict=True):
-            for m in run["metrics"]:
-                if m["model"] == "tuned":
-                    row(method, seed, m["group"], m["metric"], m)
-        for key, found in values[method].items():
-            model, group, metric = key
-            if model == "tuned" and len(seeds) > 1:
-                row(method, "all", group, metric, bootstrap_mean(found, within=possible(metric)))
-            if model == "tuned" and method != first:
-                row(f"{method} - {first}", "all", group, metric, bootstrap_mean(found - values[first][key]))
-    return rows
-
-
-def main(
-    csv_path: str,
-    json_path: str,
-    shown: dict[str, list[str]],
-    concepts: list[str],
-    methods: list[str],
-    seeds: list[int],
-) -> None:
-    rows = []
-    with view(shown) as results:
-        for concept in concepts:
-            runs = {m: [run for [run] in read_runs(results, m, [concept], seeds)] for m in methods}
-            rows += rows_of(concept, runs, seeds)
-    with whole(csv_path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        table.writerows(rows)
-    write_text(json_path, json.dumps(rows, indent=1))
-
-
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(*snakemake.output, **snakemake.params)
+    params = dict(snakemake.params)
+    with view(params.pop("shown")) as results:
+        write_results(*snakemake.output, results, **params)

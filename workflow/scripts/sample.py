@@ -1,79 +1,9 @@
 """Rules base_images, class_images and tuned_images: draw prompts from noise that belongs to prompt and number."""
 
-import json
-from pathlib import Path
-
-import torch
-
-from nullbooth.adapters.loaded import load_tuned
-from nullbooth.evaluation.sampling import sample
-from nullbooth.models import loading
-from nullbooth.models.attention_maps import overlay, recording_attention, without_maps, word_tokens
-from nullbooth.models.noise import prompt_seed
-from nullbooth.models.pixels import to_pil
-from nullbooth.storage.atomic import whole
-from nullbooth.storage.digests import digest
-from nullbooth.storage.progress import log_to, reporter
-
-
-def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str], draw) -> list[dict]:
-    """Draw `wanted` once more, and save where each word acts that stands in its prompt; says which files show what."""
-    denoiser = loading.denoiser_of(pipeline)
-    with recording_attention(denoiser, len(wanted), denoiser.config.sample_size) as maps:
-        pictures = draw(wanted)
-    shown = []
-    for i, (entry, picture, found) in enumerate(zip(wanted, pictures, maps.mean(), strict=True)):
-        for k, word in enumerate(words):
-            tokens = word_tokens(pipeline.tokenizer, entry["prompt"], word)
-            if not tokens or tokens[-1] >= len(found):  # not in this prompt, or behind what the text encoder reads
-                continue
-            heat, name = found[tokens].mean(0), f"attention-{i}-{k}.png"
-            to_pil(overlay(picture, heat)).save(folder / name)
-            shown.append({"prompt": entry["prompt"], "seed": entry["seed"], "word": word, "file": name})
-    return shown
-
-
-def main(
-    out: str, adapters: list[str], prompts: dict, sampler: dict, sampling: dict, identity: dict, config: dict
-) -> None:
-    pipeline = load_tuned(config, sampler, adapters, identity["model"], sampling.get("scale", 1.0))
-
-    def draw(wanted: list[dict], progress=lambda done, total: None) -> torch.Tensor:
-        return sample(
-            pipeline,
-            [w["prompt"] for w in wanted],
-            [w["seed"] for w in wanted],
-            steps=sampler["steps"],
-            guidance=sampler["guidance"],
-            batch=config["sample"]["batch"],
-            precision=sampling["precision"],
-            resolution=sampling["resolution"],
-            arguments=sampler["arguments"],
-            progress=progress,
-        )
-
-    wanted = [
-        {"group": group, "prompt": prompt, "seed": prompt_seed(prompt, sampling["seed"] + k)}
-        for group, texts in prompts.items()
-        for prompt in texts
-        for k in range(sampling["per_prompt"])
-    ]
-    pictures = draw(wanted, reporter("pictures"))
-    with whole(out) as folder:
-        folder.mkdir()
-        for i, (entry, picture) in enumerate(zip(wanted, pictures, strict=True)):
-            entry["file"] = f"{entry['group']}-{i:03d}.png"
-            to_pil(picture).save(folder / entry["file"])
-        found = {"identity": {**identity, "sampler": digest(sampler)}, "images": wanted}
-        if (words := sampling.get("attention")) and (why := without_maps(loading.denoiser_of(pipeline))):
-            print(f"no maps of attention: {why}")
-        elif words:
-            looked_at = [w for w in wanted if w["group"] == "subject"][:: sampling["per_prompt"]][:2]
-            found["attention"] = attention_maps(folder, pipeline, looked_at, words, draw)
-        (folder / "images.json").write_text(json.dumps(found, indent=1))
-
+from nullbooth.evaluation.drawing import draw_prompts
+from nullbooth.storage.progress import log_to
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
     adapters = [*snakemake.input.get("earlier", []), *snakemake.input.get("adapters", [])]
-    main(snakemake.output[0], adapters, **snakemake.params, config=snakemake.config)
+    draw_prompts(snakemake.output[0], adapters, **snakemake.params, config=snakemake.config)

@@ -1,51 +1,8 @@
 """Rule together: two subjects in one picture, each prompt in its own half, with all their adapters at work."""
 
-import json
-
-from nullbooth.adapters.loaded import load_tuned
-from nullbooth.evaluation.sampling import sample_halves, without_halves
-from nullbooth.models.noise import prompt_seed
-from nullbooth.models.pixels import to_pil
-from nullbooth.storage.atomic import whole
-from nullbooth.storage.digests import digest
-from nullbooth.storage.progress import log_to, reporter
-
-EACH = 3  # pictures of each pair, from other noise
-
-
-def main(
-    out: str, adapters: list[str], pairs: list[list[str]], sampler: dict, sampling: dict, identity: dict, config: dict
-) -> None:
-    pipeline = load_tuned(config, sampler, adapters, identity["model"])
-    report, listed = reporter("pictures"), []
-    if why := without_halves(pipeline):
-        print(f"no pictures of two subjects: {why}")
-        pairs = []
-    with whole(out) as folder:
-        folder.mkdir()
-        for left, right in pairs:
-            for k in range(EACH):
-                seed = prompt_seed(f"{left}|{right}", sampling["seed"] + k)
-                picture = sample_halves(
-                    pipeline,
-                    left,
-                    right,
-                    seed,
-                    steps=sampler["steps"],
-                    guidance=sampler["guidance"],
-                    precision=sampling["precision"],
-                    resolution=sampling["resolution"],
-                    arguments=sampler["arguments"],
-                )
-                name = f"{len(listed):03d}.png"
-                to_pil(picture).save(folder / name)
-                prompt = f"{left} | {right}"
-                listed.append({"group": "together", "prompt": prompt, "seed": seed, "file": name})
-                report(len(listed), EACH * len(pairs))
-        found = {"identity": {**identity, "sampler": digest(sampler)}, "images": listed}
-        (folder / "images.json").write_text(json.dumps(found, indent=1))
-
+from nullbooth.evaluation.together import draw_together
+from nullbooth.storage.progress import log_to
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    main(snakemake.output[0], snakemake.input.adapters, **snakemake.params, config=snakemake.config)
+    draw_together(snakemake.output[0], snakemake.input.adapters, **snakemake.params, config=snakemake.config)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from running import script
 
+from nullbooth.evaluation import comparison_page
 from nullbooth.evaluation.comparison import (
     DRIFT,
     FIDELITY,
@@ -156,10 +156,9 @@ def test_a_column_of_the_page_has_one_prompt_and_one_noise(tmp_path):
     tuned = listed(tmp_path / "tuned", [("subject", "a", 1, 10), ("subject", "b", 2, 20), ("unrelated", "c", 3, 30)])
     one = listed(tmp_path / "one", [("subject", "b", 2, 120), ("subject", "a", 9, 190), ("subject", "a", 1, 110)])
     rest = listed(tmp_path / "rest", [("unrelated", "c", 8, 180), ("unrelated", "c", 3, 130)])
-    page = script("comparison")
-    columns = page.columns_of(tuned)
+    columns = comparison_page.columns_of(tuned)
     for folders, expected in (([tuned], [10, 20, 30]), ([one, rest], [110, 120, 130])):
-        found = page.strip(folders, tmp_path / "page", folders[0].name, columns)
+        found = comparison_page.strip(folders, tmp_path / "page", folders[0].name, columns)
         assert [entry["prompt"] for entry in found] == ["a", "b", "c"]
         assert [Image.open(tmp_path / "page" / e["file"]).getpixel((0, 0))[0] for e in found] == expected
 

@@ -30,6 +30,7 @@ from nullbooth.evaluation.attributes import attribute_accuracy, edited_attribute
 from nullbooth.evaluation.encoders import Encoder, embed_images, embed_texts, load_encoder
 from nullbooth.evaluation.lpips import load_lpips, lpips
 from nullbooth.evaluation.measure import diversity, paired_drift, subject_fidelity
+from nullbooth.evaluation.run_metrics import measure_run
 from nullbooth.models.files import check_encoder, picture_size
 from nullbooth.models.pixels import load_image
 from world import scenes, tokenizer
@@ -432,7 +433,7 @@ def test_a_picture_more_of_each_prompt_gives_the_scale_of_drift(tmp_path):
     concept = {"name": "star", "identifier": "zark"}
     out, embedded, identity = tmp_path / "metrics.json", tmp_path / "base.safetensors", dict.fromkeys(evaluators, "")
     script("embed_base").main(str(embedded), folders[1], identity, config)
-    script("evaluate").main(str(out), folders[0], [folders[1]], [str(embedded)], identity, concept, config)
+    measure_run(str(out), folders[0], [folders[1]], [str(embedded)], identity, concept, config)
     found = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     rows = {(m["model"], m["metric"]): m for m in found}
     assert rows["tuned", "dino_drift"]["values"] == pytest.approx([0, 0], abs=1e-6)

@@ -12,6 +12,7 @@ from nullbooth.errors import ProjectorError, StoreError
 from nullbooth.evaluation import figures
 from nullbooth.evaluation.comparison import DRIFT, FIDELITY
 from nullbooth.evaluation.lifelong import COLORS_RIGHT, Known, capacity, fidelities, free_counts, summary, tidy
+from nullbooth.learning import job
 from nullbooth.learning.adapter import Adapter
 from nullbooth.models.calls import initial_latents
 from nullbooth.models.loading import OF_PIPELINE, load_pipeline
@@ -229,7 +230,7 @@ def test_a_subject_s_moments_are_those_of_the_model_that_knows_it(pipeline, pipe
 
 
 def test_only_what_is_the_same_at_all_timesteps_becomes_part_of_the_weights(pipeline, pipeline_folder, tmp_path):
-    build_on, unet = script("adapter").build_on, pipeline.unet
+    build_on, unet = job.build_on, pipeline.unet
     protected, other = tiny.protected_inputs(), tiny.protected_inputs(seed=77)
     own, paths = {name: p.clone() for name, p in unet.state_dict().items()}, []
     for scope in ("pooled", "timestep"):
@@ -358,15 +359,14 @@ def test_layers_with_too_little_room_for_the_rank_are_named():
 
 def test_no_room_for_the_next_subject_names_the_ones_that_took_it(monkeypatch, tmp_path, pipeline_folder):
     """What the tool says when the free directions are used up."""
-    module = script("adapter")
 
     def full(*_):
         raise ProjectorError("a.to_q: no free direction under protect.rule energy: 0.001")
 
-    monkeypatch.setattr(module, "protected_adapter", full)
-    monkeypatch.setattr(module, "training_data", lambda *_, **__: [])
-    monkeypatch.setattr(module, "build_on", lambda *_: None)
-    monkeypatch.setattr(module.loading, "denoiser_alone", lambda *_, **__: None)
+    monkeypatch.setattr(job, "protected_adapter", full)
+    monkeypatch.setattr(job, "training_data", lambda *_, **__: [])
+    monkeypatch.setattr(job, "build_on", lambda *_: None)
+    monkeypatch.setattr(job.loading, "denoiser_alone", lambda *_, **__: None)
     config = dict.fromkeys(OF_PIPELINE) | {"weights": "fp32", "offload": False, "protect": {"pack": None}}
     config |= {"device": "cpu", "model": str(pipeline_folder), "validate": {"every": 0}, "sampler": {"guidance": 3.0}}
     config["concepts"] = [{"name": "cleo", "images": "photos"}]
@@ -379,4 +379,4 @@ def test_no_room_for_the_next_subject_names_the_ones_that_took_it(monkeypatch, t
     before = ([], [], None, ["one", "two"])
     said = r"^cleo: .*subjects before it \(ann, bob\) leave no direction free: a\.to_q: no free .*protect\.rule energy"
     with pytest.raises(ProjectorError, match=said):
-        module.learn(out, *before, concept, method, sampler, None, ["cross-attention"], identity, config)
+        job.learn(out, *before, concept, method, sampler, None, ["cross-attention"], identity, config)

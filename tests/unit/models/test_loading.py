@@ -14,14 +14,14 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from running import ROOT, script
+from running import ROOT
 from tensorboard.backend.event_processing import event_accumulator
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from nullbooth import load_adapter
 from nullbooth.adapters.file import AdapterInfo, read_adapter
 from nullbooth.errors import InputError, SettingsError
-from nullbooth.evaluation.sampling import sample
+from nullbooth.learning.job import learn_concept
 from nullbooth.models.calls import first_call
 from nullbooth.models.files import attention_names, check_pipeline
 from nullbooth.models.loading import (
@@ -35,6 +35,7 @@ from nullbooth.models.loading import (
     set_attention,
 )
 from nullbooth.models.precision import autocast, computed_in, passes_in
+from nullbooth.models.sampling import sample
 from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.planning import shapes_from_headers
 from nullbooth.statistics.trajectories import record
@@ -292,7 +293,7 @@ def test_a_whole_training(pipeline_folder, tmp_path, request, weights, every):
     }
     out = {"adapter": str(tmp_path / "adapter.safetensors"), "config": str(tmp_path / "config.yaml")}
     given = ([], [], None, [], concept, method, sampler, None, list(DEFAULT), {"model": "m"}, config)
-    script("adapter").main(out, *given)
+    learn_concept(out, *given)
     tensors, info = read_adapter(out["adapter"], "m")
     assert info.prompt == "a photo of a vbk star"
     assert all(value.count_nonzero() for value in tensors.values())

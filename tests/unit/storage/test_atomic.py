@@ -4,22 +4,22 @@ import errno
 import json
 import os
 from contextlib import nullcontext
+from unittest import mock
 
 import damage
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import script
 from safetensors.torch import save_file
 
 from nullbooth.adapters.file import AdapterInfo, read_adapter, write_adapter
-from nullbooth.evaluation import figures
+from nullbooth.evaluation import drawing, figures
 from nullbooth.evaluation.comparison import read_runs
-from nullbooth.evaluation.pictures import read_drawn
 from nullbooth.learning.checkpoints import FORMAT as CHECKPOINT
 from nullbooth.storage import atomic, zarrstore
 from nullbooth.storage.atomic import read_json, whole, write_text
+from nullbooth.storage.pictures import read_drawn
 from nullbooth.storage.tensorfile import checksum, load_tensors, save_tensors
 
 INFO = AdapterInfo("pooled", 4, (1.0,), "UNet2DConditionModel", "abc", "a sks dog", "energy: 0.001")
@@ -158,13 +158,12 @@ def write_checkpoint(path, seed: int) -> None:
 
 def write_pictures(path, seed: int) -> None:
     """What the script writes, with a model that draws noise."""
-    module = script("sample")
-    module.load_tuned = lambda *_: None
-    module.sample = lambda *_, **__: torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (4, 3, 128, 128)))
+    noise = torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (4, 3, 128, 128)))
     sampling = {"precision": "fp32", "resolution": None, "per_prompt": 1, "seed": 0}
     config = {"device": "cpu", "model": "m", "sample": {"batch": 1}}
     sampler = {"scheduler": None, "options": {}, "arguments": {}, "steps": 1, "guidance": 1.0}
-    module.main(path, [], {"class": ["a", "b", "c", "d"]}, sampler, sampling, {"model": "m"}, config)
+    with mock.patch.multiple(drawing, load_tuned=lambda *_: None, sample=lambda *_, **__: noise):
+        drawing.draw_prompts(path, [], {"class": ["a", "b", "c", "d"]}, sampler, sampling, {"model": "m"}, config)
 
 
 def write_json(path, seed: int) -> None:

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from nullbooth.errors import InputError
-from nullbooth.evaluation.sampling import sample, sample_halves, without_halves
+from nullbooth.models.sampling import sample, sample_halves, without_halves
 from nullbooth.models.schedulers import set_sampler
 
 PROMPTS = ["a red star", "a small blue ring", "a heart on a green background", "a red star"]

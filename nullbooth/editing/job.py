@@ -1,0 +1,39 @@
+"""The job that solves the edits of a config, one after another, for all cross-attention keys and values."""
+
+import json
+
+import yaml
+
+from nullbooth.adapters.file import AdapterInfo, write_adapter
+from nullbooth.editing.features import TextFeatures, solve_edits
+from nullbooth.inputs.edits import edits_of
+from nullbooth.models import loading
+from nullbooth.models.precision import pick_device
+from nullbooth.storage.atomic import write_text
+from nullbooth.storage.progress import reporter
+
+
+def write_edits(out: dict, recipe: dict, config: dict) -> None:
+    device = pick_device(config["device"])
+    pipeline = loading.load_pipeline(config["model"], device, **{key: config[key] for key in loading.OF_PIPELINE})
+    edits, [(rule, value)] = edits_of(recipe["edits"]), recipe["rule"].items()
+    texts = TextFeatures(pipeline, recipe["resolution"], recipe["arguments"])
+    protected = [*recipe["protected"], ""]  # and the unconditional branch, which every picture goes through
+    report = reporter("prompts")
+    tensors, about = solve_edits(texts, edits, recipe["templates"], protected, (rule, value), recipe["l2"], report)
+    for found in about["features"].values():
+        print(f"free directions: {found['free']:.0f} of {found['directions']}; the change has rank {found['rank']}")
+    for found in about["edits"]:
+        print(f"{found['from']!r} as {found['to']!r}: {found['reached']:.0%} of the way, in the templates' features")
+    info = AdapterInfo(
+        scope="edit",
+        rank=max(found["rank"] for found in about["features"].values()),
+        timesteps=(0.0,),
+        denoiser=type(texts.denoiser).__name__,
+        model=recipe["identity"]["model"],
+        prompt="; ".join(f"{edit.source} -> {edit.target or 'nothing'}" for edit in edits),
+        rule=f"{rule}: {value}, l2: {recipe['l2']}",
+    )
+    write_adapter(out["edit"], tensors, info)
+    write_text(out["about"], json.dumps(about, indent=1))
+    write_text(out["config"], yaml.safe_dump(recipe, sort_keys=False))

@@ -1,0 +1,206 @@
+"""The job that learns a concept from its photographs, within the free directions or as a rival does."""
+
+import inspect
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import PartialState
+
+from nullbooth import load_adapter
+from nullbooth.adapters.file import AdapterInfo, write_adapter
+from nullbooth.adapters.word import install
+from nullbooth.errors import ProjectorError
+from nullbooth.inputs.settings import fill_prompt, prior_of, subject_words
+from nullbooth.learning.adapter import Adapter
+from nullbooth.learning.data import Drawn, training_data
+from nullbooth.learning.inversion import Word
+from nullbooth.learning.replay import Replay
+from nullbooth.learning.rivals import FineTune
+from nullbooth.learning.training import TrainSettings, train
+from nullbooth.models import devices, loading, schedulers
+from nullbooth.models.precision import pick_device
+from nullbooth.models.sampling import sample
+from nullbooth.models.sites import find_sites
+from nullbooth.statistics import packs
+from nullbooth.statistics.collect import protected_passes
+from nullbooth.statistics.site_projectors import free_share, in_order, short_of, site_projectors
+from nullbooth.storage.atomic import write_text
+from nullbooth.storage.digests import digest
+from nullbooth.storage.pictures import read_drawn
+
+# Of the steps in which the identifier alone is learned.
+PLAIN = {
+    "optimizer": "adamw",
+    "schedule": "constant",
+    "warmup": 0,
+    "weight_decay": 0.0,
+    "ema": None,
+    "timesteps": "all",
+}
+
+
+def drawn_pictures(folder: str | None, model: str) -> Drawn:
+    """Pictures of the class that the base model drew, if the method learns from them."""
+    found = read_drawn(Path(folder), {"model": model})["images"] if folder else []
+    return [(Path(folder) / entry["file"], entry["prompt"]) for entry in found]
+
+
+def guided_of(method: dict, config: dict) -> bool | None:
+    """Whether the protected prompts of a method were sampled with guidance."""
+    if pack := config["protect"]["pack"]:
+        return packs.guided(packs.read_about(packs.locate(pack, packs.scope_of(method))[0]))
+    return config["sampler"]["guidance"] > 1
+
+
+def protected_adapter(
+    denoiser, projectors: list[str], pack: str | None, wanted: list[str], method: dict, identity: dict
+) -> tuple[Adapter, list[float]]:
+    """An adapter in the null space of the protected features, and its cached timesteps."""
+    if pack is None:
+        [(rule, value)] = method["rule"].items()
+        stacks, timesteps = site_projectors(projectors, identity, rule, value)
+    else:
+        stacks, timesteps = packs.read(packs.locate(pack, packs.scope_of(method))[0])
+    sites = in_order(find_sites(denoiser, wanted), stacks)
+    if method["rank"] != "full" and (short := short_of(stacks, method["rank"])):
+        print(f"{len(short)} of {len(stacks)} layers have fewer free directions than the rank, {method['rank']}")
+        if len(short) == len(stacks):
+            print("there is no room left to learn in: raise the value of protect.rule, or add to protect.sites")
+    for kind in ("to_q", "to_k", "to_v", "to_out.0"):
+        shares = [share for name, share in free_share(stacks).items() if name.endswith(kind)]
+        if shares:
+            print(f"free directions of {kind}: {sum(shares) / len(shares):.0%}")
+    return Adapter(sites, stacks, timesteps, method["scope"], method["rank"], method["alpha"]), timesteps
+
+
+def build_on(pipeline, earlier: list[str], model: str) -> None:
+    """Let a pipeline know the subjects that were learned before, as the model that the next one is learned on."""
+    for path in earlier:
+        adapter = load_adapter(pipeline, path, model=model)
+        if not any(map(adapter.varies, adapter.original)):
+            adapter.merge()
+
+
+def learn_word(
+    pipeline, identifier: str, data: list, scheduler, settings: TrainSettings, options: dict, path: Path, recipe: dict
+) -> dict[str, torch.Tensor]:
+    """Vectors for the identifier, which the pipeline's text encoders read from now on."""
+    word, denoiser = Word(pipeline, identifier), loading.denoiser_of(pipeline).requires_grad_(False)
+    brief = replace(settings, steps=options["inversion_steps"], learning_rate=options["inversion_rate"], **PLAIN)
+    train(denoiser, word, data, scheduler, brief, path.parent / "inversion", run=digest(recipe), trackers=())
+    install(pipeline, identifier, dict(word.requires_grad_(False).vectors))
+    return word.tensors()
+
+
+def learn(
+    out: dict,
+    projectors: list[str],
+    trajectories: list[str],
+    class_images: str | None,
+    earlier: list[str],
+    concept: dict,
+    method: dict,
+    sampler: dict,
+    resolution: int | None,
+    sites: list[str],
+    identity: dict,
+    config: dict,
+) -> None:
+    """In one process, or in each of those that share the training."""
+    device = pick_device(config["device"])
+    own = {field.name for field in fields(TrainSettings)}
+    settings = TrainSettings(**{key: value for key, value in method["train"].items() if key in own})
+
+    # Offloaded until there are latents and conditions: the denoiser does not run for them, and training needs it alone.
+    inverting = method["train"]["inversion_steps"] > 0
+    given = {key: config[key] for key in loading.OF_TRAINING}
+    pipeline = loading.load_pipeline(config["model"], device, **given, offload=not inverting)
+    # What the model learned decides what is learned, not the sampler that one draws with.
+    scheduler = schedulers.training_scheduler(pipeline.scheduler, sampler["options"])
+    schedulers.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
+    build_on(pipeline, earlier, identity["model"])
+    size, said = resolution or loading.resolution_of(pipeline), sampler["arguments"]
+    [images] = [entry["images"] for entry in config["concepts"] if entry["name"] == concept["name"]]
+    how = {
+        "arguments": said,
+        "guidance": config["sampler"]["guidance"],
+        **{key: method["train"][key] for key in ("flip", "buckets")},
+    }
+    prior = {"drawn": drawn_pictures(class_images, identity["model"]), "as_class": prior_of(method) == "prediction"}
+    recipe, path = {"concept": concept, "method": method, "identity": identity}, Path(out["adapter"])
+    word = {}
+    if inverting:
+        data = training_data(pipeline, images, concept, size, **how, live=True)
+        word = learn_word(pipeline, concept["identifier"], data, scheduler, settings, method["train"], path, recipe)
+    data = training_data(pipeline, images, concept, size, **how, **prior)
+    if prior_of(method) == "protected":
+        replay = Replay(trajectories, identity)
+        data = [replace(part, replay=replay) for part in data]
+    denoiser = loading.denoiser_alone(pipeline, device, keep=config["validate"]["every"] > 0)
+    torch.manual_seed(settings.seed)
+    if ours := method["method"] == "nullbooth":
+        try:
+            pack = config["protect"]["pack"]
+            adapter, timesteps = protected_adapter(denoiser, projectors, pack, sites, method, identity)
+        except ProjectorError as error:
+            if not earlier:
+                raise
+            raise ProjectorError(
+                f"{concept['name']}: the protected prompts and the subjects before it "
+                f"({', '.join(run.split('/')[0] for run in identity['earlier'])}) leave no direction free: {error}"
+            ) from error
+    else:
+        found, timesteps = find_sites(denoiser, tuple(sites)), [0.0]
+        passes = protected_passes(denoiser, trajectories, identity, every=10)
+        adapter = FineTune(denoiser, found, method["method"], method["rank"], method["alpha"], passes)
+    adapter = adapter.to(device)
+
+    def pictures(_step: int) -> torch.Tensor:
+        prompts = [fill_prompt(prompt, subject_words(concept)) for prompt in config["validate"]["prompts"]]
+        steps, guidance = min(20, config["sampler"]["steps"]), config["sampler"]["guidance"]
+        seeds = list(range(len(prompts)))
+        how = {"steps": steps, "guidance": guidance, "resolution": size, "arguments": said}
+        loading.move_beside(pipeline, device)
+        drawn = sample(pipeline, prompts, seeds, precision=settings.precision, **how)
+        loading.move_beside(pipeline, "cpu")
+        return drawn / 2 + 0.5
+
+    train(
+        denoiser,
+        adapter,
+        data,
+        scheduler,
+        settings,
+        path.parent,
+        run=digest(recipe),
+        validate=pictures,
+        validate_every=config["validate"]["every"],
+        trackers=config["trackers"],
+    )
+    if not PartialState().is_main_process:
+        return
+    info = AdapterInfo(
+        scope=method["scope"] if ours else method["method"],
+        rank=method["rank"],
+        timesteps=tuple(timesteps),
+        denoiser=type(denoiser).__name__,
+        model=identity["model"],
+        prompt=fill_prompt(concept["prompt"], subject_words(concept)),
+        rule=", ".join(f"{rule}: {value}" for rule, value in (method["rule"] or {}).items()),
+        identifier=concept["identifier"] if word else "",
+        guided=guided_of(method, config) if ours else None,
+    )
+    write_adapter(path, adapter.tensors() | word, info)
+    write_text(out["config"], yaml.safe_dump({**recipe, "sampler": sampler}, sort_keys=False))
+
+
+def learn_concept(*given, **named) -> None:
+    """Learn a concept (`learn`) in as many processes as the method takes GPUs."""
+    bound = inspect.signature(learn).bind(*given, **named)
+    gpus, device = bound.arguments["method"]["train"]["gpus"], bound.arguments["config"]["device"]
+    if gpus > 1:
+        devices.side_by_side(learn, bound.args, gpus, device)
+    else:
+        learn(*bound.args)
