@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from inspect import signature
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from nullbooth.errors import InputError
@@ -70,7 +71,8 @@ def tokens(folder: Path) -> tuple[int, Callable[[list[str]], list[int]]] | None:
         else:
             return None
     except Exception as error:  # the library raises nothing more exact
-        raise InputError(f"{folder}: a broken tokenizer ({error}); download the model again") from error
+        reason = shorten(str(error), 300)  # it may quote the whole file
+        raise InputError(f"{folder}: a broken tokenizer ({reason}); download the model again") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
