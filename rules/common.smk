@@ -24,13 +24,11 @@ from nullbooth.inputs.prompts import read_prompts
 from nullbooth.inputs.photographs import captions, content_digest, list_images
 from nullbooth.planning.plan import work_of
 from nullbooth.workflow.preflight import check_identifiers, check_inputs
+from nullbooth.inputs.methods import METHODS as KNOWN, is_lora, is_ours, prior_of, reads_trajectories
 from nullbooth.inputs.settings import (
-    OF_TRAJECTORIES,
     compared_points,
     complete,
     fill_prompt,
-    is_lora,
-    prior_of,
     refuse_half,
     subject_words,
     sweep_points,
@@ -61,7 +59,7 @@ try:
     if config["protect"]["pack"]:
         PACKS, config["protect"]["pack"] = packs.open_packs(
             config["protect"]["pack"],
-            {packs.scope_of(method) for method in LEARNED.values() if method["method"] == "nullbooth"},
+            {packs.scope_of(method) for method in LEARNED.values() if is_ours(method)},
             MODEL,
             digest(config["protect"]["sites"]),
             config["protect"]["rule"] if "rule" in asked["protect"] else None,
@@ -120,7 +118,7 @@ METHODS = {**LEARNED, **{point["run"]: point for point in POINTS.values()}, **PO
 STEPS = [f"{i:02d}" for i in range(config["sampler"]["steps"])]
 RUNS = [f"{c}/{m}/{seed}" for c in CONCEPTS for m in LEARNED for seed in config["seeds"]]
 # Else no statistics are needed.
-PROTECTING = not PACKS and any(method["method"] == "nullbooth" for method in LEARNED.values())
+PROTECTING = not PACKS and any(map(is_ours, LEARNED.values()))
 COMPARED_RUNS = [f"{c}/{m}/{seed}" for c in COMPARED for m in POINTS for seed in config["comparison"]["seeds"]]
 # A LoRA file has one low-rank change for all timesteps.
 EXPORTABLE = [run for run in RUNS if is_lora(METHODS[run.split("/")[1]])]
@@ -194,9 +192,9 @@ def pictures_of_class(concept):
 
 def recipe(concept, method, seed):
     """Everything that an adapter is made from; photographs by their content, wherever they lie."""
-    chosen, keeps = METHODS[method], METHODS[method]["method"] in ("nullbooth", *OF_TRAJECTORIES)
+    chosen, keeps = METHODS[method], KNOWN[METHODS[method]["method"]].reads is not None
     train = {**config["train"], **chosen["train"], "seed": int(seed), "precision": config["precision"]}
-    freed_by = (chosen["rule"] or config["protect"]["rule"]) if chosen["method"] == "nullbooth" else None
+    freed_by = (chosen["rule"] or config["protect"]["rule"]) if is_ours(chosen) else None
     own = {key: IDENTITY[key] for key in ("model", "sites", "weights") if key in IDENTITY}
     identity = IDENTITY if keeps else own
     if freed_by and packs.scope_of(chosen) in PACKS:
@@ -207,7 +205,7 @@ def recipe(concept, method, seed):
     used = ("scheduler", "options", "arguments", *(["guidance"] if train["caption_dropout"] else []))
     learned = ("name", "identifier", "class", "prompt", "images_digest", "class_prompts")
     on_top = {run: KEYS[run] for run in earlier_runs(concept, method, seed)}
-    if on_top and chosen["method"] == "nullbooth":
+    if on_top and is_ours(chosen):
         identity = identity | {"earlier": on_top, "lifelong": LATER}
     elif on_top:
         identity = identity | {"earlier": on_top}
@@ -301,7 +299,7 @@ EDITED = KEPT / "edits" / digest(EDITING)
 
 RULE = digest(config["protect"]["rule"])
 # Of the packs that can be made: what the config's methods read, or else the smallest.
-SCOPES = sorted({packs.scope_of(m) for m in LEARNED.values() if m["method"] == "nullbooth"}) or ["pooled"]
+SCOPES = sorted({packs.scope_of(m) for m in LEARNED.values() if is_ours(m)}) or ["pooled"]
 
 STORES = {
     "trajectories": [str(KEPT / "shards" / shard / "trajectory.zarr") for shard in SHARDS],
@@ -469,7 +467,7 @@ def base_embeddings(wildcards):
 
 def projectors_of(method):
     """The projectors that a method's scope reads; step 00 also holds what does not depend on the timestep."""
-    if method["method"] != "nullbooth" or PACKS:
+    if not is_ours(method) or PACKS:
         return []
     return collect("<statistics>/projectors/{step}.zarr", step=["pooled"] if method["scope"] == "pooled" else STEPS)
 
@@ -510,7 +508,7 @@ def statistics_in_use(wildcards):
 
 def calibration(wildcards):
     """The protected trajectories, for rivals that learn from them."""
-    wanted = METHODS[wildcards.method]["method"] in OF_TRAJECTORIES
+    wanted = reads_trajectories(METHODS[wildcards.method])
     return collect("<kept>/shards/{shard}/trajectory.zarr", shard=taken()) if wanted else []
 
 

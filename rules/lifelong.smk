@@ -96,11 +96,7 @@ def rooms(scope):
     found = {}
     for run in RUNS:
         concept, method, seed = run.split("/")
-        if (
-            LIFELONG.get(method) == "sequence"
-            and METHODS[method]["method"] == "nullbooth"
-            and METHODS[method]["scope"] == scope
-        ):
+        if LIFELONG.get(method) == "sequence" and is_ours(METHODS[method]) and METHODS[method]["scope"] == scope:
             step = "pooled" if scope == "pooled" else STEPS[0]
             joined = RECIPES[run]["identity"].get("lifelong")
             place = f"<kept>/runs/{run}/{KEYS[run]}" if joined else "<statistics>"

@@ -18,7 +18,7 @@ from nullbooth.evaluation.comparison import (
     read_point,
 )
 from nullbooth.evaluation.gallery import render
-from nullbooth.inputs.settings import OF_TRAJECTORIES, prior_of
+from nullbooth.inputs.methods import is_ours, prior_of, reads_trajectories
 from nullbooth.storage.pictures import read_drawn
 from nullbooth.storage.seal import read_attributes
 from nullbooth.storage.tables import write_csv
@@ -84,7 +84,7 @@ def not_known(equal: dict) -> tuple[int, float]:
 
 def table_row(curve: str, point: Point, equal: dict, method: dict, once: dict[str, float | None]) -> dict:
     """What the page's table says of a method: its point to show, drift at equal fidelity, and costs."""
-    ours, given = method["method"] == "nullbooth", method["method"] in OF_TRAJECTORIES
+    ours, given = is_ours(method), reads_trajectories(method)
     return {
         "curve": curve,
         "point": point.name,

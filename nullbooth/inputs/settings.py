@@ -12,19 +12,10 @@ from typing import Any
 import jsonschema
 
 from nullbooth.errors import SettingsError
+from nullbooth.inputs.methods import METHODS, is_ours, prior_of
 from nullbooth.inputs.text import has_secret, shown, strange_character
 from nullbooth.inputs.typed import resolve, typed
 
-RIVALS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "lora", "prior-prediction", "replay", "oft", "corda")
-_PRIORS = {
-    "dreambooth-prior": "images",
-    "custom-diffusion": "images",
-    "prior-prediction": "prediction",
-    "replay": "protected",
-}
-OF_TRAJECTORIES = ("replay", "corda")  # rivals that are given what the denoiser was given for the protected prompts
-# These change the denoiser's own weights, or are read off them: what half precision rounds away would be lost.
-OF_WEIGHTS = ("dreambooth", "dreambooth-prior", "custom-diffusion", "oft", "corda")
 EMBEDDED, EMBEDDED_NAMES = "resources/tinyworld", "config/prompts/names.txt"
 NEGATIVES = "config/prompts/negatives.txt"
 _READERS = ("tokenizer/tokenizer.json", "text_encoder/model.safetensors")
@@ -45,6 +36,7 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """A copy of `config` with the schema's defaults filled in, at every depth, and text read as what it spells
     (`typed`). Raises SettingsError."""
     _check_usable(config)
+    schema = with_methods(schema)
     config = typed(config, schema, schema)
     _check_usable(config)  # nor what was spelled as text
     config = copy.deepcopy(config)
@@ -71,7 +63,7 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
                 raise SettingsError(f"{kind}.{i}.name: {entry['name']!r} has a meaning of its own; choose another name")
     for kind, entries in lists.items():
         for i, entry in enumerate(entries):
-            if entry.get("prior") and entry["method"] != "nullbooth":
+            if entry.get("prior") and not is_ours(entry):
                 raise SettingsError(
                     f"{kind}.{i}.prior: {entry['prior']!r} is an addition to method nullbooth; {entry['method']} is "
                     "compared as it is: leave prior out"
@@ -152,6 +144,13 @@ def _negatives(config: dict[str, Any]) -> list[str]:
     return read_prompts(NEGATIVES if given == "auto" else given, "protect.negatives")
 
 
+def with_methods(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with the methods of the table (`inputs.methods`), whichever it names itself."""
+    schema = copy.deepcopy(schema)
+    schema["$defs"]["method"]["properties"]["method"]["enum"] = list(METHODS)
+    return schema
+
+
 def _check_weights(config: dict[str, Any]) -> None:
     weights, precision = config["weights"], config["precision"]
     if weights not in ("fp32", precision):
@@ -173,7 +172,7 @@ def _check_lifelong(config: dict[str, Any], lists: dict[str, list]) -> None:
         train = [{**config["train"], **point["train"]} for point in sweep_points(entry)]
         if any(settings["inversion_steps"] for settings in train) and len(set(words)) < len(words):
             raise SettingsError(f"{where}: with train.inversion_steps each concept needs an identifier of its own")
-        if entry["lifelong"] == "merged" or entry["method"] != "nullbooth":
+        if entry["lifelong"] == "merged" or not is_ours(entry):
             continue
         if config["protect"]["pack"]:
             raise SettingsError(
@@ -193,7 +192,7 @@ def _check_lifelong(config: dict[str, Any], lists: dict[str, list]) -> None:
 
 def refuse_half(key: str, method: str, weights: str) -> None:
     """Refuse methods that need the weights in full. Raises SettingsError."""
-    if weights != "fp32" and method in OF_WEIGHTS:
+    if weights != "fp32" and METHODS[method].own_weights:
         raise SettingsError(f"{key}: {method!r} needs weights: fp32, not {weights}; take that, or another method")
 
 
@@ -219,19 +218,6 @@ def compared_points(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
             line = point["name"] if len(comparison["scales"]) > 1 else point["curve"]
             found[name] = {**point, "name": name, "run": point["name"], "line": line, "scale": float(scale)}
     return found
-
-
-def prior_of(method: dict[str, Any]) -> str | None:
-    """What a method learns beside the photographs to keep what the base model knows: `images` of the class by it, its
-    `prediction` for captions that name the class alone, or its prediction for the `protected` prompts."""
-    return _PRIORS.get(method["method"], method["prior"])
-
-
-def is_lora(method: dict[str, Any]) -> bool:
-    """Whether a method's change is one product of two low-rank factors at all timesteps."""
-    if method["method"] == "nullbooth":
-        return method["scope"] != "timestep" and method["rank"] != "full"
-    return method["method"] in ("lora", "prior-prediction", "replay")
 
 
 def subject_words(concept: dict[str, Any]) -> dict[str, str]:

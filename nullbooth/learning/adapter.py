@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from nullbooth.adapters.file import AdapterInfo, write_adapter
 from nullbooth.models.timesteps import nearest_index, timestep_argument
 from nullbooth.statistics.projector import Projector
 from nullbooth.statistics.site_projectors import SiteProjectors
+
+if TYPE_CHECKING:
+    from nullbooth.learning.training import TrainSettings
 
 SCOPES = ("timestep", "pooled", "shared")
 
@@ -109,12 +112,22 @@ class Adapter(nn.Module):
         """Each once: sites that read one feature share them."""
         return list(dict.fromkeys(site.projectors for site in self.site_adapters))
 
-    def make_room(self, batch: int, share: float = 0.25) -> None:
+    @property
+    def one_timestep(self) -> bool:
+        """An update of scope `shared` can be projected for one timestep only."""
+        return self.scope == "shared"
+
+    def refuse(self, settings: "TrainSettings") -> None:
+        """Raise ValueError for settings that the scope does not allow."""
+        if self.one_timestep and settings.accumulation > 1:
+            raise ValueError("train.accumulation: scope shared projects each update for one timestep, so it must be 1")
+
+    def prepare(self, distinct: int, share: float = 0.25) -> None:
         """Let the GPU keep the projectors of as many timesteps as fit into this share of its free memory, and at least
-        those of two batches."""
+        those of two batches of `distinct` timesteps."""
         if self.timesteps.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.timesteps.device)
-            room = max(2 * batch, int(share * free / max(1, sum(p.step_bytes for p in self.projectors))))
+            room = max(2 * distinct, int(share * free / max(1, sum(p.step_bytes for p in self.projectors))))
             for projectors in self.projectors:
                 projectors.room = min(len(projectors), room)
             self._copies = torch.cuda.Stream()
@@ -165,6 +178,15 @@ class Adapter(nn.Module):
             yield
         finally:
             self._resting = False
+
+    def before_update(self) -> list[Tensor] | None:
+        """Copies of the input-side factors for scope `shared`."""
+        return self.snapshot() if self.one_timestep else None
+
+    def after_update(self, before: list[Tensor] | None, timestep: Tensor) -> None:
+        """Scope `shared`: keep of the update what the projectors of its timestep let through."""
+        if before is not None:
+            self.project_updates(before, self.nearest(timestep)[0])
 
     @torch.no_grad()
     def project_updates(self, before: list[Tensor], step: Tensor) -> None:

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from nullbooth.adapters.file import WORD
 from nullbooth.adapters.word import embeddings, install, readers, tokens_of
+from nullbooth.learning.trainable import Plain
 from nullbooth.models.calls import spoken
 from nullbooth.models.loading import denoiser_of
 
 
-class Word(nn.Module):
+class Word(Plain, nn.Module):
     """What is learned of an identifier, in the place of an `Adapter` in training. vectors: by encoder, `[k, d]`; they
     begin as the embeddings that it has."""
-
-    scope = "word"
 
     def __init__(self, pipeline: Any, word: str):
         super().__init__()
@@ -44,6 +43,11 @@ class Word(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def disabled(self, _denoiser: nn.Module) -> Iterator[None]:
+        """Nothing to disable: no prior is learned beside a word."""
+        yield
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved."""

@@ -12,12 +12,13 @@ from nullbooth import load_adapter
 from nullbooth.adapters.file import AdapterInfo, write_adapter
 from nullbooth.adapters.word import install
 from nullbooth.errors import ProjectorError
-from nullbooth.inputs.settings import fill_prompt, prior_of, subject_words
+from nullbooth.inputs.methods import is_ours, prior_of
+from nullbooth.inputs.settings import fill_prompt, subject_words
 from nullbooth.learning.adapter import Adapter
 from nullbooth.learning.data import Drawn, training_data
 from nullbooth.learning.inversion import Word
 from nullbooth.learning.replay import Replay
-from nullbooth.learning.rivals import FineTune
+from nullbooth.learning.rivals import Options, build
 from nullbooth.learning.training import TrainSettings, train
 from nullbooth.models import devices, loading, schedulers
 from nullbooth.models.precision import pick_device
@@ -140,7 +141,7 @@ def learn(
         data = [replace(part, replay=replay) for part in data]
     denoiser = loading.denoiser_alone(pipeline, device, keep=config["validate"]["every"] > 0)
     torch.manual_seed(settings.seed)
-    if ours := method["method"] == "nullbooth":
+    if ours := is_ours(method):
         try:
             pack = config["protect"]["pack"]
             adapter, timesteps = protected_adapter(denoiser, projectors, pack, sites, method, identity)
@@ -154,7 +155,7 @@ def learn(
     else:
         found, timesteps = find_sites(denoiser, tuple(sites)), [0.0]
         passes = protected_passes(denoiser, trajectories, identity, every=10)
-        adapter = FineTune(denoiser, found, method["method"], method["rank"], method["alpha"], passes)
+        adapter = build(method["method"], denoiser, found, Options(method["rank"], method["alpha"], passes))
     adapter = adapter.to(device)
 
     def pictures(_step: int) -> torch.Tensor:

@@ -17,49 +17,51 @@ All but the first three change the same sites as NullBooth. No token embedding i
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
 from diffusers.training_utils import cast_training_params
 from torch import Tensor, nn
 
-from nullbooth.inputs.settings import OF_WEIGHTS, RIVALS
+from nullbooth.inputs.methods import METHODS, OURS
+from nullbooth.learning.trainable import Plain, Trainable
 
-_UNLIKE_LORA = ("oft", "corda")  # peft methods whose change is not up @ down
+
+@dataclass(frozen=True)
+class Options:
+    """What a config says of a method's change."""
+
+    rank: int = 16  # of OFT, the size of a block
+    alpha: float | None = None  # None: the rank
+    # Runs the frozen denoiser on protected inputs, one sample at a time, for methods that look at them first.
+    passes: Callable[[], None] | None = None
 
 
-class FineTune(nn.Module):
-    """Parameters of a denoiser, or those that peft put into it, in the place of an `Adapter` in training.
+def build(method: str, denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> Trainable:
+    """What a rival method trains, by its builder in the table of methods. Raises ValueError if it has none."""
+    if method not in METHODS or not METHODS[method].builder:
+        rivals = ", ".join(name for name, known in METHODS.items() if known.builder)
+        raise ValueError(f"method {method!r}: use one of {OURS}, {rivals}")
+    module, _, function = METHODS[method].builder.partition(":")
+    return getattr(import_module(module), function)(denoiser, sites, options)
 
-    `passes` runs the frozen denoiser on protected inputs, one sample at a time, for methods that look at them first.
-    """
 
-    scope = "weights"
+class FineTune(Plain, nn.Module):
+    """Parameters of a denoiser, or those that peft put into it."""
 
-    def __init__(
-        self,
-        denoiser: nn.Module,
-        sites: dict[str, nn.Linear],
-        method: str,
-        rank: int = 16,
-        alpha: float | None = None,
-        passes: Callable[[], None] | None = None,
-    ):
+    def __init__(self, denoiser: nn.Module, choose: Callable[[], object], keep: bool, merges: bool = False):
+        """choose: makes parameters of the frozen denoiser trainable, or puts others in.
+
+        keep: whether the original weights are needed afterwards, which takes as much memory as the model. merges:
+        whether the change is read off merged weights, because what peft put in is no product of two factors.
+        """
         super().__init__()
-        if method not in RIVALS:
-            raise ValueError(f"method {method!r}: use one of nullbooth, {', '.join(RIVALS)}")
-        self.method = method
-        kept = denoiser.named_parameters() if method in OF_WEIGHTS else ()  # for others, as large as the model
-        self._original = {name: p.detach().clone() for name, p in kept}
+        self._merges = merges
+        self._original = {name: p.detach().clone() for name, p in denoiser.named_parameters()} if keep else {}
         denoiser.requires_grad_(False)
-        if method.startswith("dreambooth"):
-            denoiser.requires_grad_(True)
-        elif method == "custom-diffusion":
-            for name, site in sites.items():
-                site.weight.requires_grad_(name.rsplit(".", 1)[-1] in ("to_k", "to_v"))
-        else:
-            denoiser.add_adapter(_peft_config(denoiser, list(sites), method, rank, alpha, passes))
-            cast_training_params(denoiser)  # peft makes factors of the weights' dtype; small steps need float32
+        choose()
         self._named = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
         self.learned = nn.ParameterList(self._named.values())
         self._layers = _peft_layers(denoiser)
@@ -84,7 +86,7 @@ class FineTune(nn.Module):
         """What is saved: `down: [1, r, in]` and `up: [out, r]` of low-rank methods, else `delta` of what changed."""
         saved: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
-            if self.method in _UNLIKE_LORA:
+            if self._merges:
                 layer.merge()
                 saved[f"{name}.delta"] = layer.get_base_layer().weight - self._original[f"{name}.weight"]
                 layer.unmerge()
@@ -97,34 +99,63 @@ class FineTune(nn.Module):
         return {key: value.detach().float().cpu().contiguous().clone() for key, value in saved.items()}
 
 
+def whole_denoiser(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> FineTune:
+    """Every weight of the denoiser (DreamBooth)."""
+    return FineTune(denoiser, lambda: denoiser.requires_grad_(True), keep=True)
+
+
+def keys_and_values(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> FineTune:
+    """Keys and values of the sites (Custom Diffusion)."""
+
+    def choose() -> None:
+        for name, site in sites.items():
+            site.weight.requires_grad_(name.rsplit(".", 1)[-1] in ("to_k", "to_v"))
+
+    return FineTune(denoiser, choose, keep=True)
+
+
+def lora(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> FineTune:
+    """Low-rank changes of the sites (LoRA)."""
+    from peft import LoraConfig
+
+    config = LoraConfig(**_low_rank(sites, options), init_lora_weights="gaussian")
+    return FineTune(denoiser, lambda: _put(denoiser, config), keep=False)
+
+
+def oft(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> FineTune:
+    """Rotations of the sites' weights (OFT)."""
+    from peft import OFTConfig
+
+    config = OFTConfig(r=0, oft_block_size=options.rank, target_modules=list(sites))
+    return FineTune(denoiser, lambda: _put(denoiser, config), keep=True, merges=True)
+
+
+def corda(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> FineTune:
+    """Low-rank changes that start where protected prompts use the weights least (CorDA, knowledge-preserved mode)."""
+    from peft import LoraConfig
+    from peft.tuners.lora.config import CordaConfig
+    from peft.tuners.lora.corda import preprocess_corda
+
+    kind = CordaConfig(corda_method="kpm")
+    config = LoraConfig(**_low_rank(sites, options), init_lora_weights="corda", corda_config=kind)
+
+    def choose() -> None:
+        preprocess_corda(denoiser, config, run_model=options.passes)
+        _put(denoiser, config)
+
+    return FineTune(denoiser, choose, keep=True, merges=True)
+
+
+def _low_rank(sites: dict[str, nn.Linear], options: Options) -> dict[str, Any]:
+    return {"r": options.rank, "lora_alpha": options.alpha or options.rank, "target_modules": list(sites)}
+
+
+def _put(denoiser: nn.Module, config: Any) -> None:
+    denoiser.add_adapter(config)
+    cast_training_params(denoiser)  # peft makes factors of the weights' dtype; small steps need float32
+
+
 def _peft_layers(denoiser: nn.Module) -> dict[str, Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: module for name, module in denoiser.named_modules() if isinstance(module, BaseTunerLayer)}
-
-
-def _peft_config(
-    denoiser: nn.Module,
-    names: list[str],
-    method: str,
-    rank: int,
-    alpha: float | None,
-    passes: Callable[[], None] | None,
-) -> Any:
-    from peft import LoraConfig, OFTConfig
-    from peft.tuners.lora.config import CordaConfig
-    from peft.tuners.lora.corda import preprocess_corda
-
-    if method == "oft":
-        return OFTConfig(r=0, oft_block_size=rank, target_modules=names)
-    if method != "corda":
-        return LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=names, init_lora_weights="gaussian")
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha or rank,
-        target_modules=names,
-        init_lora_weights="corda",
-        corda_config=CordaConfig(corda_method="kpm"),
-    )
-    preprocess_corda(denoiser, config, run_model=passes)
-    return config

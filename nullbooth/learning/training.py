@@ -1,4 +1,4 @@
-"""DreamBooth training of an adapter, or of whatever a rival of it trains (nullbooth.learning.rivals), by one loop."""
+"""DreamBooth training of whatever is a `Trainable`, by one loop."""
 
 import csv
 import math
@@ -16,13 +16,11 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
-from nullbooth.learning.adapter import Adapter
 from nullbooth.learning.checkpoints import Learning, resume, save_checkpoint
-from nullbooth.learning.inversion import Word
 from nullbooth.learning.objective import draw_timesteps, is_flow, min_snr_weights, noised
 from nullbooth.learning.optimizers import make_optimizer, make_schedule
 from nullbooth.learning.replay import Replay
-from nullbooth.learning.rivals import FineTune
+from nullbooth.learning.trainable import Trainable
 from nullbooth.models.calls import unflatten
 from nullbooth.models.loading import latents_name
 from nullbooth.models.precision import computed_in
@@ -83,7 +81,7 @@ class TrainData:
 
 def train(
     denoiser: nn.Module,
-    adapter: Adapter | FineTune | Word,
+    trained: Trainable,
     buckets: Sequence[TrainData],
     scheduler: Any,
     settings: TrainSettings,
@@ -95,7 +93,7 @@ def train(
     trackers: Sequence[str] = ("tensorboard",),
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train `adapter` in place. `folder` takes checkpoints, `loss.csv` (with seconds by step) and what trackers write.
+    """Train `trained` in place. `folder` takes checkpoints, `loss.csv` (with seconds by step) and what trackers write.
 
     buckets: one for each shape of latents; a batch is of one of them. trackers: tensorboard, wandb.
 
@@ -104,22 +102,22 @@ def train(
     takes as many batches side by side, as `accumulation` takes one after the other.
     """
     s = settings
-    _refuse(s, adapter, scheduler)
-    precision = computed_in(adapter.timesteps.device, s.precision, next(denoiser.parameters()).dtype)
+    _refuse(s, trained, scheduler)
+    precision = computed_in(trained.timesteps.device, s.precision, next(denoiser.parameters()).dtype)
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(precision, precision),
-        cpu=adapter.timesteps.device.type == "cpu",
+        cpu=trained.timesteps.device.type == "cpu",
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
     )
     _begin_tracking(accelerator, s, folder, run)
     if s.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
-    parameters = [p for p in adapter.parameters() if p.requires_grad]
+    parameters = [p for p in trained.parameters() if p.requires_grad]
     optimizer = accelerator.prepare_optimizer(make_optimizer(s.optimizer, parameters, s.learning_rate, s.weight_decay))
     lr, ema = make_schedule(s.schedule, optimizer, s.warmup, s.steps), _moving_average(parameters, s)
     checkpoints = folder / "checkpoints" / run
-    learning = Learning(adapter, optimizer, lr, ema.shadow_params if ema else [], accelerator.scaler)
+    learning = Learning(trained, optimizer, lr, ema.shadow_params if ema else [], accelerator.scaler)
     done = resume(checkpoints, learning)
     if ema:
         ema.optimization_step = len(done)
@@ -127,22 +125,21 @@ def train(
     if start := len(done):
         say(f"resumed at step {start} of {s.steps}")
 
-    batches = _batches(buckets, scheduler, adapter, s, start * s.accumulation, accelerator)
+    batches = _batches(buckets, scheduler, trained, s, start * s.accumulation, accelerator)
     began = time.monotonic()
-    with adapter.attached(denoiser):
+    with trained.attached(denoiser):
         for n in range(start + 1, s.steps + 1):
             at = time.monotonic()
-            before = adapter.snapshot() if adapter.scope == "shared" else None
+            before = trained.before_update()
             total = 0.0
             for _ in range(s.accumulation):
                 batch, data = next(batches)
                 with accelerator.autocast():
-                    loss = _loss_of(denoiser, adapter, scheduler, batch, data, s) / s.accumulation
+                    loss = _loss_of(denoiser, trained, scheduler, batch, data, s) / s.accumulation
                 accelerator.backward(loss)
                 total += accelerator.reduce(loss.detach(), "mean").item()
             _update(accelerator, learning, parameters, s)
-            if before is not None:
-                adapter.project_updates(before, adapter.nearest(batch["timestep"])[0])
+            trained.after_update(before, batch["timestep"])
             if ema:
                 ema.step(parameters)
             if not math.isfinite(total):
@@ -171,28 +168,25 @@ def train(
 def _batches(
     buckets: Sequence[TrainData],
     scheduler: Any,
-    adapter: Adapter | FineTune | Word,
+    trained: Trainable,
     s: TrainSettings,
     first: int,
     of: Any,
 ) -> Iterator[tuple[dict[str, Any], TrainData]]:
     """Batches from number `first` on, this process's out of each round of all processes. While one is at work,
     the next one's projectors are on their way to the GPU."""
-    ours = isinstance(adapter, Adapter)
-    if ours:
-        adapter.make_room(s.distinct_timesteps or s.batch)
+    trained.prepare(s.distinct_timesteps or s.batch)
     upcoming = None
     for index in count(s.seed * 1_000_003 * s.accumulation + first):
-        given, upcoming = upcoming, _draw(buckets, scheduler, adapter, s, index * of.num_processes + of.process_index)
-        if ours:
-            adapter.prefetch(upcoming[0]["timestep"])
+        given, upcoming = upcoming, _draw(buckets, scheduler, trained, s, index * of.num_processes + of.process_index)
+        trained.prefetch(upcoming[0]["timestep"])
         if given:
             yield given
 
 
 def _loss_of(
     denoiser: nn.Module,
-    adapter: Adapter | FineTune | Word,
+    trained: Trainable,
     scheduler: Any,
     batch: dict[str, Any],
     data: TrainData,
@@ -202,11 +196,11 @@ def _loss_of(
     if data.live:
         batch["conditions"] = data.live(batch["rows"])
     if data.class_conditions:
-        with torch.no_grad(), adapter.disabled(denoiser):
+        with torch.no_grad(), trained.disabled(denoiser):
             batch["target"][s.batch :] = _predict(denoiser, batch, data, slice(s.batch, None))
     loss = _loss(denoiser, scheduler, batch, data, s)
     if replayed := batch.get("replayed"):  # in a pass of its own: samples may have another shape
-        with torch.no_grad(), adapter.disabled(denoiser):
+        with torch.no_grad(), trained.disabled(denoiser):
             replayed["target"] = _predict(denoiser, replayed, data)
         loss = loss + s.prior_weight * _errors(denoiser, scheduler, replayed, data, s).mean()
     return loss
@@ -223,11 +217,8 @@ def _update(accelerator: Accelerator, learning: Learning, parameters: list[nn.Pa
     learning.schedule.step()
 
 
-def _refuse(s: TrainSettings, adapter: Adapter | FineTune | Word, scheduler: Any) -> None:
-    if adapter.scope == "shared" and s.accumulation > 1:
-        raise ValueError("train.accumulation: scope shared projects each update for one timestep, so it must be 1")
-    if s.timesteps == "cached" and not isinstance(adapter, Adapter):
-        raise ValueError("train.timesteps: cached: method nullbooth alone has cached timesteps; take all")
+def _refuse(s: TrainSettings, trained: Trainable, scheduler: Any) -> None:
+    trained.refuse(s)
     if s.offset_noise and is_flow(scheduler):
         raise ValueError("train.offset_noise: flow matching starts from plain noise, whose mean it needs; leave it 0")
 
@@ -269,7 +260,7 @@ def _averaged(ema: Any, parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _draw(
-    buckets: Sequence[TrainData], scheduler: Any, adapter: Adapter | FineTune | Word, s: TrainSettings, index: int
+    buckets: Sequence[TrainData], scheduler: Any, trained: Trainable, s: TrainSettings, index: int
 ) -> tuple[dict[str, Any], TrainData]:
     """A batch of one bucket, which is drawn by its number of photographs: `s.batch` of them, and behind them as many
     samples of the prior if there is one."""
@@ -278,17 +269,17 @@ def _draw(
     if len(buckets) > 1:
         sizes = torch.tensor([float(len(bucket.latents)) for bucket in buckets])
         data = buckets[int(torch.multinomial(sizes, 1, generator=generator))]
-    batch = _draw_of(data, scheduler, adapter, s, generator, index)
+    batch = _draw_of(data, scheduler, trained, s, generator, index)
     if data.replay is not None:
         drawn = data.replay.draw(s.batch, index, s.distinct_timesteps)
-        batch["replayed"] = {key: _moved(value, adapter.timesteps.device) for key, value in drawn.items()}
+        batch["replayed"] = {key: _moved(value, trained.timesteps.device) for key, value in drawn.items()}
     return batch, data
 
 
 def _draw_of(
     data: TrainData,
     scheduler: Any,
-    adapter: Adapter | FineTune | Word,
+    trained: Trainable,
     s: TrainSettings,
     generator: torch.Generator,
     index: int,
@@ -296,9 +287,8 @@ def _draw_of(
     rows = torch.randint(len(data.latents), (s.batch,), generator=generator)
     x = data.latents[rows]
     noise = torch.randn(x.shape, generator=generator)
-    t = draw_timesteps(scheduler, adapter.timesteps.cpu() / data.unit, s.batch, s.timesteps, generator)
-    # The update of scope `shared` can be projected for one timestep only.
-    distinct = 1 if adapter.scope == "shared" else s.distinct_timesteps or s.batch
+    t = draw_timesteps(scheduler, trained.timesteps.cpu() / data.unit, s.batch, s.timesteps, generator)
+    distinct = 1 if trained.one_timestep else s.distinct_timesteps or s.batch
     t = t[torch.arange(s.batch) % distinct]
     dropped = torch.rand(s.batch, generator=generator) < s.caption_dropout
     if s.offset_noise:  # also the mean of each channel is noise (CrossLabs, Diffusion with Offset Noise)
@@ -309,14 +299,14 @@ def _draw_of(
         if dropped.any():
             conditions[key][dropped] = data.unconditional[key]
     noisy, target = noised(scheduler, x, noise, t)
-    device = adapter.timesteps.device
+    device = trained.timesteps.device
     given = t if data.unit == 1 else t * data.unit
     batch = {"sample": noisy, "timestep": given, "target": target, "conditions": conditions, "rows": rows}
     batch = {k: _moved(v, device) for k, v in batch.items()}
     if data.prior is not None:
         other = index + (1 << 40)
         plain, seeded = replace(s, caption_dropout=0.0), torch.Generator("cpu").manual_seed(other)
-        return _joined(batch, _draw_of(data.prior, scheduler, adapter, plain, seeded, other))
+        return _joined(batch, _draw_of(data.prior, scheduler, trained, plain, seeded, other))
     if data.class_conditions:  # the target is the base model's prediction, which the caller fills in
         spoken = {k: v[rows].to(device) for k, v in data.class_conditions.items()}
         return _joined(batch, {**batch, "conditions": spoken})

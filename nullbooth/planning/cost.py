@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from math import ceil, log2, prod
 from typing import NamedTuple
 
+from nullbooth.inputs.methods import OURS
+
 # Measured by bench/constants.py: processor seconds on one core of an AMD EPYC (Zen 4) virtual machine, torch 2.13.
 EIGH = {320: 0.0102, 640: 0.0474, 1280: 0.344, 2048: 1.75, 3072: 6.23}  # by width; between them it grows with its cube
 EIGVALSH = 0.4  # of the time of eigh
@@ -37,7 +39,6 @@ STORE_BYTES, ARRAY_BYTES = 1300, 1000  # what describes a store, and each array 
 ENCODERS = 1.8e9  # bytes of CLIP ViT-L/14 and DINO ViT-S/16 in float32
 PICTURE_BYTES = 1.5  # of a PNG, per pixel
 CACHED = ("trajectory", "moments", "covariance", "pool", "projector")  # rules without a benchmark file
-FULL = ("dreambooth", "dreambooth-prior")  # methods that train every weight
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Model:
 class Run:
     """One training and its pictures. `samples`: in one step, over accumulation and prior."""
 
-    method: str = "nullbooth"
+    method: str = OURS
     scope: str = "pooled"
     rank: int | str = 16
     steps: int = 300
@@ -121,6 +122,11 @@ class Run:
     def files(self) -> int:
         """Of TensorBoard, and a checkpoint if there is one."""
         return 1 + (self.steps > self.checkpoint_every)
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is learned by NullBooth itself, and not by a rival."""
+        return self.method == OURS
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ class Work:
     @property
     def protecting(self) -> bool:
         """Whether statistics are needed."""
-        return not self.packed and any(run.method == "nullbooth" for run in self.runs)
+        return not self.packed and any(run.ours for run in self.runs)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable
 
-from nullbooth.inputs.settings import OF_TRAJECTORIES, OF_WEIGHTS
+from nullbooth.inputs.methods import METHODS
 from nullbooth.planning.cost import (
     CACHED,
     CARD_MARGIN,
     CARD_OVERHEAD,
     EIGVALSH,
     FLOAT64_RATE,
-    FULL,
     KEPT,
     LOAD,
     PICTURE_BYTES,
@@ -108,7 +107,7 @@ def statistics(model: Model, work: Work, machine: Machine) -> list[Job]:
     for count, readings in parts:
         found += [shard_moments(model, work, machine, count, readings), covariance(work, count, readings)]
     # Only what some adapter reads is decomposed: all timesteps, or the pooled moments.
-    scopes = {run.scope == "pooled" for run in work.runs if run.method == "nullbooth"}
+    scopes = {run.scope == "pooled" for run in work.runs if run.ours}
     if True in scopes:
         found += [pool(work, every, moving), projector(1, every)]
     if False in scopes:
@@ -187,7 +186,7 @@ def heldout(model: Model, work: Work, machine: Machine, parts: Iterable[tuple[in
 
 def projector_bytes(model: Model, run: Run, steps: int) -> float:
     """Of the projectors that an adapter holds, at most: the thinner of two bases, float32, for every step it has."""
-    if run.method != "nullbooth":
+    if not run.ours:
         return 0.0
     times = {True: 1, False: 1 if run.scope == "pooled" else steps}
     return sum(2.0 * r.width**2 * times[r.static] for r in model.readings)
@@ -195,7 +194,7 @@ def projector_bytes(model: Model, run: Run, steps: int) -> float:
 
 def trained(model: Model, run: Run) -> float:
     """Numbers that learn."""
-    if run.method in FULL:
+    if METHODS[run.method].whole:
         return model.parameters
     if run.rank == "full":
         return sum(r.width * r.outs for r in model.readings)
@@ -204,7 +203,7 @@ def trained(model: Model, run: Run) -> float:
 
 def saved(model: Model, run: Run, steps: int) -> float:
     """Bytes of an adapter's file."""
-    if run.method != "nullbooth" or run.scope == "pooled" or run.rank == "full":
+    if not run.ours or run.scope == "pooled" or run.rank == "full":
         return 4.0 * trained(model, run)
     times = {True: 1, False: steps}
     return 4.0 * run.rank * sum(times[r.static] * r.sites * r.width + r.outs for r in model.readings)
@@ -213,11 +212,11 @@ def saved(model: Model, run: Run, steps: int) -> float:
 def training(model: Model, work: Work, machine: Machine, run: Run) -> list[Job]:
     """An adapter, its pictures, and what is measured of both."""
     projectors = projector_bytes(model, run, work.steps)
-    flops = (3 * model.flops if run.method in FULL else model.train_flops) + run.checkpointing * model.flops
+    flops = (3 * model.flops if METHODS[run.method].whole else model.train_flops) + run.checkpointing * model.flops
     seconds = run.steps * pass_seconds(model, machine, run.samples, run.microbatch, flops, calls=3)
     seconds += 2 * projectors / READ["vectors"]
     size = saved(model, run, work.steps) + 12 * trained(model, run) * (run.steps > run.checkpoint_every), 3 + run.files
-    host = TRAINER + 3 * projectors + (replayed(model, work) if run.method == "replay" else 0.0)
+    host = TRAINER + 3 * projectors + (replayed(model, work) if METHODS[run.method].prior == "protected" else 0.0)
     device = learning(model, work, machine, run)
     found = [gpu_job(machine, "adapter", 1, seconds, model.weight_bytes, device, host, size)]
     found.append(drawing(model, work, machine, "tuned_images", run.pictures, run))
@@ -239,7 +238,7 @@ def learning(model: Model, work: Work, machine: Machine, run: Run) -> float:
     """Bytes on the device at the peak of a training: while photographs and captions are encoded, on a GPU with the VAE
     and one text encoder alone; while it learns; or while it draws to validate, with all parts."""
     held = model.denoiser_bytes + projector_bytes(model, run, work.steps) + 16 * trained(model, run)
-    if run.method in OF_WEIGHTS and run.method not in FULL:
+    if METHODS[run.method].own_weights and not METHODS[run.method].whole:
         held += model.denoiser_bytes  # a copy, to tell the change
     others, decoded = model.weight_bytes - model.denoiser_bytes, activations(model.decode_bytes, 1)
     parts = model.itemsize * model.largest_text + 4 * model.vae_parameters
@@ -277,7 +276,7 @@ def drawing(model: Model, work: Work, machine: Machine, rule: str, n: int, run: 
     passes, decoded = activations(model.pass_bytes, batch * work.branches), activations(model.decode_bytes, batch)
     device = sampling(model, work, machine, passes, decoded)
     if run is not None:
-        changed = model.parameters if run.method in FULL else sum(r.outs * r.width for r in model.readings)
+        changed = model.parameters if METHODS[run.method].whole else sum(r.outs * r.width for r in model.readings)
         device += saved(model, run, work.steps) + model.itemsize * changed
     host, size = 24.0 * n * model.pixels, (PICTURE_BYTES * n * model.pixels, n + 2)
     return gpu_job(machine, rule, 1, seconds, model.weight_bytes, device, host, size)
@@ -286,7 +285,7 @@ def drawing(model: Model, work: Work, machine: Machine, rule: str, n: int, run: 
 def jobs(model: Model, work: Work, machine: Machine) -> list[Job]:
     """All jobs of `snakemake results/samples` from nothing, by rule, in the order in which they can run."""
     found = []
-    if work.protecting or any(run.method in OF_TRAJECTORIES for run in work.runs):
+    if work.protecting or any(METHODS[run.method].reads == "trajectories" for run in work.runs):
         found.append(trajectory(model, work, machine, work.shards, work.largest))
     if work.protecting:
         found += statistics(model, work, machine)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth.inputs.groups import OF_ALL, OF_CONCEPT
-from nullbooth.inputs.settings import prior_of
+from nullbooth.inputs.methods import prior_of
 from nullbooth.planning.cost import ENCODERS, Job, Machine, Run, Work
 
 VALIDATION_BATCH = 8  # as nullbooth.models.sampling

@@ -16,6 +16,7 @@ import numpy as np
 
 from nullbooth import __version__
 from nullbooth.errors import InputError, SettingsError
+from nullbooth.inputs.methods import is_ours
 from nullbooth.inputs.settings import fill_prompt
 from nullbooth.inputs.text import shown, strange_character
 from nullbooth.models.identity import hub_file
@@ -141,7 +142,7 @@ def check(path: Path, about: dict[str, Any], model: str, sites: str, asked: dict
 
 def check_method(method: dict[str, Any], packs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     """Refuse a method that none of the packs, by scope, serves. Raises SettingsError."""
-    if method["method"] != "nullbooth":
+    if not is_ours(method):
         return
     if scope_of(method) not in packs:
         [(scope, (path, _))] = list(packs.items())[:1]

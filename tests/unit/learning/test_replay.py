@@ -11,10 +11,10 @@ from test_training import SETTINGS, Calls, assert_same, data, scheduler
 from test_training import losses as read_losses
 
 from nullbooth.errors import StoreError
-from nullbooth.inputs.settings import OF_TRAJECTORIES, is_lora, prior_of
+from nullbooth.inputs.methods import is_lora, prior_of, reads_trajectories
 from nullbooth.learning import replay
 from nullbooth.learning.replay import TURN, Replay
-from nullbooth.learning.rivals import FineTune
+from nullbooth.learning.rivals import Options, build
 from nullbooth.learning.training import train
 from nullbooth.models.sites import find_sites
 from nullbooth.storage import zarrstore
@@ -108,7 +108,7 @@ def learn(folder, shards, method="replay", settings=BRIEF, die_after=None, **opt
     """Train on photographs and, as `replay`, on the shards. Returns the denoiser and what is saved of it."""
     torch.manual_seed(0)
     unet = tiny.unet()
-    made = FineTune(unet, find_sites(unet), method, 8)
+    made = build(method, unet, find_sites(unet), Options(8))
     given = replace(data(), replay=Replay(shards, IDENTITY) if method == "replay" else None)
 
     def validate(step: int) -> torch.Tensor:
@@ -152,7 +152,7 @@ def test_the_target_is_what_the_base_model_predicts_for_the_stored_inputs(tmp_pa
 def test_both_passes_are_given_the_stored_conditions_and_timesteps(tmp_path, shards):
     torch.manual_seed(0)
     unet = tiny.unet()
-    made, calls = FineTune(unet, find_sites(unet), "replay", 8), Calls(unet)
+    made, calls = build("replay", unet, find_sites(unet), Options(8)), Calls(unet)
     found = Replay(shards, IDENTITY)
     train(
         unet,
@@ -200,4 +200,4 @@ def test_replay_is_a_lora_with_a_prior_and_asks_for_trajectories():
     method = {"method": "replay", "prior": None}
     assert prior_of(method) == "protected"
     assert is_lora(method)
-    assert "replay" in OF_TRAJECTORIES
+    assert reads_trajectories(method)

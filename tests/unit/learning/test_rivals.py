@@ -14,12 +14,14 @@ from test_training import losses as read_losses
 from nullbooth.adapters.export import export_lora
 from nullbooth.adapters.file import AdapterInfo, read_adapter, write_adapter
 from nullbooth.adapters.loaded import LoadedAdapter
-from nullbooth.inputs.settings import OF_WEIGHTS, RIVALS, prior_of
-from nullbooth.learning.rivals import FineTune
+from nullbooth.inputs.methods import METHODS, prior_of
+from nullbooth.learning.rivals import FineTune, Options, build
 from nullbooth.learning.training import TrainData, train
 from nullbooth.models.sites import find_sites
 
 BRIEF = replace(SETTINGS, steps=4, batch=2, learning_rate=0.01)
+
+RIVALS = [name for name in METHODS if name != "nullbooth"]
 
 
 def rival(unet, method: str, rank: int = 8, **options) -> FineTune:
@@ -32,7 +34,7 @@ def rival(unet, method: str, rank: int = 8, **options) -> FineTune:
             for i in range(len(latents)):
                 unet(latents[i : i + 1], t, encoder_hidden_states=given.prompts[i : i + 1])
 
-    return FineTune(unet, find_sites(unet), method, rank, passes=passes, **options)
+    return build(method, unet, find_sites(unet), Options(rank, passes=passes, **options))
 
 
 def own_data(method: str) -> TrainData:
@@ -56,7 +58,7 @@ def test_a_rival_begins_as_the_base_model(method):
     assert tiny.change(outputs(unet), before) < 1e-5
 
 
-@pytest.mark.parametrize("method", [method for method in RIVALS if method not in OF_WEIGHTS])
+@pytest.mark.parametrize("method", [method for method in RIVALS if not METHODS[method].own_weights])
 def test_factors_are_float32_beside_half_precision_weights(method, tmp_path, request):
     AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process is all that accelerate has
     request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))

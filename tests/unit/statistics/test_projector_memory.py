@@ -60,7 +60,7 @@ def test_projectors_are_listed_once(unet, protected):
 @GPU
 def test_on_a_gpu_vectors_stay_with_the_host(unet, protected):
     adapter: Adapter = tiny.randomise(tiny.adapter(unet, protected, "timestep", 4)).cuda()
-    adapter.make_room(1, share=0.0)
+    adapter.prepare(1, share=0.0)
     assert all(p.vectors.device.type == "cpu" and p.vectors.is_pinned() for p in adapter.projectors)
     adapter.prefetch(torch.tensor([901.0], device="cuda"))
     torch.cuda.synchronize()
