@@ -43,8 +43,8 @@ def load_encoder(path: str, revision: str | None = None, device: torch.device | 
     options = {"revision": revision, "trust_remote_code": False}
     # DINO of 2021 is a ViT that was published without the pooler that transformers gives to one.
     model = load_whole(AutoModel, path, f"evaluate: {path}", ("pooler",), dtype=torch.float32, **options).eval()
-    about = Path(cached_file(path, "preprocessor_config.json", revision=revision))
-    size = picture_size(config := read_json(about), f"evaluate: {about}")
+    preprocessor = Path(cached_file(path, "preprocessor_config.json", revision=revision))
+    size = picture_size(about := read_json(preprocessor), f"evaluate: {preprocessor}")
     tokenizer = AutoTokenizer.from_pretrained(path, **options) if hasattr(model, "get_text_features") else None
     heads = attributes = None
     if (Path(path) / "heads.json").is_file():
@@ -52,7 +52,7 @@ def load_encoder(path: str, revision: str | None = None, device: torch.device | 
         weights = load_file(Path(path) / "heads.safetensors")
         heads = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
         heads.load_state_dict(weights)
-    mean, std = torch.tensor(config["image_mean"]), torch.tensor(config["image_std"])
+    mean, std = torch.tensor(about["image_mean"]), torch.tensor(about["image_std"])
     return Encoder(model.to(device), size, mean, std, tokenizer, heads, attributes)
 
 

@@ -1,0 +1,44 @@
+"""The first law of docs/architecture.md: what a job reads from the config does not change its result unseen."""
+
+import ast
+from pathlib import Path
+
+from running import ROOT
+
+from nullbooth.models.loading import OF_DENOISER, OF_PIPELINE, OF_TRAINING
+from nullbooth.workflow import HOW
+
+JOBS = [
+    *(ROOT / "workflow/scripts").glob("*.py"),
+    *(ROOT / "nullbooth/evaluation").glob("*.py"),
+    *(ROOT / "nullbooth" / name for name in ("adapters/loaded.py", "editing/job.py", "learning/job.py")),
+]
+
+
+def read_keys(path: Path) -> set[str]:
+    """Keys that a file reads from `config`, with dots: of `config["a"]["b"]` the longest chain of names."""
+    found, inner = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        keys, at = [], node
+        while isinstance(at, ast.Subscript):
+            inner.add(id(at.value))
+            keys.append(at.slice.value if isinstance(at.slice, ast.Constant) else None)
+            at = at.value
+        if isinstance(at, ast.Name) and at.id == "config" and keys and id(node) not in inner:
+            found.add(".".join(str(key) for key in reversed(keys) if key is not None))
+    return found - {""}  # a key by a variable: OF_DENOISER and its like, below
+
+
+def test_jobs_read_from_the_config_only_how_a_result_is_made():
+    read = {key: path.name for path in JOBS for key in read_keys(path)}
+    assert {key: name for key, name in read.items() if key not in HOW} == {}
+    assert len(read) > 10, "they were found"
+
+
+def test_what_a_model_is_loaded_with_is_how_it_computes():
+    assert {*OF_DENOISER, *OF_PIPELINE, *OF_TRAINING} <= {*HOW}
+
+
+def test_no_key_is_allowed_that_nobody_reads():
+    read = {key for path in JOBS for key in read_keys(path)} | {*OF_PIPELINE}
+    assert {key for key in HOW if key not in read} <= {"plan", "results"}, "read by the rule plan"
