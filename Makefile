@@ -23,6 +23,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules world/Snakefile
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .

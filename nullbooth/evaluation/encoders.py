@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nullbooth.models.files import picture_size, read_json
+from nullbooth.models.files import picture_size
 from nullbooth.models.loading import load_whole
+from nullbooth.models.parts import read_json
 from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
 _EMBEDDED = "nullbooth-embeddings-1"

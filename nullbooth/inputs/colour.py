@@ -25,8 +25,15 @@ def as_seen(image: Image.Image) -> Image.Image:
     found = found.convert("RGB")
     if transform := _profile(image)[0]:
         source = {"CMYK": cmyk, "L": found.convert("L"), "RGB": found}[transform.input_mode]
-        found = ImageCms.applyTransform(source, transform)
+        found = _applied(source, transform)
     return Image.composite(found, Image.new("RGB", found.size, "white"), alpha) if alpha else found
+
+
+def _applied(image: Image.Image | None, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    assert image is not None, "a profile fits its picture"
+    found = ImageCms.applyTransform(image, transform)
+    assert found is not None, "it is not done in place"
+    return found
 
 
 def seen_anew(image: Image.Image) -> bool:
@@ -103,8 +110,9 @@ def _to_srgb(content: bytes) -> tuple[ImageCms.ImageCmsTransform | None, str]:
     if mode == "CMYK":
         return transform, mode
     samples = _samples() if mode == "RGB" else Image.linear_gradient("L")
-    shifts = ImageChops.difference(ImageCms.applyTransform(samples, transform), samples.convert("RGB")).getextrema()
-    return (transform if max(high for _, high in shifts) > _SAME else None), mode
+    difference = ImageChops.difference(_applied(samples, transform), samples.convert("RGB"))
+    same = difference.point(lambda level: 255 * (level > _SAME)).getbbox() is None
+    return (None if same else transform), mode
 
 
 def _samples() -> Image.Image:

@@ -7,13 +7,13 @@ import struct
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401 (Pillow knows WebP once this is imported)
+from PIL import Image, ImageOps, UnidentifiedImageError, WebPImagePlugin  # noqa: F401 (Pillow knows WebP once this is imported)
 
 from nullbooth.errors import InputError
 from nullbooth.inputs.colour import as_seen, colour_note, seen_anew
@@ -46,16 +46,20 @@ _UNREAD = (
 _CAPTIONS = (".txt", ".caption")  # beside a photograph, under its name
 _METADATA = ("metadata.jsonl", "metadata.csv")  # of a folder, as ImageFolder of datasets has them
 # What systems leave in folders, beside names that begin with a dot; Finder's icon ends in a carriage return.
-_LEFT = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx", "#recycle", "$recycle.bin")
-_LEFT = (*_LEFT, "system volume information", "lost+found", "__pycache__")
+_LEFT = (
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx", "#recycle", "$recycle.bin"),
+    *("system volume information", "lost+found", "__pycache__"),
+)
 _PIXELS = 89_478_485  # Pillow's own limit, whatever another library has set it to
 _SMALLEST = 16
 _JP2_HEADER = 1 << 20  # bytes, in which a profile stands
 _MOST_NAMED = 20  # files in one message
 _MOST_SOUGHT = 20_000  # files in subfolders
 # What Pillow and its decoders let through.
-_BROKEN = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, SyntaxError, EOFError)
-_BROKEN = (*_BROKEN, struct.error, zlib.error)
+_BROKEN = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, SyntaxError, EOFError),
+    *(struct.error, zlib.error),
+)
 
 
 def list_images(folder: Path | str, key: str | None = None) -> list[Path]:
@@ -82,7 +86,7 @@ def list_images(folder: Path | str, key: str | None = None) -> list[Path]:
     return paths
 
 
-def list_unused(folder: Path | str, expected: set[Path] = frozenset()) -> list[str]:
+def list_unused(folder: Path | str, expected: Collection[Path] = ()) -> list[str]:
     """Names of what a folder holds beside photographs and captions, without what systems leave there; subfolders with
     the number of their pictures. expected: resolved paths that other settings name."""
     photographs = list_images(folder)
@@ -201,7 +205,7 @@ def _reason(path: Path, error: Exception) -> str:
     """Why a picture cannot be read: HEIC and AVIF often have the name of a JPEG."""
     with open(path, "rb") as file:
         start = file.read(12)
-    if isinstance(error, Image.UnidentifiedImageError) and start[4:8] == b"ftyp":
+    if isinstance(error, UnidentifiedImageError) and start[4:8] == b"ftyp":
         return f"by its content it is {start[8:].decode('latin-1').strip()}, which this ending does not say"
     return str(error)
 
@@ -210,7 +214,8 @@ def _refuse(path: Path, image: Image.Image, smallest: int) -> None:
     size = f"{path}: {image.width} x {image.height} pixels"
     if image.width * image.height > _PIXELS:
         raise InputError(f"{size}, more than can be opened safely; scale it down")
-    if image.format == "TIFF" and (image.mode == "I" or (image.mode.startswith("I") and image.tag_v2.get(262) == 0)):
+    tags = getattr(image, "tag_v2", {})  # of a TIFF: 262 says whether 0 is white
+    if image.format == "TIFF" and (image.mode == "I" or (image.mode.startswith("I") and tags.get(262) == 0)):
         raise InputError(f"{path}: grey in which 65535 is not white; save the picture as PNG or JPEG")
     if min(image.size) < smallest:
         raise InputError(f"{size}, too few to learn from; give at least {smallest} on each side")

@@ -161,7 +161,7 @@ def _check_weights(config: dict[str, Any]) -> None:
         refuse_half(f"methods.{i}.method", entry["method"], weights)
 
 
-def _check_lifelong(config: dict[str, Any], lists: dict[str, list]) -> None:
+def _check_lifelong(config: dict[str, Any], lists: dict[str, list[Any]]) -> None:
     if named := [entry["name"] for entry in lists["comparison.methods"] if entry["lifelong"]]:
         raise SettingsError(f"comparison.methods: {named[0]}: lifelong is for `methods`; take it away here")
     words = [concept["identifier"] for concept in lists["concepts"]]
@@ -251,7 +251,7 @@ def _is_integer(_checker: Any, value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-_Validator = jsonschema.validators.extend(
+_Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
 )
@@ -305,7 +305,8 @@ def _fill(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> None:
             _fill(item, schema.get("items", {}), root)
 
 
-def _explain(error: jsonschema.ValidationError) -> str:
+def _explain(error: Any) -> str:
+    """The message for an error of jsonschema (ValidationError)."""
     where = ".".join(str(part) for part in error.absolute_path)
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))

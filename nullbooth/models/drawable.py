@@ -33,7 +33,7 @@ _GIVEN = {
 def text_to_image() -> frozenset[str]:
     """Pipelines that draw from a prompt alone, as diffusers lists them in its text; none where it is not installed."""
     spec = find_spec("diffusers")
-    path = spec and Path(spec.origin).parent / "pipelines" / "auto_pipeline.py"
+    path = spec and Path(str(spec.origin)).parent / "pipelines" / "auto_pipeline.py"
     if not path or not path.is_file():
         return frozenset()
     listed = path.read_text(encoding="utf-8").partition("AUTO_TEXT2IMAGE_PIPELINES_MAPPING = ")[2].partition("\n)")[0]

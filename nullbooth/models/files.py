@@ -201,14 +201,16 @@ def components(index: dict[str, Any], where: str) -> dict[str, tuple[str, str]]:
 def diffusers_names() -> frozenset[str]:
     """Names that diffusers exports, read from its text: importing it takes seconds."""
     spec = find_spec("diffusers")
-    return frozenset(re.findall(r'"(\w+)"', Path(spec.origin).read_text(encoding="utf-8"))) if spec else frozenset()
+    return (
+        frozenset(re.findall(r'"(\w+)"', Path(str(spec.origin)).read_text(encoding="utf-8"))) if spec else frozenset()
+    )
 
 
 @cache
 def transformers_has(cls: str) -> bool:
     """Whether transformers defines a class, by the text of the models whose name it begins with."""
     spec, name = find_spec("transformers"), cls.removesuffix("Fast")
-    root = spec and Path(spec.origin).parent
+    root = spec and Path(str(spec.origin)).parent
     if not root or not (root / "models").is_dir():
         return True
     folders = [path for path in (root / "models").iterdir() if cls.lower().startswith(path.name.replace("_", ""))]
@@ -221,7 +223,7 @@ def transformers_has(cls: str) -> bool:
 def attention_names() -> tuple[str, ...]:
     """Attention back ends of the installed diffusers, by its text, without those whose code comes from the Hub."""
     spec = find_spec("diffusers")
-    path = spec and Path(spec.origin).parent / "models" / "attention_dispatch.py"
+    path = spec and Path(str(spec.origin)).parent / "models" / "attention_dispatch.py"
     if not path or not path.is_file():
         return ()
     listed = path.read_text(encoding="utf-8").partition("class AttentionBackendName")[2].partition("\nclass ")[0]

@@ -4,6 +4,7 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from nullbooth.errors import InputError
 from nullbooth.models.files import DENOISERS, loaded_files, shapes_of
@@ -29,7 +30,8 @@ def known_configs(file: Path) -> str:
 
             weights = {name: SimpleNamespace(shape=shape) for name, shape in shapes_of(file).items()}
             try:
-                known[place] = fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
+                fetch: Any = fetch_diffusers_config
+                known[place] = fetch(weights)["pretrained_model_name_or_path"]
             except (LookupError, NameError, TypeError, ValueError) as error:
                 raise InputError(f"model: {file}: no model that diffusers knows ({error}); set model_config") from error
     return known[place]

@@ -165,8 +165,7 @@ def lacking_words(tokens: int, rows: object) -> bool:
 def _json_words(path: Path) -> tuple[int, int | None]:
     """How many tokens, and how many merges if tokens are built by merges, a tokenizer.json has."""
     model = read_json(path).get("model")
-    words = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(words, dict | list):
+    if not isinstance(model, dict) or not isinstance(words := model.get("vocab"), dict | list):
         raise InputError(f"{path}: no vocabulary in it; download the model again")
     merges = model.get("merges")
     return len(words), len(merges) if isinstance(merges, list) and model.get("type") == "BPE" else None

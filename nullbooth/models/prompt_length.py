@@ -8,7 +8,7 @@ from typing import Any
 
 from nullbooth.errors import InputError
 from nullbooth.inputs.text import shown
-from nullbooth.models.files import read_json
+from nullbooth.models.parts import read_json
 
 _TOO_LONG = 10  # times what the text encoder reads: no prompt any more, but a mistake
 _CLIP_WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

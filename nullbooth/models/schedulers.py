@@ -47,7 +47,7 @@ def training_scheduler(own: Any, options: dict[str, Any] | None = None) -> Any:
     return DDPMScheduler.from_config(own.config, **{k: v for k, v in (options or {}).items() if k in OF_OBJECTIVE})
 
 
-def scheduler_class(name: str) -> type:
+def scheduler_class(name: str) -> Any:
     """A scheduler class of diffusers that draws in the way of all. Raises InputError for any other name."""
     import diffusers
 

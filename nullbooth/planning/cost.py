@@ -180,7 +180,7 @@ class Job(NamedTuple):
     """One rule: so many jobs, and what each of them takes."""
 
     rule: str
-    count: int
+    count: int  # type: ignore[assignment] # in place of tuple's method
     seconds: float  # mean
     gpu: bool  # whether it takes a GPU here
     host: float  # memory, of the largest
@@ -203,7 +203,7 @@ def card(peak: float, gpus: int = 1, cores: int = 8) -> Machine:
 
 def stored(arrays: Iterable[Array]) -> tuple[float, int]:
     """Bytes and files of a store, as nullbooth.storage.zarrstore writes it, with the time stamp of Snakemake."""
-    size, files = STORE_BYTES, 2
+    size, files = float(STORE_BYTES), 2
     for shape, itemsize, kept, rows in arrays:
         rows = rows or max(1, CHUNK_BYTES // (itemsize * prod(shape[1:])))
         size += itemsize * prod(shape) * kept + ARRAY_BYTES

@@ -198,7 +198,7 @@ def trained(model: Model, run: Run) -> float:
         return model.parameters
     if run.rank == "full":
         return sum(r.width * r.outs for r in model.readings)
-    return sum(run.rank * (r.sites * r.width + r.outs) for r in model.readings)
+    return sum(int(run.rank) * (r.sites * r.width + r.outs) for r in model.readings)
 
 
 def saved(model: Model, run: Run, steps: int) -> float:
@@ -206,7 +206,7 @@ def saved(model: Model, run: Run, steps: int) -> float:
     if not run.ours or run.scope == "pooled" or run.rank == "full":
         return 4.0 * trained(model, run)
     times = {True: 1, False: steps}
-    return 4.0 * run.rank * sum(times[r.static] * r.sites * r.width + r.outs for r in model.readings)
+    return 4.0 * int(run.rank) * sum(times[r.static] * r.sites * r.width + r.outs for r in model.readings)
 
 
 def training(model: Model, work: Work, machine: Machine, run: Run) -> list[Job]:

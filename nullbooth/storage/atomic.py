@@ -106,5 +106,5 @@ def _move(partial: Path, path: Path) -> None:
 
 
 def _said(error: OSError) -> str:
-    reason = os.strerror(error.errno)
+    reason = os.strerror(error.errno or 0)
     return f"{reason}: make room and run the same command again" if error.errno in _FULL else reason

@@ -1,5 +1,6 @@
 """Progress of long work as lines in a log, with the time left."""
 
+import io
 import os
 import resource
 import sys
@@ -36,4 +37,5 @@ def log_to(path: str) -> None:
     sys.stdout.flush()
     os.dup2(file.fileno(), sys.stdout.fileno())
     os.dup2(file.fileno(), sys.stderr.fileno())
+    assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True, encoding="utf-8", errors="backslashreplace")

@@ -1,6 +1,7 @@
 """Zarr stores that are either whole or absent, that know what they were made from, and that notice damage."""
 
 import zlib
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,22 @@ class _Checked(LocalStore):
         super().__init__(root, read_only=checksums is not None)
         self.checksums = {} if checksums is None else checksums
 
-    async def set(self, key, value):
-        await super().set(key, value)
+    async def set(self, key: str, value: Any, *args: Any) -> None:
+        await super().set(key, value, *args)
         self.checksums[key] = zlib.crc32(value.as_numpy_array())
 
-    async def get(self, key, prototype=None, byte_range=None):
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         found = await super().get(key, prototype, byte_range)
         if key == "zarr.json":  # has the checksums in it, and a seal of its own
             return found
-        if self.checksums.get(key) != (None if found is None else zlib.crc32(found.as_numpy_array())):
+        if self.checksums.get(key) != (None if found is None else zlib.crc32(found.as_numpy_array().data)):
             raise StoreError(f"{self.root}: {key} is not what was written there; {MEND}")
         return found
 
 
 def write(
     path: Path | str,
-    arrays: dict[str, NDArray],
+    arrays: Mapping[str, Any],
     identity: dict[str, Any],
     *,
     chunk_rows: dict[str, int] | None = None,
@@ -95,12 +96,12 @@ def _missing(path: Path, checksums: dict[str, int]) -> list[str]:
     return [key for key in checksums if not (path / key).is_file()]
 
 
-def pack_symmetric(c: NDArray) -> NDArray:
+def pack_symmetric(c: NDArray[Any]) -> NDArray[Any]:
     """The upper triangle `[n (n + 1) / 2]` of a symmetric matrix `[n, n]`."""
     return c[np.triu_indices(len(c))]
 
 
-def unpack_symmetric(packed: NDArray) -> NDArray:
+def unpack_symmetric(packed: NDArray[Any]) -> NDArray[Any]:
     """The symmetric matrix of a packed upper triangle."""
     n = (int((8 * len(packed) + 1) ** 0.5) - 1) // 2
     c = np.zeros((n, n), packed.dtype)

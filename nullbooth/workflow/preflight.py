@@ -23,9 +23,9 @@ from nullbooth.models.files import (
     check_pipeline,
     diffusers_names,
     is_local,
-    read_json,
     weight_names,
 )
+from nullbooth.models.parts import read_json
 from nullbooth.models.prompt_length import check_lengths
 from nullbooth.workflow.borrowed import borrowed
 
@@ -238,7 +238,9 @@ def prompts_of(config: dict[str, Any], prompts: dict[str, list[str]]) -> Iterato
 
 def edited_prompts(config: dict[str, Any], prompts: dict[str, list[str]]) -> dict[str, list[str]]:
     """The prompts that edits are solved and measured with, by the setting of their contexts; none without edits."""
-    edits, found, changed = edits_of(config["edits"]), {}, {}
+    edits = edits_of(config["edits"])
+    found: dict[str, list[str]] = {}
+    changed: dict[str, int] = {}  # the first edit that changes a prompt
     for i, edit in enumerate(edits):
         if edit.source == edit.target:
             raise SettingsError(f"edits.{i}: from and to are both {shown(edit.source)}; nothing would change")
