@@ -9,6 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from nullbooth.evaluation import figures
+from nullbooth.evaluation.comparison import DRIFT, FIDELITY, pareto_front, read_point
 from nullbooth.evaluation.mechanism import summary
 from nullbooth.inputs.edits import edits_of
 from nullbooth.inputs.photographs import IN_BROWSERS, list_images, open_image
@@ -117,6 +119,49 @@ def attention_maps(drawn: dict[str, tuple[Path, str]]) -> list[dict]:
                 {"word": entry["word"], "label": label, "file": f"{address}/{entry['file']}"}
             )
     return [{"prompt": prompt, "maps": maps} for prompt, maps in found.items()]
+
+
+def plot_of_methods(results: Path, concepts: list[str], methods: list[str], seeds: list[int]) -> str | None:
+    """The trade-off of the methods of a gallery as SVG text, or None if there is but one."""
+    if len(methods) < 2:
+        return None
+    named = [{"curve": name, "name": name, "run": name, "line": name, "scale": 1.0} for name in methods]
+    points = [read_point(results, point, concepts, seeds) for point in named]
+    curves = {p.curve: [[{"drift": p.mean(DRIFT), "fidelity": p.mean(FIDELITY)}]] for p in points}
+    means = [(p.values[DRIFT].mean(), p.values[FIDELITY].mean()) for p in points]
+    landmarks = {"base model": points[0].mean(("base", "subject", "dino_fidelity"))["value"]}
+    drawing = figures.trade_off(curves, [means[i] for i in pareto_front(means)], landmarks)
+    return figures.svg(drawing)
+
+
+def write_samples(
+    page: Path,
+    results: Path,
+    template: str,
+    runs: list[str],
+    concepts: list[dict[str, Any]],
+    methods: list[str],
+    seeds: list[int],
+    model: str,
+    sampler: dict[str, Any],
+    small: bool,
+    **sections: Any,
+) -> None:
+    """Write the gallery of a config (`write_gallery`, which takes `sections`), with a plot if it has several methods.
+
+    small: whether the page enlarges its pictures pixel by pixel.
+    """
+    about = {
+        "model": model,
+        "steps": sampler["steps"],
+        "guidance": sampler["guidance"],
+        "methods": len(methods) * len(seeds),
+        "seeds": len(seeds),
+        "small": small,
+    }
+    names = [concept["name"] for concept in concepts]
+    plot = plot_of_methods(results, names, methods, seeds)
+    write_gallery(page, Path(template), results, runs, concepts, about, plot, **sections)
 
 
 def write_gallery(

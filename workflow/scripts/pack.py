@@ -7,23 +7,15 @@ from nullbooth.statistics.records import MomentStore
 from nullbooth.storage.progress import log_to
 
 
-def main(
-    out: str,
-    projectors: list[str],
-    covariance: str,
-    scope: str,
-    rule: dict,
-    identity: dict,
-    about: dict,
-    shards: dict[str, list[str]],
-) -> None:
-    taken = MomentStore(covariance, identity).about["shards"]
+def main(out: str, projectors: list[str], covariance: str, shards: dict[str, list[str]], params: dict) -> None:
+    taken = MomentStore(covariance, params["identity"]).about["shards"]
     prompts = sorted(prompt for name in taken for prompt in shards[name])
-    packs.write(out, projectors, identity, rule, scope, **about, prompts=prompts)
+    about = params.pop("about")
+    packs.write(out, projectors, **params, **about, prompts=prompts)
     print(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB for {len(prompts)} protected prompts")
 
 
 if __name__ == "__main__":
     log_to(snakemake.log[0])
-    i = snakemake.input
-    main(snakemake.output[0], i.projectors, i.covariance, **snakemake.params)
+    given, params = snakemake.input, dict(snakemake.params)
+    main(snakemake.output[0], given.projectors, given.covariance, params.pop("shards"), params)
