@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nullbooth.models.files import picture_size
+from nullbooth.errors import InputError
+from nullbooth.models.files import normalisation, picture_size
 from nullbooth.models.loading import load_whole
-from nullbooth.models.parts import read_json
+from nullbooth.models.parts import lacking_words, read_json
 from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
 _EMBEDDED = "nullbooth-embeddings-1"
@@ -46,22 +47,32 @@ def load_encoder(path: str, revision: str | None = None, device: torch.device | 
     model = load_whole(AutoModel, path, f"evaluate: {path}", ("pooler",), dtype=torch.float32, **options).eval()
     preprocessor = Path(cached_file(path, "preprocessor_config.json", revision=revision))
     size = picture_size(about := read_json(preprocessor), f"evaluate: {preprocessor}")
-    tokenizer = AutoTokenizer.from_pretrained(path, **options) if hasattr(model, "get_text_features") else None
+    tokenizer = None
+    if hasattr(model, "get_text_features"):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        except (ImportError, LookupError, ValueError, OSError) as error:
+            raise InputError(f"evaluate: {path}: its tokenizer cannot be loaded: {error}") from error
+        if lacking_words(len(tokenizer), model.config.get_text_config().vocab_size):
+            raise InputError(f"evaluate: {path}: its tokenizer has only {len(tokenizer)} tokens; download it again")
     heads = attributes = None
     if (Path(path) / "heads.json").is_file():
         attributes = json.loads((Path(path) / "heads.json").read_text(encoding="utf-8"))
         weights = load_file(Path(path) / "heads.safetensors")
         heads = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
         heads.load_state_dict(weights)
-    mean, std = torch.tensor(about["image_mean"]), torch.tensor(about["image_std"])
+    mean, std = map(torch.tensor, normalisation(about, f"evaluate: {preprocessor}"))
     return Encoder(model.to(device), size, mean, std, tokenizer, heads, attributes)
 
 
 def load_encoders(paths: dict[str, str], identity: dict[str, str], device: torch.device | str) -> dict[str, Encoder]:
     """The encoders `clip` and `dino` of the config's `evaluate`, of the revisions that `identity` names."""
-    return {
+    found = {
         name: load_encoder(paths[name], identity[name].partition("@")[2] or None, device) for name in ("clip", "dino")
     }
+    if found["clip"].tokenizer is None:  # of the Hub: preflight sees folders alone
+        raise InputError(f"evaluate.clip: {paths['clip']} has no text encoder; give a CLIP or SigLIP model")
+    return found
 
 
 def features_of(output: object) -> Tensor:
@@ -101,7 +112,9 @@ def read_embeddings(path: Path | str) -> dict[tuple[str, str], Tensor]:
 @torch.no_grad()
 def embed_texts(encoder: Encoder, texts: list[str]) -> Tensor:
     """Unit embeddings `[n, d]`, on the CPU, of texts by a CLIP-shaped encoder."""
-    tokens = encoder.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    # Some tokenizers do not say how many tokens the model reads.
+    most = min(encoder.tokenizer.model_max_length, encoder.model.config.get_text_config().max_position_embeddings)
+    tokens = encoder.tokenizer(texts, padding="max_length", max_length=most, truncation=True, return_tensors="pt")
     # SigLIP's has no attention mask: it was trained with the padding in sight.
     known = {key: tokens[key].to(encoder.model.device) for key in ("input_ids", "attention_mask") if key in tokens}
     features = encoder.model.get_text_features(**known)

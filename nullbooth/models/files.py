@@ -1,6 +1,7 @@
 """What the files of a model say of it, without reading its weights; imports neither torch nor diffusers."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -27,9 +28,9 @@ from nullbooth.models.parts import (
 DENOISERS = ("unet", "transformer")
 # Of which a tiny one goes through the whole workflow in the tests.
 TRANSFORMERS = ("PixArtTransformer2DModel", "SanaTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
-# What a tokenizer is read from, and the encoders of images that read one size alone.
-_WORDS = ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt")
-_FIXED = ("clip", "siglip", "vit")
+# Image encoders that read pictures of one size alone, and that mask parts of them at random.
+_FIXED = ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "vit", "deit")
+_RANDOM = ("vit_mae",)
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 # Where one file has the parts of a pipeline, in the names of the original repositories; T5 has a place of its own.
 _DENOISER = ("model.diffusion_model.",)
@@ -238,16 +239,24 @@ def check_encoder(folder: Path, key: str) -> None:
     check_weights(folder, key, "transformers")
     if not (folder / "preprocessor_config.json").is_file():
         raise InputError(f"{key}: {folder} has no preprocessor_config.json, which says how it wants its images")
+    if (folder / "heads.json").is_file():
+        weight_names(folder / "heads.safetensors", key)
     config, about = read_json(folder / "config.json"), read_json(folder / "preprocessor_config.json")
-    vision = config.get("vision_config") or config
-    if not {"image_size", "patch_size", "num_channels"} & set(vision) and "vision_config" not in config:
+    named = [name for name in ("vision_config", "vision_config_dict") if isinstance(config.get(name), dict)]
+    vision = config[named[0]] if named else config
+    if not named and not {"image_size", "patch_size", "num_channels"} & set(vision):
         raise SettingsError(
             f"{key}: {folder}/config.json: model_type {shown(config.get('model_type'))} takes no images; give an image "
             "encoder such as openai/clip-vit-base-patch32 or facebook/dinov2-base"
         )
     if key == "evaluate.clip":
         check_texts(folder, config, key)
-    size, own = picture_size(about, where := f"{key}: {folder}/preprocessor_config.json"), vision.get("image_size")
+    if config.get("model_type") in _RANDOM:
+        raise SettingsError(
+            f"{key}: {folder}/config.json: model_type {config['model_type']!r} reads a random part of each picture, so "
+            "that no two measurements agree; give another image encoder, such as facebook/dinov2-base"
+        )
+    size, own = picture_size(about, where := f"{key}: {folder}/preprocessor_config.json"), vision.get("image_size", 224)
     if config.get("model_type") in _FIXED and isinstance(own, int) and size != own:
         raise InputError(
             f"{where}: pictures of {size} pixels, but config.json has image_size {own}, and the model reads no other "
@@ -257,13 +266,28 @@ def check_encoder(folder: Path, key: str) -> None:
 
 def check_texts(folder: Path, config: dict[str, Any], key: str) -> None:
     """Refuse an encoder of images alone where texts are compared with images."""
-    if "text_config" not in config:
+    named = [name for name in ("text_config", "text_config_dict") if isinstance(config.get(name), dict)]
+    if not named:
         raise SettingsError(
             f"{key}: {folder}/config.json: model_type {shown(config.get('model_type'))} has no text encoder; give a "
             "CLIP or SigLIP model, such as openai/clip-vit-base-patch32"
         )
-    if not any((folder / name).is_file() for name in _WORDS):
-        raise InputError(f"{key}: {folder} has no tokenizer ({', '.join(_WORDS)}); download the model again")
+    check_words(folder, key, config[named[0]].get("vocab_size"))
+    about = folder / "tokenizer_config.json"
+    if about.is_file() and read_json(about).get("tokenizer_class") == "SiglipTokenizer":
+        missing = [package for package in ("sentencepiece", "google.protobuf") if not _installed(package)]
+        if missing:
+            package = {"google.protobuf": "protobuf"}.get(missing[0], missing[0])
+            raise SettingsError(
+                f"{key}: {folder}: its SiglipTokenizer needs a package that is not installed: pip install {package}"
+            )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # the package above it
+        return False
 
 
 def picture_size(about: dict[str, Any], where: str) -> int:
@@ -272,17 +296,33 @@ def picture_size(about: dict[str, Any], where: str) -> int:
     Reads every form in which transformers has written it: a number, height and width, or the shortest edge; of the crop
     if there is one. Raises InputError, which begins with `where`, if there is none or mean and deviation are not given.
     """
-    for name in ("image_mean", "image_std"):
-        if not (isinstance(value := about.get(name), list) and len(value) == 3):
-            raise InputError(f"{where}: {name} {shown(value)}: three numbers are needed; download the model again")
+    normalisation(about, where)
     crop = about.get("do_center_crop", True) and about.get("crop_size") is not None
     size = about.get("crop_size" if crop else "size")
     side = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
-    if not isinstance(side, int) or side < 1:
+    oblong = isinstance(size, dict) and size.get("width", side) != side
+    if not isinstance(side, int) or isinstance(side, bool) or side < 1 or oblong:
         raise InputError(
             f"{where}: {'crop_size' if crop else 'size'} {shown(size)} is no size of pictures; download the model again"
         )
     return side
+
+
+def normalisation(about: dict[str, Any], where: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of colours in [0, 1] that an encoder takes away and divides by.
+
+    Raises InputError, which begins with `where`, if they are not three numbers each, or a deviation is not positive.
+    """
+    if about.get("do_normalize") is False:
+        return [0.0] * 3, [1.0] * 3
+    found = []
+    for name in ("image_mean", "image_std"):
+        value, least = about.get(name), 0.0 if name == "image_std" else -math.inf
+        numbers = isinstance(value, list) and [v for v in value if type(v) in (int, float) and least < v < math.inf]
+        if not numbers or len(numbers) != 3 or numbers != value:
+            raise InputError(f"{where}: {name} {shown(value)}: three numbers are needed; download the model again")
+        found.append([float(v) for v in numbers])
+    return found[0], found[1]
 
 
 def check_config(folder: Path, key: str) -> None:

@@ -341,7 +341,12 @@ def test_the_size_of_pictures_is_read_in_every_form_it_has_on_the_hub(about, siz
     [
         ({}, "size None is no size of pictures"),
         ({"size": {"longest_edge": 64}}, "size .* is no size of pictures"),
+        ({"size": {"height": 16, "width": 8}}, "size .* is no size of pictures"),
+        ({"size": True}, "size True is no size of pictures"),
         ({"size": 16, "image_mean": None}, "image_mean None: three numbers are needed"),
+        ({"size": 16, "image_std": [0, 1, 1]}, r"image_std \[0, 1, 1\]: three numbers are needed"),
+        ({"size": 16, "image_mean": ["a", "b", "c"]}, "image_mean .*: three numbers are needed"),
+        ({"size": 16, "image_mean": [0.5, float("nan"), 0.5]}, "image_mean .*: three numbers are needed"),
         ({"size": 32}, "pictures of 32 pixels, but config.json has image_size 16"),
     ],
 )
@@ -352,6 +357,55 @@ def test_an_encoder_of_no_use_is_refused_before_the_first_job(tmp_path, about, s
         check_encoder(tmp_path, "evaluate.dino")
 
 
+def test_without_normalisation_colours_stay_as_they_are(tmp_path):
+    vit(tmp_path, do_normalize=False, image_mean=None)
+    check_encoder(tmp_path, "evaluate.dino")
+    x = pictures(1, 16)
+    torch.testing.assert_close(load_encoder(str(tmp_path)).prepare(x), x / 2 + 0.5)
+
+
+def test_texts_are_padded_to_what_the_model_reads_whatever_the_tokenizer_says(tmp_path, clip_folder):
+    copy = shutil.copytree(clip_folder, tmp_path / "clip")
+    said = json.loads((copy / "tokenizer_config.json").read_text())
+    said.pop("model_max_length", None)
+    (copy / "tokenizer_config.json").write_text(json.dumps(said))
+    texts = ["a red star", "a photo of a small blue ring on a white background " * 20]
+    expected = embed_texts(load_encoder(str(clip_folder)), texts)
+    torch.testing.assert_close(embed_texts(load_encoder(str(copy)), texts), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "vit_mae"}, "model_type 'vit_mae' reads a random part of each picture"),
+        ({"vision_config": [1], "image_size": 8}, "pictures of 16 pixels, but config.json has image_size 8"),
+        ({"image_size": 8, "model_type": "deit"}, "pictures of 16 pixels, but config.json has image_size 8"),
+    ],
+)
+def test_configs_of_no_use_are_refused(tmp_path, change, said):
+    vit(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=said):
+        check_encoder(tmp_path, "evaluate.dino")
+
+
+def test_a_tokenizer_that_needs_a_package_names_it(tmp_path, clip_folder, monkeypatch):
+    copy = shutil.copytree(clip_folder, tmp_path / "clip")
+    said = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(said | {"tokenizer_class": "SiglipTokenizer"}))
+    monkeypatch.setattr("nullbooth.models.files.find_spec", lambda package: None)
+    with pytest.raises(InputError, match=r"evaluate\.clip: .*SiglipTokenizer needs .*: pip install sentencepiece"):
+        check_encoder(copy, "evaluate.clip")
+
+
+def test_heads_without_weights_are_refused(dino_folder, tmp_path):
+    copy = shutil.copytree(dino_folder, tmp_path / "dino")
+    (copy / "heads.safetensors").unlink()
+    with pytest.raises(InputError, match=r"evaluate\.dino: .*heads\.safetensors: no such file"):
+        check_encoder(copy, "evaluate.dino")
+
+
 def test_an_encoder_of_images_alone_compares_no_texts(tmp_path, clip_folder):
     vit(tmp_path)
     with pytest.raises(InputError, match=r"evaluate\.clip: .*model_type 'vit' has no text encoder"):
@@ -360,7 +414,7 @@ def test_an_encoder_of_images_alone_compares_no_texts(tmp_path, clip_folder):
     check_encoder(copy, "evaluate.clip")
     for path in (*copy.glob("*vocab*"), *copy.glob("tokenizer.json")):
         path.unlink()
-    with pytest.raises(InputError, match=r"evaluate\.clip: .*clip has no tokenizer"):
+    with pytest.raises(InputError, match=r"evaluate\.clip: .*clip has no vocabulary"):
         check_encoder(copy, "evaluate.clip")
     (copy / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 9}))
     with pytest.raises(InputError, match=r"evaluate\.dino: .*model_type 'bert' takes no images"):

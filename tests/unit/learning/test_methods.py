@@ -1,6 +1,7 @@
 """The table of methods: what it says, and that one entry is all that a new method needs."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import output_layers
 import pytest
@@ -32,6 +33,12 @@ def test_every_method_has_one_entry(schema):
     assert [name for name in METHODS if METHODS[name].name != name] == []
     assert [name for name in METHODS if not METHODS[name].builder] == ["nullbooth"]
     assert schema["$defs"]["method"]["properties"]["method"]["enum"] == list(METHODS), "as editors show it"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "nullbooth"])
+def test_every_builder_is_there(name):
+    module, _, function = METHODS[name].builder.partition(":")
+    assert callable(getattr(import_module(module), function))
 
 
 def test_a_new_method_is_known_to_configs_plans_and_rules(schema, added, pipeline_folder):
