@@ -31,9 +31,6 @@ class _Record:
         self._group = zarrstore.read(path, dict(identity) if identity is not None else None)
         self.about: dict[str, Any] = dict(self._group.attrs)
 
-    def _has(self, key: str) -> bool:
-        return key in self._group
-
     def _array(self, key: str) -> zarr.Array:
         found = self._group[key]
         assert isinstance(found, zarr.Array), key
@@ -178,7 +175,7 @@ class EigenStore(_ByFeature):
     def reference(self, name: str) -> NDArray | None:
         """Eigenvalues `[n]` of the protected prompts alone, if subjects were added to them."""
         key = f"{name}:protected"
-        return self._values(key) if self._has(key) else None
+        return self._values(key) if key in self._group else None
 
     @staticmethod
     def write(

@@ -8,10 +8,10 @@ from running import ROOT
 from nullbooth.models.loading import OF_DENOISER, OF_PIPELINE, OF_TRAINING
 from nullbooth.workflow import HOW
 
+PACKAGES = ("statistics", "adapters", "learning", "editing", "evaluation")  # that work on a config in a job
 JOBS = [
     *(ROOT / "workflow/scripts").glob("*.py"),
-    *(ROOT / "nullbooth/evaluation").glob("*.py"),
-    *(ROOT / "nullbooth" / name for name in ("adapters/loaded.py", "editing/job.py", "learning/job.py")),
+    *(path for name in PACKAGES for path in (ROOT / "nullbooth" / name).glob("*.py")),
 ]
 
 
@@ -24,7 +24,8 @@ def read_keys(path: Path) -> set[str]:
             inner.add(id(at.value))
             keys.append(at.slice.value if isinstance(at.slice, ast.Constant) else None)
             at = at.value
-        if isinstance(at, ast.Name) and at.id == "config" and keys and id(node) not in inner:
+        named = getattr(at, "id", None) or getattr(at, "attr", None)  # `config` or `snakemake.config`
+        if named == "config" and keys and id(node) not in inner:
             found.add(".".join(str(key) for key in reversed(keys) if key is not None))
     return found - {""}  # a key by a variable: OF_DENOISER and its like, below
 
