@@ -4,24 +4,32 @@ Photographs -> adapters confined to the null space of the protected prompts' fea
 `snakemake results/samples`; single stages by name: trajectories, covariances, projectors, adapters.
 """
 
-import os
 import sys
+from pathlib import Path
 
 from snakemake.utils import min_version
 
 min_version("9.14")
 
-# Paths in configs begin here; and a workflow that takes this one as a module has another folder.
+# A workflow that uses this one as a module, -s and --directory all leave Snakemake in another folder.
 here = workflow.current_basedir.get_path_or_uri(secret_free=True)
-home = os.path.dirname(os.path.realpath(os.path.join(here, "Snakefile")))
-if os.path.realpath(os.getcwd()) != os.path.realpath(here) or not os.path.exists(os.path.join(here, "rules")):
+if Path(here, "Snakefile").is_symlink() and not Path(here, "rules").exists():
     sys.exit(
-        f"config: NullBooth works in its own checkout alone, not by -s, --directory or module: run it in {home}, and name "
-        "your own folders in a config of your own (--configfile, with absolute paths)"
+        f"config: {here}/Snakefile is a link without its rules; run snakemake -s {Path(here, 'Snakefile').resolve()}"
     )
+sys.path.insert(0, here)
+
+from nullbooth.inputs.shipped import shipped
+
+# Settings of the user's own config/config.yaml extend the defaults, like those of --configfile.
+if not Path("config/config.yaml").exists() or not shipped("config/config.yaml").samefile("config/config.yaml"):
+
+    configfile: shipped("config/config.yaml")
 
 
-configfile: "config/config.yaml"
+if Path("config/config.yaml").exists():
+
+    configfile: "config/config.yaml"
 
 
 report: "workflow/report/workflow.rst"
@@ -45,8 +53,8 @@ rule samples:
     input:
         rules.gallery.output,
         rules.gallery.input,
-        collect("<kept>/runs/{run}/adapter.safetensors", run=kept_runs(RUNS)),
-        statistics_in_use,
+        runs.adapters(runs.of_methods),
+        statistics.in_use(),
 
 
 rule trajectories:
@@ -61,9 +69,9 @@ rule covariances:
 
 rule projectors:
     input:
-        collect("<statistics>/projectors/{step}.zarr", step=[*STEPS, "pooled"]),
+        collect("<statistics>/projectors/{step}.zarr", step=statistics.pooled),
 
 
 rule adapters:
     input:
-        collect("<kept>/runs/{run}/adapter.safetensors", run=kept_runs(RUNS)),
+        runs.adapters(runs.of_methods),

@@ -1,46 +1,17 @@
 """All measurements as one table, and methods beside each other."""
 
-TABULATED = [f"runs/{run}/metrics.json" for run in RUNS]
-TABLE = {"concepts": list(CONCEPTS), "methods": list(LEARNED), "seeds": config["seeds"]}
-EVALUATION = page_of("evaluation", TABULATED, **TABLE)
-# What adapters change in each layer, by where it is below an adapter.
-CHANGES = f"mechanism/{digest([IDENTITY, HELDOUT_IDENTITY])}"
-COMPARED_NAMES = [
-    *(f"runs/{run}/loss.csv" for run in LEARNED_FOR_POINTS),
-    *(f"runs/{run}/{name}" for run in COMPARED_RUNS for name in ("metrics.json", "images")),
-    *(f"images/base/{part}{FEWER_STEPS}" for part in [*COMPARED, "unrelated"]),
-]
-COMPARISON = {
-    "points": POINTS,
-    "concepts": COMPARED,
-    "seeds": config["comparison"]["seeds"],
-    "reference": REFERENCE,
-    "steps": config["comparison"]["steps"],
-    "small": SMALL_PICTURES,
-}
-FOLDERS |= {"evaluation": "evaluation/metrics.csv"}
-SHOWN |= {
-    **{f"evaluation/{name}": (EVALUATION / name, "") for name in ("metrics.csv", "metrics.json")},
-    **{
-        f"runs/{run}/{name}": (KEPT / "runs" / run / KEYS[run] / CHANGES / name, "")
-        for run in RUNS
-        for name in ("mechanism.csv", "change_protected.svg", "change_heldout.svg")
-    },
-    "comparison": (page_of("comparison", COMPARED_NAMES, **COMPARISON), ""),
-}
-
 
 rule evaluation:
     input:
-        behind(TABULATED),
+        workspace.names.files(pages.tabulated),
     output:
         table=report(
-            EVALUATION / "metrics.csv",
+            pages.evaluation / "metrics.csv",
             caption="../workflow/report/metrics.rst",
             category="Measurements",
             labels={"what": "all metrics", "form": "table"},
         ),
-        json=EVALUATION / "metrics.json",
+        json=pages.evaluation / "metrics.json",
     log:
         "<results>/logs/evaluation.log",
     benchmark:
@@ -52,8 +23,8 @@ rule evaluation:
         runtime=longer(10),
         turn=1,  # of a SLURM job of several
     params:
-        **TABLE,
-        shown=viewed(TABULATED),
+        **pages.table,
+        shown=workspace.names.targets(pages.tabulated),
     message:
         "Writing the table of all measurements"
     script:
@@ -66,15 +37,15 @@ rule mechanism:
         covariances=collect(rules.covariance.output[0], step=STEPS),
         heldout=rules.heldout_moments.output[0],
     output:
-        table=f"<kept>/<run>/{{key}}/{CHANGES}/mechanism.csv",
+        table=f"<kept>/<run>/{{key}}/{pages.changes}/mechanism.csv",
         protected=report(
-            f"<kept>/<run>/{{key}}/{CHANGES}/change_protected.svg",
+            f"<kept>/<run>/{{key}}/{pages.changes}/change_protected.svg",
             caption="../workflow/report/change.rst",
             category="Mechanism",
             labels={"concept": "{concept}", "method": "{method}", "seed": "{seed}", "prompts": "protected"},
         ),
         heldout=report(
-            f"<kept>/<run>/{{key}}/{CHANGES}/change_heldout.svg",
+            f"<kept>/<run>/{{key}}/{pages.changes}/change_heldout.svg",
             caption="../workflow/report/change.rst",
             category="Mechanism",
             labels={"concept": "{concept}", "method": "{method}", "seed": "{seed}", "prompts": "not protected"},
@@ -87,11 +58,11 @@ rule mechanism:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
-        mem_mb=grown(4000, "mechanism"),
+        mem_mb=memory(4000, "mechanism"),
         runtime=longer(60),
     params:
-        identity=IDENTITY,
-        others=HELDOUT_IDENTITY,
+        identity=statistics.identity,
+        others=statistics.heldout_identity,
     message:
         "What {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}, changes in each layer"
     script:
@@ -100,10 +71,10 @@ rule mechanism:
 
 rule comparison:
     input:
-        behind(COMPARED_NAMES),
+        workspace.names.files(pages.compared),
     output:
         page=report(
-            directory(SHOWN["comparison"][0]),
+            directory(workspace.names.shown["comparison"][0]),
             htmlindex="index.html",
             caption="../workflow/report/comparison.rst",
             category="Comparison",
@@ -119,12 +90,10 @@ rule comparison:
         mem_mb=2000,
         runtime=longer(30),
     params:
-        **COMPARISON,
-        shown=viewed(COMPARED_NAMES),
-        statistics=STORES,
-        class_images=[
-            f"{config['results']}/benchmarks/images/class/{name}/{CLASS_PICTURES[name]}.tsv" for name in COMPARED
-        ],
+        **pages.comparison,
+        shown=workspace.names.targets(pages.compared),
+        statistics=statistics.stores,
+        class_images=pages.times_of_class,
         template="workflow/report/comparison.html.j2",
     message:
         "Comparing methods"

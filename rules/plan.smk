@@ -1,6 +1,6 @@
 """What the config will cost, before anything runs: snakemake plan"""
 
-from nullbooth.planning.plan import work_of
+from nullbooth.workflow.memory import work
 
 
 localrules:
@@ -11,7 +11,7 @@ rule plan:
     conda:
         "../envs/nullbooth.yaml"
     params:
-        work=work_of(config, len(PROTECTED), {group: len(found) for group, found in PROMPTS.items()}, LEARNED),
+        work=work(project, project.learned),
     message:
         "Estimating jobs, time, memory and disk"
     script:

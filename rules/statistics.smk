@@ -1,69 +1,37 @@
 """Statistics of the protected prompts: once per model and prompt set, one job per timestep."""
 
+from nullbooth.statistics.shards import enough
+from nullbooth.storage.atomic import read_json
 
-def shard_prompts(wildcards):
-    return SHARD_PROMPTS[wildcards.shard]
+
+def prompts_of_shard(wildcards):
+    return statistics.prompts[wildcards.shard]
 
 
 def identity_of_shard(wildcards):
-    return shard_identity(OF_SHARDS, SHARD_PROMPTS[wildcards.shard])
+    return statistics.identity_of(wildcards.shard)
 
 
 def taken():
-    """The shards that are protected: all, or the first ones until another one does not lower the leak by enough."""
+    """Return the protected shards: all, or the first ones until another one lowers the leak by too little."""
     leaks = []
-    for count in range(1, len(SHARDS) if UNTIL else 0):
+    for count in range(1, len(statistics.shards) if statistics.until else 0):
         leaks.append(read_json(checkpoints.leak.get(number=count).output[0])["leak"])
-        if enough(leaks, UNTIL):
-            return list(SHARDS)[:count]
-    return list(SHARDS)
-
-
-def first_identities(wildcards):
-    """By name, what the first so many shards are made from."""
-    return dict(list(SHARD_IDENTITIES.items())[: int(wildcards.number)])
-
-
-def first_shards(wildcards):
-    return collect("<kept>/shards/{shard}/pooled.zarr", shard=list(SHARDS)[: int(wildcards.number)])
+        if enough(leaks, statistics.until):
+            return list(statistics.shards)[:count]
+    return list(statistics.shards)
 
 
 def moments_taken(wildcards):
-    return collect(f"<kept>/shards/{{shard}}/moments/{wildcards.step}.zarr", shard=taken())
+    return [statistics.moments(shard, wildcards.step) for shard in taken()]
 
 
 def leaks_taken(wildcards):
-    return collect(f"{LEAK}/{{number}}.json", number=[i + 1 for i in range(len(taken()))])
+    return [f"{statistics.leak}/{i + 1}.json" for i in range(len(taken()))]
 
 
 def trajectories_taken(wildcards):
-    return collect("<kept>/shards/{shard}/trajectory.zarr", shard=taken())
-
-
-# What is drawn of the moments: how many directions a rule frees, and what more prompts bring for others.
-FIGURES = f"{STATISTICS}/figures/{RULE}"
-LEAK = f"{STATISTICS}/leak/{digest([config['protect']['rule'], HELDOUT_IDENTITY, list(SHARD_IDENTITIES.values())])}"
-FOLDERS |= {"figures": "figures/free_directions.csv", "packs": f"packs/{SCOPES[0]}.safetensors"}
-SHOWN |= {
-    **{
-        f"figures/{name}": (f"{FIGURES}/{name}", "")
-        for name in ("spectra.svg", "free_directions.svg", "free_directions.csv")
-    },
-    **{f"figures/{name}": (f"{LEAK}/{name}", "") for name in ("leak.svg", "leak.csv")},
-    **{
-        f"packs/{scope}.safetensors": (f"{STATISTICS}/packs/{RULE}/{scope}.safetensors", "")
-        for scope in ("pooled", "timestep")
-    },
-    **{
-        f"{kind}/{step}.zarr": (f"{STATISTICS}/{kind}/{step}.zarr", "")
-        for kind in ("covariances", "projectors")
-        for step in [*STEPS, "pooled"]
-    },
-    **{
-        f"trajectories/{i:02d}.zarr": (KEPT / "shards" / shard / "trajectory.zarr", "")
-        for i, shard in enumerate(SHARDS)
-    },
-}
+    return [statistics.trajectory(shard) for shard in taken()]
 
 
 rule trajectory:
@@ -77,10 +45,10 @@ rule trajectory:
     threads: CPUS
     resources:
         gpu=1,
-        mem_mb=grown(4000, "trajectory"),
+        mem_mb=memory(4000, "trajectory"),
         runtime=longer(240),
     params:
-        prompts=shard_prompts,
+        prompts=prompts_of_shard,
         sampler=config["sampler"],
         seed=config["protect"]["seed"],
         identity=identity_of_shard,
@@ -103,7 +71,7 @@ rule moments:
     threads: 1
     resources:
         gpu=1,
-        mem_mb=grown(3000, "moments"),
+        mem_mb=memory(3000, "moments"),
         runtime=longer(60),
         turn=1,  # of a SLURM job of several
     params:
@@ -128,13 +96,13 @@ rule covariance:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
-        mem_mb=grown(2000, "covariance"),
+        mem_mb=memory(2000, "covariance"),
         runtime=longer(30),
         turn=1,  # of a SLURM job of several
     params:
         step="{step}",
-        shards=SHARD_IDENTITIES,
-        identity=IDENTITY,
+        shards=statistics.identities,
+        identity=statistics.identity,
     message:
         "Second moments at timestep {wildcards.step}, all shards"
     script:
@@ -143,9 +111,9 @@ rule covariance:
 
 rule heldout_moments:
     input:
-        trajectory=f"<kept>/shards/{HELDOUT}/trajectory.zarr",
+        trajectory=f"<kept>/shards/{statistics.heldout}/trajectory.zarr",
     output:
-        directory(f"<kept>/shards/{HELDOUT}/all.zarr"),
+        directory(f"<kept>/shards/{statistics.heldout}/all.zarr"),
     log:
         "<results>/logs/moments/heldout.log",
     benchmark:
@@ -155,12 +123,12 @@ rule heldout_moments:
     threads: 1
     resources:
         gpu=1,
-        mem_mb=grown(4000, "heldout_moments"),
+        mem_mb=memory(4000, "heldout_moments"),
         runtime=longer(120),
     params:
         sites=config["protect"]["sites"],
         steps=config["sampler"]["steps"],
-        identity=HELDOUT_IDENTITY,
+        identity=statistics.heldout_identity,
     message:
         "Second moments of prompts that are not protected, all timesteps"
     script:
@@ -180,7 +148,7 @@ rule shard_pool:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
-        mem_mb=grown(2000, "shard_pool"),
+        mem_mb=memory(2000, "shard_pool"),
         runtime=longer(30),
     params:
         identity=identity_of_shard,
@@ -192,10 +160,10 @@ rule shard_pool:
 
 checkpoint leak:  # for what more prompts would bring decides how many are protected (protect.prompts_until)
     input:
-        moments=first_shards,
+        moments=lambda wildcards: [f"<kept>/shards/{shard}/pooled.zarr" for shard in statistics.first(wildcards)],
         heldout=rules.heldout_moments.output[0],
     output:
-        f"{LEAK}/{{number}}.json",
+        f"{statistics.leak}/{{number}}.json",
     log:
         "<results>/logs/leak/{number}.log",
     benchmark:
@@ -204,13 +172,13 @@ checkpoint leak:  # for what more prompts would bring decides how many are prote
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
-        mem_mb=grown(2000, "leak"),
+        mem_mb=memory(2000, "leak"),
         runtime=longer(60),
     params:
-        shards=first_identities,
-        prompts=lambda wildcards: sum(map(len, list(SHARDS.values())[: int(wildcards.number)])),
+        shards=lambda wildcards: {shard: statistics.identities[shard] for shard in statistics.first(wildcards)},
+        prompts=lambda wildcards: sum(len(statistics.shards[shard]) for shard in statistics.first(wildcards)),
         rule=config["protect"]["rule"],
-        others=HELDOUT_IDENTITY,
+        others=statistics.heldout_identity,
     message:
         "Leak on other prompts with {params.prompts} protected prompts"
     script:
@@ -222,12 +190,12 @@ rule leaks:
         leaks=leaks_taken,
     output:
         leak=report(
-            f"{LEAK}/leak.svg",
+            f"{statistics.leak}/leak.svg",
             caption="../workflow/report/leak.rst",
             category="Moments",
             labels={"figure": "leak by number of prompts"},
         ),
-        table=f"{LEAK}/leak.csv",
+        table=f"{statistics.leak}/leak.csv",
     log:
         "<results>/logs/leaks.log",
     benchmark:
@@ -249,18 +217,18 @@ rule spectra:
         covariances=collect(rules.covariance.output[0], step=STEPS),
     output:
         spectra=report(
-            f"{FIGURES}/spectra.svg",
+            f"{statistics.figures}/spectra.svg",
             caption="../workflow/report/spectra.rst",
             category="Moments",
             labels={"figure": "spectra of the moments"},
         ),
         free=report(
-            f"{FIGURES}/free_directions.svg",
+            f"{statistics.figures}/free_directions.svg",
             caption="../workflow/report/free_directions.rst",
             category="Moments",
             labels={"figure": "free directions"},
         ),
-        table=f"{FIGURES}/free_directions.csv",
+        table=f"{statistics.figures}/free_directions.csv",
     log:
         "<results>/logs/spectra.log",
     benchmark:
@@ -269,11 +237,11 @@ rule spectra:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
-        mem_mb=grown(3000, "spectra"),
+        mem_mb=memory(3000, "spectra"),
         runtime=longer(60),
     params:
         rule=config["protect"]["rule"],
-        identity=IDENTITY,
+        identity=statistics.identity,
     message:
         "Drawing spectra and free directions"
     script:
@@ -291,10 +259,10 @@ rule pool:
     conda:
         "../envs/nullbooth.yaml"
     resources:
-        mem_mb=grown(2000, "pool"),
+        mem_mb=memory(2000, "pool"),
         runtime=longer(30),
     params:
-        identity=IDENTITY,
+        identity=statistics.identity,
     message:
         "Pooling the moments of all timesteps"
     script:
@@ -309,18 +277,18 @@ rule projector:
     log:
         "<results>/logs/projectors/{step}.log",
     wildcard_constraints:
-        step="|".join([*STEPS, "pooled"]),
+        step="|".join(statistics.pooled),
     cache: "omit-software"
     conda:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
-        mem_mb=grown(2000, "projector"),
+        mem_mb=memory(2000, "projector"),
         runtime=longer(30),
         turn=1,  # of a SLURM job of several
     params:
         step="{step}",
-        identity=IDENTITY,
+        identity=statistics.identity,
     message:
         "Eigenvectors at timestep {wildcards.step}"
     script:
@@ -334,7 +302,7 @@ rule packed:
         ),
         covariance="<statistics>/covariances/00.zarr",
     output:
-        f"<statistics>/packs/{RULE}/{{scope}}.safetensors",
+        f"<statistics>/packs/{statistics.rule}/{{scope}}.safetensors",
     log:
         "<results>/logs/packs/{scope}.log",
     benchmark:
@@ -343,19 +311,19 @@ rule packed:
         "../envs/nullbooth.yaml"
     threads: 1
     resources:
-        mem_mb=grown(8000, "packed"),
+        mem_mb=memory(8000, "packed"),
         runtime=longer(60),
     params:
         scope="{scope}",
         rule=config["protect"]["rule"],
-        identity=IDENTITY,
+        identity=statistics.identity,
         about={
             "model": Path(config["model"]).name if Path(config["model"]).is_dir() else config["model"],
             "sites": config["protect"]["sites"],
             "sampler": config["sampler"],
             "resolution": config["resolution"],
         },
-        shards=SHARDS,
+        shards=statistics.shards,
     message:
         "Packing the projectors of scope {wildcards.scope}"
     script:
@@ -364,4 +332,4 @@ rule packed:
 
 rule pack:
     input:
-        collect(rules.packed.output[0], scope=SCOPES),
+        collect(rules.packed.output[0], scope=statistics.scopes),

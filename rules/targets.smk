@@ -2,7 +2,7 @@
 
 # To Snakemake, the name of a rule.
 for name in set(sys.argv[1:]):
-    files = known_as(name, config["results"], SHOWN, FOLDERS)
+    files = workspace.known_as(name)
     if files and files != [name]:
 
         rule:
@@ -14,7 +14,7 @@ for name in set(sys.argv[1:]):
 
 def show_results():
     if writable(config["results"]):
-        show(config["results"], SHOWN, FOLDERS)
+        workspace.show()
 
 
 # What is there already, of an earlier config perhaps, is not made by any job.

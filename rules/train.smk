@@ -1,23 +1,29 @@
 """One adapter per concept, method and seed."""
 
-# A run drawn with the adapter of another has measurements only.
-FOLDERS |= {
-    f"runs/{run}": f"runs/{run}/{'adapter.safetensors' if learned_run(run) == run else 'metrics.json'}" for run in KEYS
-}
-FILES_OF_RUN = {name: "" for name in ("adapter.safetensors", "loss.csv", "config.yaml", "tensorboard", "wandb")}
-SHOWN |= {
-    f"runs/{run}/{name}": (KEPT / "runs" / run / key / name, file)
-    for run, key in KEYS.items()
-    for name, file in {**FILES_OF_RUN, "lora": "README.md"}.items()
-}
+
+def projectors_read(wildcards):
+    try:
+        return runs.projectors(wildcards)
+    except SettingsError as error:
+        raise WorkflowError(f"config: {error}") from error
+
+
+def trajectories_read(wildcards):
+    """Return the protected trajectories, for rivals that learn from them."""
+    return trajectories_taken(wildcards) if runs.reads_trajectories(wildcards) else []
+
+
+def class_images_read(wildcards):
+    """Return the base model's pictures of the class, for methods that train on them."""
+    return pictures.class_folder(wildcards) if runs.draws_class(wildcards) else []
 
 
 rule adapter:
     input:
-        projectors=step_projectors,
-        trajectories=calibration,
-        class_images=class_images,
-        earlier=adapters_before,
+        projectors=projectors_read,
+        trajectories=trajectories_read,
+        class_images=class_images_read,
+        earlier=runs.adapters_before,
     output:
         adapter="<kept>/<run>/{key}/adapter.safetensors",
         loss="<kept>/<run>/{key}/loss.csv",
@@ -30,11 +36,11 @@ rule adapter:
         "../envs/nullbooth.yaml"
     threads: CPUS
     resources:
-        gpu=training_gpus,
-        mem_mb=grown(8000, "adapter"),
+        gpu=lambda wildcards: runs.gpus(wildcards.method),
+        mem_mb=memory(8000, "adapter"),
         runtime=480,
     params:
-        **{key: made_from(key) for key in ("concept", "method", "sampler", "resolution", "sites", "identity")},
+        **{key: runs.part(key) for key in ("concept", "method", "sampler", "resolution", "sites", "identity")},
     message:
         "Learning {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:
@@ -68,5 +74,5 @@ rule export:
 
 rule exports:
     input:
-        collect("<kept>/runs/{run}/lora/README.md", run=kept_runs(EXPORTABLE)),
-        ["<edited>/pipeline/model_index.json", "<edited>/lora/diffusers.safetensors"] if EDITS else [],
+        [f"{runs.folder(run)}/lora/README.md" for run in runs.exportable],
+        ["<edited>/pipeline/model_index.json", "<edited>/lora/diffusers.safetensors"] if edited.edits else [],

@@ -19,6 +19,7 @@ from nullbooth.evaluation.comparison import (
 )
 from nullbooth.evaluation.gallery import render
 from nullbooth.inputs.methods import is_ours, prior_of, reads_trajectories
+from nullbooth.inputs.shipped import shipped
 from nullbooth.storage.pictures import read_drawn
 from nullbooth.storage.seal import read_attributes
 from nullbooth.storage.tables import write_csv
@@ -187,4 +188,4 @@ def write_comparison(
     about = {"reference": reference, "target": target, "seeds": len(seeds), "steps": steps, "small": small}
     about |= {"scales": sorted({point.scale for point in found}), "most_gap": MOST_GAP}
     about |= {group: f"drift_{group}" in table[0] for group in ("unprotected", "names")}
-    render(Path(template), page / "index.html", table=table, base=base, about=about, concepts=concepts, plot=svg)
+    render(shipped(template), page / "index.html", table=table, base=base, about=about, concepts=concepts, plot=svg)

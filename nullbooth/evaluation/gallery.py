@@ -14,6 +14,7 @@ from nullbooth.evaluation.comparison import DRIFT, FIDELITY, pareto_front, read_
 from nullbooth.evaluation.mechanism import summary
 from nullbooth.inputs.edits import edits_of
 from nullbooth.inputs.photographs import IN_BROWSERS, list_images, open_image
+from nullbooth.inputs.shipped import shipped
 from nullbooth.storage.atomic import read_json
 from nullbooth.storage.pictures import read_drawn
 
@@ -161,7 +162,7 @@ def write_samples(
     }
     names = [concept["name"] for concept in concepts]
     plot = plot_of_methods(results, names, methods, seeds)
-    write_gallery(page, Path(template), results, runs, concepts, about, plot, **sections)
+    write_gallery(page, shipped(template), results, runs, concepts, about, plot, **sections)
 
 
 def write_gallery(

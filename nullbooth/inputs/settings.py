@@ -13,6 +13,7 @@ import jsonschema
 
 from nullbooth.errors import SettingsError
 from nullbooth.inputs.methods import METHODS, is_ours, prior_of
+from nullbooth.inputs.shipped import located, shipped
 from nullbooth.inputs.text import has_secret, shown, strange_character
 from nullbooth.inputs.typed import resolve, typed
 
@@ -102,7 +103,8 @@ _PATHS = (
 
 
 def _expand(config: Any, path: list[str]) -> None:
-    """Put the home folder in place of a `~` that a setting, or what a list or mapping there has, begins with."""
+    """Replace paths of a setting, or of the list or mapping there: `~` by the home folder, and names of shipped files
+    by their place if the working directory has none of that name."""
     if isinstance(config, list):
         for entry in filter(lambda entry: isinstance(entry, dict), config):
             _expand(entry, path)
@@ -111,7 +113,7 @@ def _expand(config: Any, path: list[str]) -> None:
     for key in keys:
         value = config.get(key)
         if isinstance(value, str) and len(path) < 2:
-            config[key] = str(Path(value).expanduser()) if value.startswith("~") else value
+            config[key] = located(str(Path(value).expanduser()) if value.startswith("~") else value)
         elif isinstance(value, dict | list):
             _expand(value, path[1:])
 
@@ -120,7 +122,7 @@ def _prompt_files(config: dict[str, Any]) -> dict[str, str]:
     """Files by group of prompts, without the groups that have none."""
     files = dict(config["sample"]["prompts"])
     if files["names"] == "auto":
-        files["names"] = EMBEDDED_NAMES if _embedded(config) else None
+        files["names"] = located(EMBEDDED_NAMES) if _embedded(config) else None
     return {group: path for group, path in files.items() if path is not None}
 
 
@@ -128,7 +130,7 @@ def _embedded(config: dict[str, Any]) -> bool:
     """Whether a model reads prompts as the embedded model does, wherever its folder lies."""
     return all(
         own.is_file() and known.is_file() and own.read_bytes() == known.read_bytes()
-        for own, known in ((Path(model, part) for model in (config["model"], EMBEDDED)) for part in _READERS)
+        for own, known in ((Path(model, part) for model in (config["model"], shipped(EMBEDDED))) for part in _READERS)
     )
 
 
@@ -141,7 +143,7 @@ def _negatives(config: dict[str, Any]) -> list[str]:
         return []
     from nullbooth.inputs.prompts import read_prompts  # which asks for settings itself
 
-    return read_prompts(NEGATIVES if given == "auto" else given, "protect.negatives")
+    return read_prompts(located(NEGATIVES) if given == "auto" else given, "protect.negatives")
 
 
 def with_methods(schema: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nullbooth.inputs.settings import EMBEDDED, sweep_points
+from nullbooth.inputs.shipped import shipped
 
 _PROMPTS = Path("config/prompts")
 _PHOTOGRAPHIC = "photographic.txt"  # of its files the one that is not the embedded model's
@@ -13,7 +14,7 @@ _GUIDANCE, _RATE, _IDENTIFIER = 3.0, 2e-3, "vbk"
 
 def borrowed(config: dict[str, Any]) -> list[str]:
     """A warning of all settings that suit the embedded model alone, with what to set instead; none with that model."""
-    if Path(config["model"]).resolve() == Path(EMBEDDED).resolve() or not (found := list(_settings(config))):
+    if Path(config["model"]).resolve() == shipped(EMBEDDED) or not (found := list(_settings(config))):
         return []
     return [f"model: {config['model']} has settings of the embedded model, which suit no other: set {', '.join(found)}"]
 
@@ -28,7 +29,7 @@ def _settings(config: dict[str, Any]) -> Iterator[str]:
     if contexts:
         yield f"edit ({', '.join(contexts)}) to files of your own"
     for name, other in (("clip", "openai/clip-vit-large-patch14"), ("dino", "facebook/dinov2-base")):
-        if Path("resources").resolve() in Path(config["evaluate"][name]).resolve().parents:
+        if shipped("resources") in Path(config["evaluate"][name]).resolve().parents:
             yield f"evaluate.{name} to a model of photographs such as {other}"
     if config["sampler"]["guidance"] == _GUIDANCE:
         yield "sampler.guidance to what the model's card says (Stable Diffusion 1 and 2: 7.5, XL: 5.0, FLUX.1-dev: 3.5)"
@@ -41,7 +42,7 @@ def _settings(config: dict[str, Any]) -> Iterator[str]:
 def _is_embedded(path: str) -> bool:
     """Whether a file of prompts is one for the embedded model."""
     found = Path(path).resolve()
-    return found.parent == _PROMPTS.resolve() and found.name != _PHOTOGRAPHIC
+    return found.parent == shipped(str(_PROMPTS)) and found.name != _PHOTOGRAPHIC
 
 
 def _rate(config: dict[str, Any], method: dict[str, Any]) -> float:

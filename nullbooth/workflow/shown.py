@@ -8,12 +8,36 @@ where a rule makes it as a whole). `folders` has, by folder, the one of its plai
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 Shown = Mapping[str, tuple[Path | str, str]]
+
+
+@dataclass
+class Names:
+    """All plain names of a workspace.
+
+    shown: by plain name, a file or folder that is kept, and the file in it that a rule makes (empty where a rule makes
+    it as a whole). folders: by folder of plain names, the name that stands for all of them.
+    """
+
+    shown: dict[str, tuple[Path | str, str]] = field(default_factory=dict)
+    folders: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, target: Path | str, file: str = "") -> None:
+        self.shown[name] = target, file
+
+    def files(self, names: Iterable[str]) -> list[str]:
+        """Return the kept files that rules make for plain names."""
+        return [str(Path(*self.shown[name])) for name in names]
+
+    def targets(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Return what plain names lead to, as JSON: a script gets it as a parameter and passes it to `view`."""
+        return {name: list(map(str, self.shown[name])) for name in names}
 
 
 def known_as(target: str, results: Path | str, shown: Shown, folders: Mapping[str, str]) -> list[str] | None:

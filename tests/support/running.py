@@ -15,6 +15,8 @@ from types import ModuleType
 
 import warm
 import yaml
+from snakemake.api import OutputSettings, ResourceSettings, SnakemakeApi
+from snakemake.settings.enums import Quietness
 
 ROOT = Path(__file__).parents[2]
 # The least that a config must say.
@@ -27,6 +29,9 @@ NEEDED = {
     "evaluate": {"clip": "c", "dino": "d"},
 }
 WIDE = ("trajectory", "adapter", "base_images", "class_images", "tuned_images")  # take all cores
+
+
+CORES = 7  # of `rules`: a number that no rule asks for by itself
 
 
 @cache
@@ -64,6 +69,16 @@ def planned(*arguments: str, **options) -> dict[str, int]:
         return {}
     table = text.split("Job stats:")[1].split("total")[0]
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+@cache
+def rules() -> list:
+    """All rules of the workflow with its default settings and CORES cores, as Snakemake's own objects."""
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True)) as api:
+        opened = api.workflow(
+            resource_settings=ResourceSettings(cores=CORES), snakefile=ROOT / "Snakefile", workdir=ROOT
+        )
+        return list(opened._workflow.rules)
 
 
 def script(name: str) -> ModuleType:

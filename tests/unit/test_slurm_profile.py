@@ -1,36 +1,28 @@
 """The profile for clusters names rules of the workflow, all of those that it has to name, and no others."""
 
-import re
-
 import yaml
-from running import ROOT
+from running import CORES, ROOT, rules
 
 FILE = ROOT / "profiles/slurm/config.yaml"
 PROFILE = yaml.safe_load(FILE.read_text())
-RULES = dict(
-    re.findall(
-        r"^(?:rule|checkpoint) (\w+):(.*?)(?=^\S|\Z)",
-        "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk")),
-        re.MULTILINE | re.DOTALL,
-    )
-)
+RULES = {rule.name: rule.resources for rule in rules()}
 
 
-def asking(line: str) -> set[str]:
-    """Rules with a line that starts so."""
-    return {rule for rule, body in RULES.items() if re.search(rf"^ +{line}", body, re.MULTILINE)}
+def asking(resource: str) -> set[str]:
+    """Rules that ask for a resource."""
+    return {name for name, resources in RULES.items() if resource in resources}
 
 
 def test_every_rule_that_takes_all_cpus_has_a_number_of_its_own():
     """By default these take as many as the login node has."""
-    wide = asking("threads: CPUS")
+    wide = {name for name, resources in RULES.items() if resources["_cores"] == CORES}
     assert len(wide) > 8
     assert wide <= PROFILE["set-threads"].keys() <= RULES.keys()
 
 
 def test_rules_that_share_a_job_take_turns():
     """Else a job of ten members asks for the sum of their memory where the login node has many cores."""
-    assert PROFILE["groups"].keys() == asking("turn=1,")
+    assert PROFILE["groups"].keys() == asking("turn")
     assert PROFILE["group-components"].keys() <= set(PROFILE["groups"].values())
     assert PROFILE["resources"] == {"gpu": 1, "turn": 1}
     assert set(PROFILE["set-resource-scopes"].values()) == {"local"}
@@ -40,7 +32,7 @@ def test_the_example_for_a_kind_of_gpu_names_all_rules_that_take_one():
     shown = FILE.read_text().partition("# set-resources:\n")[2].partition("\n\n")[0]
     named = yaml.safe_load("\n".join(line.removeprefix("#") for line in shown.splitlines()))
     assert len(named) > 10
-    assert named.keys() == asking("gpu=")
+    assert named.keys() == asking("gpu")
 
 
 def test_the_example_of_partitions_is_read_by_the_plugin(tmp_path):

@@ -66,15 +66,15 @@ def test_a_result_has_one_name(target):
         ({"evaluate": {"dino": "no/such/folder"}}, "evaluate.dino: 'no/such/folder'"),
         ({"evaluate": {"clip": "config"}}, "evaluate.clip: config has no config.json"),
         ({"evaluate": {"lpips": "nowhere.safetensors"}}, "evaluate.lpips: nowhere.safetensors: no such file"),
-        ({"comparison": {"concepts": ["rex"]}}, "comparison.concepts: 'rex' is none of concepts: starling"),
-        ({"comparison": {"reference": "sgd"}}, "comparison.reference: 'sgd' is none of its methods: nullbooth,"),
+        ({"comparison": {"concepts": ["rex"]}}, "comparison.concepts: unknown concept 'rex'; use some of starling"),
+        ({"comparison": {"reference": "sgd"}}, "comparison.reference: unknown method 'sgd'; use one of nullbooth,"),
         (
             {"sample": {"prompts": {"unrelated": "config/prompts/minimal.txt"}}},
             "sample.prompts.unrelated: 'a large red circle on a blue background' is also protected (4 such prompts)",
         ),
         (
             {"edits": [{"from": word, "to": ""} for word in ("a circle", "heart", "the moon", "a star")]},
-            "edits: every protected prompt speaks of what is edited; protect others (protect.prompts)",
+            "edits: every protected prompt names something that is edited; protect others (protect.prompts)",
         ),
     ],
 )

@@ -1,11 +1,9 @@
 """What jobs ask a cluster for."""
 
+import inspect
 import re
 
-from running import ROOT, snakemake
-
-RULES = {path.name: path.read_text() for path in (ROOT / "rules").glob("*.smk")}
-
+from running import ROOT, rules, snakemake
 
 # Rules that do what another does, with other prompts.
 LIKE = {
@@ -22,14 +20,14 @@ LIKE = {
 }
 
 
-def test_every_rule_asks_by_its_own_name():
-    calls = 0
-    for text in RULES.values():
-        rule = None
-        for found, named in re.findall(r'^(?:rule|checkpoint) (\w+):|grown\(\d+, "(\w+)"\)', text, re.MULTILINE):
-            rule, calls = found or rule, calls + bool(named)
-            assert named in ("", LIKE.get(rule, rule))
-    assert calls == sum(text.count("mem_mb=grown(") for text in RULES.values()) > 10
+def test_every_rule_asks_for_the_memory_of_its_own_kind_of_job():
+    estimated = {}
+    for rule in rules():
+        asked = getattr(rule.resources.get("mem_mb"), "_evaluator", None)
+        if asked is not None and "rule" in (known := inspect.getclosurevars(asked).nonlocals):
+            estimated[rule.name] = known["rule"]
+    assert estimated == {name: LIKE.get(name, name) for name in estimated}
+    assert len(estimated) > 20
 
 
 def test_jobs_ask_for_the_memory_of_their_model(tmp_path):
@@ -38,7 +36,7 @@ def test_jobs_ask_for_the_memory_of_their_model(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     asking = """
 for least, attempt in ((1, 1), (1, 2), (10**6, 1)):
-    print("asked", grown(least, "adapter")(None, attempt), file=sys.stderr)
+    print("asked", memory(least, "adapter")(None, attempt), file=sys.stderr)
 """
     (tmp_path / "Snakefile").write_text((ROOT / "Snakefile").read_text() + asking)
     done = snakemake("--dry-run", "--configfile", "config/minimal.yaml", cwd=tmp_path)
