@@ -1,1 +1,1 @@
-"""Files and folders that are whole or absent, and carry the identity of what they were made from."""
+"""Files and folders that are complete or absent, and that record the identity of their inputs."""

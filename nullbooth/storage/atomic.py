@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, and errors that name them."""
+"""Atomic writes of files and folders, and file errors that name the path."""
 
 import errno
 import json
@@ -16,11 +16,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def whole(path: Path | str) -> Iterator[Path]:
-    """A name beside `path`, for this block to write a file or folder to; moved to `path` when all of it is on the disk.
+    """Yield a temporary path beside `path` for a file or folder; sync it to disk and rename it after the block.
 
-    If the block fails, nothing of it stays, and what was at `path` before is still there. What killed writers left
-    behind is removed; each writer has a name of its own, so that one which lives on cannot mix with its successor.
-    Raises OSError with `path` in it where the system says no more than that the disk is full.
+    If the block fails, the temporary path is removed and `path` stays as it was. Temporary paths of killed writers are
+    removed first. Their names are random, so that a writer still alive cannot mix its data with its successor's.
+    Raises OSError that names `path` if the disk is full or the system's error names no file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,24 +41,24 @@ def whole(path: Path | str) -> Iterator[Path]:
 
 
 def writable(folder: Path | str) -> bool:
-    """Whether files can be written to a folder that is there, or that is to be made."""
+    """Return True if files can be written to a folder, or to its nearest existing parent if it does not exist."""
     return os.access(existing(folder), os.W_OK | os.X_OK)
 
 
 def existing(folder: Path | str) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """Return the folder, or its nearest existing parent."""
     folder = Path(folder).absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file that is whole or absent."""
+    """Write a UTF-8 text file atomically."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path | str, made_with: Path | str | None = None) -> Any:
-    """The value in a JSON file. Raises ValueError that names it, and what to delete (`made_with`, or the file)."""
+    """Return the value of a JSON file. Raises ValueError naming it and what to delete (`made_with`, or the file)."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -68,7 +68,7 @@ def read_json(path: Path | str, made_with: Path | str | None = None) -> Any:
 
 
 def _beside(path: Path) -> Path:
-    """A new name with the same suffix, by which some writers choose the format."""
+    """Random name beside `path` with its suffix, because some writers choose the format by it."""
     return path.with_name(f"{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}")
 
 
@@ -85,8 +85,8 @@ def _remove(path: Path) -> None:
 
 
 def _sync(file: Path) -> None:
-    """Bring a file to the disk: else a power cut could leave an empty one under a final name, and a network file
-    system would say only later, to nobody, that its disk is full."""
+    """Sync a file to disk. Without it, a power cut could leave an empty file under the final name, and a network file
+    system would report a full disk only after the writer has finished."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -95,7 +95,7 @@ def _sync(file: Path) -> None:
 
 
 def _move(partial: Path, path: Path) -> None:
-    """Rename; a folder cannot replace another, so the older one steps aside first."""
+    """Rename `partial` to `path`. A folder cannot replace another, so an older one is renamed first, then removed."""
     if not (partial.is_dir() and path.exists()):
         partial.replace(path)
         return
@@ -107,4 +107,4 @@ def _move(partial: Path, path: Path) -> None:
 
 def _said(error: OSError) -> str:
     reason = os.strerror(error.errno or 0)
-    return f"{reason}: make room and run the same command again" if error.errno in _FULL else reason
+    return f"{reason}: free some space and run the same command again" if error.errno in _FULL else reason

@@ -1,4 +1,4 @@
-"""Content hashes, remembered by path, size and times, so that large files are read once."""
+"""Content hashes, cached by path, size and times, so that large files are read only once."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from nullbooth.storage.atomic import read_json, write_text
 
 
 def _cache_folder() -> Path | None:
-    """The user's folder for caches, as the XDG specification has it; None where there is no home."""
+    """Return the user's cache folder according to the XDG specification; None without a home folder."""
     if (named := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():
         return named
     try:
@@ -25,35 +25,37 @@ _REMEMBERED = folder / "nullbooth" / "fingerprints.json" if (folder := _cache_fo
 
 
 def digest(value: object) -> str:
-    """Short SHA-256 of any JSON value."""
+    """First 16 hex digits of the SHA-256 of a JSON value; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def remembering() -> Iterator[dict[str, str]]:
-    """What is remembered of files, by their places. What is added is kept, where there is a place to keep it."""
+    """Yield the cached digests by `place_of` a file; entries added in the block are saved if the cache is writable."""
     remembered = {}
     if _REMEMBERED and os.access(_REMEMBERED, os.R_OK):
         remembered = read_json(_REMEMBERED)
     known = dict(remembered)
     yield known
     if known != remembered and _REMEMBERED:
-        with suppress(OSError):  # no home that can be written, a full disk: files are then read again next time
+        with suppress(OSError):  # no writable home or a full disk: files are hashed again next time
             write_text(_REMEMBERED, json.dumps(known))
 
 
 def place_of(path: Path) -> str:
+    """Cache key of a file: resolved path, size, and times of modification and change."""
     stat = path.stat()
     return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
 def remembered_digests(paths: list[Path]) -> list[str]:
-    """SHA-256 of each file; those that were read before, and have not changed since, are not read again."""
+    """SHA-256 of each file in `paths`. Files that have not changed since they were last hashed are not read again."""
     found = []
     with remembering() as known:
         for path in paths:

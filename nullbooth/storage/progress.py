@@ -1,4 +1,4 @@
-"""Progress of long work as lines in a log, with the time left."""
+"""Progress lines of long jobs, with the time left, and logs of whole processes."""
 
 import io
 import os
@@ -11,13 +11,13 @@ _BEGAN = time.monotonic()
 
 
 def spent() -> dict[str, float]:
-    """Seconds since this process imported the library, and its largest memory so far in MiB."""
+    """Return `seconds` since this process imported the library and `peak_mib`, its peak memory in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": round(time.monotonic() - _BEGAN, 2), "peak_mib": round(peak, 1)}
 
 
 def reporter(what: str, log: Callable[[str], None] = print, every: float = 5.0) -> Callable[[int, int], None]:
-    """A function of (done, total) that logs at most every `every` seconds, and at the end."""
+    """Return a function of (done, total) that logs at most once in `every` seconds, and at the end."""
     began = last = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -32,7 +32,7 @@ def reporter(what: str, log: Callable[[str], None] = print, every: float = 5.0) 
 
 
 def log_to(path: str) -> None:
-    """Send everything this process prints, tracebacks and warnings included, to a log file."""
+    """Redirect stdout and stderr of this process, tracebacks and warnings included, to a log file."""
     file = open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 (open for as long as the process lives)
     sys.stdout.flush()
     os.dup2(file.fileno(), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""CSV files that are whole or absent."""
+"""Atomic writes of CSV files."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,9 +9,9 @@ from nullbooth.storage.atomic import whole
 
 
 def write_csv(path: Path | str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write rows under a header. columns: which keys of the rows, in this order; None: all keys, as they first appear.
+    """Write rows under a header. columns: keys to write, in this order (default: all, in the order they first appear).
 
-    A key that a row lacks leaves its cell empty.
+    A row that lacks a key gets an empty cell.
     """
     rows = list(rows)
     names = columns if columns is not None else list(dict.fromkeys(key for row in rows for key in row))

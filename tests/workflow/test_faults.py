@@ -283,7 +283,7 @@ def test_a_disk_that_is_full_is_said_and_nothing_is_lost(done, tmp_path):
             status, output = done.snakemake()
             print(output)
             assert status != 0
-            assert "No space left on device: make room and run the same command again" in output
+            assert "No space left on device: free some space and run the same command again" in output
             assert str(page) in output
             assert not (done.results / page).exists()
             assert done.leftovers() == []

@@ -132,7 +132,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match=r"Disk quota exceeded: make room and run the same command again: .*a\.txt'"):
+    with pytest.raises(OSError, match=r"quota exceeded: free some space and run the same command again: .*a\.txt'"):
         write_text(tmp_path / "a.txt", "lost")
     assert (tmp_path / "a.txt").read_text() == "good"
     assert names(tmp_path) == ["a.txt"]
@@ -182,7 +182,7 @@ WRITERS = {
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize(
     ("without_room", "message"),
-    [(damage.full_disk, "No space left on device: make room"), (damage.limited_files, "File too large")],
+    [(damage.full_disk, "No space left on device: free some space"), (damage.limited_files, "File too large")],
 )
 def test_no_room_is_said_by_name_and_nothing_is_lost(tmp_path, name, without_room, message):
     write, read = WRITERS[name]
