@@ -1,1 +1,1 @@
-"""From protected prompts to projectors: trajectories, second moments, eigenvectors, projectors."""
+"""Statistics of the protected prompts: trajectories, second moments, eigenvectors, projectors."""

@@ -1,4 +1,4 @@
-"""From stored trajectories to moments, and from stored eigenvectors to projectors under a rank rule."""
+"""Second moments of features, collected by running the denoiser over stored trajectories."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,10 +30,10 @@ def moments_at(
     identity: dict,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Moment], list[Feature], list[float]]:
-    """Moments by feature name at timestep index `step` over one stored trajectory, the features, and all timesteps.
+    """Collect moments at timestep index `step` over one stored trajectory.
 
-    What does not depend on the timestep is collected at index 0 alone. batch: prompts in a pass, or None for as many
-    as the GPU has room for.
+    Returns moments by feature name, the features, and the cached timesteps. Static features, the same at every
+    timestep, are collected at index 0 only. sites: patterns; batch: prompts per pass (None: as many as fit on the GPU).
     """
     store = TrajectoryStore(trajectory, identity)
     timesteps, cached = store.timesteps, store.cached
@@ -54,14 +54,14 @@ def moments_at(
         return None if found is None else found.bool()
 
     calls, n = calls_of(timesteps, cached, step), store.shape[1]
-    # The same for every step, and as far apart as can be: neighbours may differ by less than half precision tells.
+    # Probe with the first and the last timestep at every step: neighbours may be equal in half precision.
     probe = [given(0, t, slice(0, 1)) for t in (cached[0], cached[-1])]
     found = find_features(found_sites, lambda i: denoiser(**probe[i]))
     features = [f for f in found if step == 0 or not f.static]
     read = {f.name: found_sites[f.name] for f in features}
-    with collecting(read):  # moments that nobody looks at, for the room that they take
+    with collecting(read):  # unused moments, so that the batch fits beside them
         batch = fitting_batch(lambda m: run(calls[0], slice(0, m)), batch, n)
-    # Only what is the same at all timesteps is the prompt alone.
+    # Static features are those that read the prompt alone; the mask applies only to them.
     with collecting(read, mask, [f.name for f in features if f.static]) as moments:
         for done, call in enumerate(calls):
             for i in range(0, n, batch):
@@ -80,7 +80,7 @@ def store_moments(
     identity: dict,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Store `moments_at` one timestep."""
+    """Store the result of `moments_at` for one timestep as a MomentStore."""
     moments, features, timesteps = moments_at(denoiser, trajectory, step, sites, batch, identity, progress)
     about = {"prompts": TrajectoryStore(trajectory).prompts} if step == 0 else {}
     about |= {"timestep": timesteps[step], "timesteps": timesteps, "denoiser": type(denoiser).__name__}
@@ -99,7 +99,7 @@ def store_all_moments(
     identity: dict,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Store `moments_at` every timestep in one store."""
+    """Store the results of `moments_at` for all `steps` timesteps in one MomentStore."""
     sums, rows, listed = {}, {}, []
     for step in range(steps):
         moments, features, timesteps = moments_at(denoiser, trajectory, step, sites, batch, identity)
@@ -114,27 +114,27 @@ def store_all_moments(
 def store_subject_moments(
     out: str, pipeline: Any, prompts: list[str], steps: int, sites: list[str], identity: dict, **options: Any
 ) -> None:
-    """Sample a subject's prompts with a pipeline that knows it, and store their moments at every timestep.
+    """Sample a subject's prompts with a pipeline that has learned it, and store their moments at every timestep.
 
-    options: of `trajectories.record`; the trajectory itself is not kept.
+    options: those of `trajectories.record`. The trajectory itself is deleted.
     """
     denoiser, device = denoiser_of(pipeline), device_of(pipeline)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=Path(out).parent) as folder:
         trajectory = f"{folder}/trajectory.zarr"
         write_trajectory(trajectory, pipeline, prompts, identity, steps=steps, **options)
-        denoiser.to(device)  # with offloading it may be elsewhere
+        denoiser.to(device)  # offloading may have moved it
         report = reporter("timesteps")
         store_all_moments(out, denoiser, trajectory, steps, sites, options["batch"], identity, report)
 
 
 def packed(moment: Moment) -> NDArray:
-    """The upper triangle of a moment's sum `[n (n + 1) / 2]`."""
+    """Upper triangle of a moment's sum, `[n (n + 1) / 2]` float64."""
     return zarrstore.pack_symmetric(moment.total.cpu().numpy())
 
 
 def protected_passes(denoiser: nn.Module, shards: list[str], identity: dict, every: int) -> Callable[[], None]:
-    """A function that runs the denoiser on all stored trajectories, each `every`th step, one sample at a time."""
+    """Return a function that runs the denoiser on every `every`th call of all trajectories, one sample at a time."""
 
     @torch.no_grad()
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Eigenvalues and eigenvectors of every second moment. A rank rule is applied by their readers."""
+"""Eigenvalues and eigenvectors of second moments. Readers of the stores apply a rank rule to them."""
 
 from dataclasses import dataclass
 
@@ -9,23 +9,24 @@ from nullbooth.storage.progress import reporter
 
 @dataclass(frozen=True)
 class Earlier:
-    """Moments of subjects that were learned before, which are added to those of the protected prompts.
+    """Moments of subjects learned before, to be added to those of the protected prompts.
 
-    Rank rules refer to the eigenvalues of the protected prompts alone, so that no subject loosens what protects others.
+    Rank rules refer to the eigenvalues of the protected prompts alone, so that no subject weakens the protection.
     """
 
     moments: tuple[str, ...]  # stores of the subjects
-    identities: tuple[dict, ...]  # what each was made for
+    identities: tuple[dict, ...]  # of these stores
     weight: float  # of each subject
-    step: str  # number of the timestep, or "pooled"
-    alone: str  # store of eigenvectors of the protected prompts alone
+    step: str  # index of the timestep, or "pooled"
+    alone: str  # EigenStore of the protected prompts alone
     statistics: dict  # identity of the statistics of the protected prompts
 
 
 def decompose_store(out: str, covariance: str, identity: dict, earlier: Earlier | None = None) -> None:
-    """Store eigenvalues and eigenvectors of a store of second moments.
+    """Decompose the second moments of the MomentStore `covariance` and write an EigenStore to `out`.
 
-    identity: of the result; with `earlier` subjects it names them, and the second moments have `earlier.statistics`.
+    identity: of the result and, without `earlier`, of `covariance`; with `earlier`, that of `covariance` is
+    `earlier.statistics`. Raises StoreError and ProjectorError.
     """
     of_statistics = earlier.statistics if earlier else identity
     store = MomentStore(covariance, of_statistics)

@@ -1,4 +1,4 @@
-"""How much of the features of prompts that are not protected would pass, if the first shards alone were protected."""
+"""Leak of held-out prompts through projectors made from only the first shards of the protected prompts."""
 
 import json
 
@@ -13,9 +13,9 @@ from nullbooth.storage.progress import reporter
 
 
 def pooled_moment(shards: list[MomentStore], name: str) -> NDArray:
-    """The second moment `[n, n]` of several shards, from means over all timesteps.
+    """Return the second moment `[n, n]` float64 of several shards, from their means over all timesteps.
 
-    Each shard counts by its rows of one timestep: they are the same share of all rows at every timestep.
+    Shards are weighted by their rows at one timestep, since their shares of the rows are the same at every timestep.
     """
     weights = [shard.weight(name) for shard in shards]
     moments = [shard.second_moment(name) for shard in shards]
@@ -23,7 +23,7 @@ def pooled_moment(shards: list[MomentStore], name: str) -> NDArray:
 
 
 def leaking(c: NDArray, other: NDArray, rule: dict[str, float], name: str) -> float:
-    """Share of the moment `other` that passes the projector of the moment `c`; 0 where nothing is free."""
+    """Leak of the moment `other` `[n, n]` through the projector of the moment `c` `[n, n]`; 0 if nothing is free."""
     [(kind, value)] = rule.items()
     try:
         return leak(projector(*decompose(c, name), kind, value, name), other)
@@ -34,10 +34,10 @@ def leaking(c: NDArray, other: NDArray, rule: dict[str, float], name: str) -> fl
 def write_leak(
     out: str, moments: list[str], heldout: str, shards: dict[str, dict], prompts: int, rule: dict, others: dict
 ) -> None:
-    """Write the leak of each feature, and its mean over sites, as JSON.
+    """Write the leak of each feature, and the mean over sites, as JSON.
 
-    moments: stores of shards pooled over timesteps, with the identities `shards`; heldout: moments of prompts that are
-    not protected, at every timestep, with the identity `others`; prompts: how many are protected.
+    moments: stores of the shards, pooled over timesteps; shards: their identities; heldout: store of the moments of
+    unprotected prompts at every timestep; others: its identity; prompts: number of protected prompts in the shards.
     """
     stores = [MomentStore(path, identity) for path, identity in zip(moments, shards.values(), strict=True)]
     other, found, report = MomentStore(heldout, others), {}, reporter("features")

@@ -1,6 +1,6 @@
 """Streaming second moments of the inputs of linear layers.
 
-C = (1/n) sum(x x^T), uncentred, over every row: a centred covariance would leave the mean feature unprotected.
+C = (1/n) sum(x x^T) over all n rows x, uncentred: a centred covariance would leave the mean feature unprotected.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Moment:
-    """A sum of outer products `[n, n]` float64 and the number of rows in it; sums of shards add exactly."""
+    """A sum of outer products `[n, n]` float64 and its number of rows. Moments of shards are added by adding both."""
 
     total: Tensor
     rows: int = 0
@@ -23,15 +23,15 @@ class Moment:
         return cls(torch.zeros(width, width, dtype=torch.float64, device=device))
 
     def add(self, x: Tensor) -> None:
-        """Add the rows of `x: [..., n]`. The product of one batch is float32 (TF32 off), the sum float64."""
+        """Add the rows of `x: [..., n]`. Products are computed in float32 (TF32 off), the sum in float64."""
         x = x.detach().reshape(-1, x.shape[-1]).float()
         self.total += x.T @ x
         self.rows += len(x)
 
     def mean(self) -> Tensor:
-        """`C: [n, n]` float64."""
+        """Return the second moment `C: [n, n]` float64. Raises ValueError without rows."""
         if self.rows == 0:
-            raise ValueError("a moment without rows has no mean: no feature was collected")
+            raise ValueError("a moment without rows has no mean: no feature was collected; run the denoiser first")
         return self.total / self.rows
 
 
@@ -41,13 +41,13 @@ def collecting(
     mask: Callable[[], Tensor | None] = lambda: None,
     of_prompt: Collection[str] = (),
 ) -> Iterator[dict[str, Moment]]:
-    """Add the input of every site to a moment, whenever the denoiser runs inside the context.
+    """Yield moments by site name, to which every run of the denoiser inside the context adds the sites' inputs.
 
-    mask: which tokens `[b, tokens]` of the prompts the denoiser reads in the pass at work, if it says so. Rows of the
-    others, which no output depends on, would only take up room. of_prompt: the sites whose input is the prompt and
-    nothing else; rows are left out there alone, as a picture may have as many tokens. Memory does not depend on the
-    number of prompts. Give one site per distinct feature. Run the denoiser without gradients: gradient checkpointing
-    would call every hook twice.
+    sites: one per distinct feature. mask: returns which prompt tokens the denoiser reads in the current pass, bool
+    `[b, tokens]`, or None for all; no output depends on the others, whose rows would only take up free directions.
+    of_prompt: names of the sites whose input is the prompt alone; the mask applies only to these, because a picture may
+    have as many tokens. Memory does not depend on the number of prompts. Raises RuntimeError if gradients are enabled:
+    gradient checkpointing would call every hook twice.
     """
     moments = {name: Moment.zero(module.in_features, module.weight.device) for name, module in sites.items()}
 

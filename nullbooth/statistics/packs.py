@@ -1,8 +1,8 @@
-"""Packs: the projectors of a model in one file, so that who has it needs no statistics of their own.
+"""Packs: the projectors of a model in one file, so that users of the file need not compute statistics.
 
-A pack has one scope: `pooled` has one projector per feature, `timestep` one per feature and cached step. Its rank rule
-was applied when it was made: of each projector it has the thinner basis alone. What it says of itself is read without
-torch, for every reading of the workflow looks at it.
+A pack has one scope: `pooled` has one projector per feature, `timestep` one per feature and cached timestep. Its rank
+rule was applied when it was made: it holds only the thinner basis of each projector. Its description is read without
+torch, because the workflow reads it whenever it is evaluated.
 """
 
 import json
@@ -24,27 +24,27 @@ from nullbooth.statistics.projector import RULES, Projector, projector
 from nullbooth.storage.digests import remembered_digests
 
 FORMAT = "nullbooth-pack-1"
-WHAT, MEND = "a NullBooth pack", "copy it again, or make it again (snakemake pack)"
-LONGEST = 100_000_000  # bytes of a header, as safetensors itself has it
-# A basis is kept in half precision where that lets through no more than this share beyond what the rank rule does.
+WHAT, HINT = "a NullBooth pack", "copy it again, or rebuild it (snakemake pack)"
+LONGEST = 100_000_000  # bytes of a header, the limit of safetensors itself
+# Store a basis in half precision if its leak then exceeds that of the rank rule by no more than this share.
 TOLERANCE = 0.01
-ROUNDED, ORTHONORMAL = 1e-2, 1e-5  # entries of V^T V - I, at most, in the file and after `orthonormal`
+ROUNDED, ORTHONORMAL = 1e-2, 1e-5  # largest entries of V^T V - I, in the file and after `orthonormal`
 KEY = "protect.pack"
 
 
 def scope_of(method: dict[str, Any]) -> str:
-    """The scope of the projectors that a method reads."""
+    """Return the scope of the projectors that a method needs, `pooled` or `timestep`."""
     return "pooled" if method["scope"] == "pooled" else "timestep"
 
 
-# --- where packs are ------------------------------------------------------------------------------------
+# --- locating packs -------------------------------------------------------------------------------------
 
 
 def locate(pack: str, scope: str) -> tuple[Path, str]:
-    """The file for a scope, and `pack` with the commit in it where it is of the Hub.
+    """Return the file for a scope, and `pack`, with its commit added if it is on the Hub.
 
-    pack: a file, a folder with `{scope}.safetensors` in it, or `owner/name` of the Hub with the same, at a revision
-    that `@` may add. Raises InputError or FileNotFoundError.
+    pack: a file, a folder that contains `{scope}.safetensors`, or a Hub id `owner/name` or `owner/name@revision` of a
+    repository that contains it. Raises InputError or FileNotFoundError.
     """
     place = Path(pack)
     if place.is_file():
@@ -52,7 +52,7 @@ def locate(pack: str, scope: str) -> tuple[Path, str]:
     if place.is_dir():
         if not (place / f"{scope}.safetensors").is_file():
             raise InputError(
-                f"{KEY}: {place} has no {scope}.safetensors, for methods of that scope; add it, or leave them out"
+                f"{KEY}: {place} has no {scope}.safetensors, which methods of that scope need; add it or remove them"
             )
         return place / f"{scope}.safetensors", pack
     name, _, revision = pack.partition("@")
@@ -63,15 +63,15 @@ def locate(pack: str, scope: str) -> tuple[Path, str]:
 
 
 def content(path: Path) -> str:
-    """What a pack is to caches: its bytes, wherever it lies and whatever it is called."""
+    """Content hash of a pack for caches, 16 hex digits; independent of its path."""
     return remembered_digests([path])[0][:16]
 
 
-# --- what packs say of themselves -------------------------------------------------------------------------
+# --- descriptions of packs --------------------------------------------------------------------------------
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What a pack says of itself, from its header. Raises InputError if the file is no pack, or cut off."""
+    """Return the description in a pack's header. Raises InputError if the file is not a pack or is truncated."""
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:
@@ -82,23 +82,23 @@ def read_about(path: Path) -> dict[str, Any]:
         metadata = header.pop("__metadata__", {})
         end = max(entry["data_offsets"][1] for entry in header.values())
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise InputError(f"{path}: broken, or no safetensors file; {MEND}") from error
+        raise InputError(f"{path}: broken, or not a safetensors file; {HINT}") from error
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: not {WHAT} (format {shown(metadata.get('format'))}, expected {FORMAT!r})")
     if size != 8 + length + end:
-        raise InputError(f"{path}: broken, {size} bytes of {8 + length + end}; {MEND}")
+        raise InputError(f"{path}: broken, {size} bytes of {8 + length + end}; {HINT}")
     return _about(path, metadata)
 
 
 def guided(about: dict[str, Any]) -> bool | None:
-    """Whether a pack's prompts were sampled with guidance, by its description; None if that does not say."""
+    """Return whether a pack's prompts were sampled with guidance, or None if its description does not say."""
     sampler = about.get("sampler")
     guidance = sampler.get("guidance") if isinstance(sampler, dict) else None
     return guidance > 1 if isinstance(guidance, int | float) else None
 
 
 def _about(path: Path | str, metadata: dict[str, str]) -> dict[str, Any]:
-    """The description in a pack's metadata, all of which came from outside. Raises InputError."""
+    """Validate and return the description in a pack's metadata, which is untrusted input. Raises InputError."""
     try:
         about = json.loads(metadata["about"])
         [(rule, value)] = about["rule"].items()
@@ -115,40 +115,41 @@ def _about(path: Path | str, metadata: dict[str, str]) -> dict[str, Any]:
             sound &= len(feature["complement"]) == len(feature["free"]) == steps and feature["width"] > 0
             sound &= feature["name"] in feature["sites"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: its description is broken; {MEND}") from error
+        raise InputError(f"{path}: its description is broken; {HINT}") from error
     if not sound or not about["features"]:
-        raise InputError(f"{path}: its description is broken; {MEND}")
+        raise InputError(f"{path}: its description is broken; {HINT}")
     return about
 
 
 def check(path: Path, about: dict[str, Any], model: str, sites: str, asked: dict[str, float] | None) -> None:
-    """Refuse a pack that is of another model or other sites than the config, or of another rule than it asks for.
+    """Refuse a pack made for another model, other sites, or another rule than the config has.
 
-    model, sites: identities of those of the config; asked: `protect.rule`, if it was set. Raises SettingsError.
+    model, sites: identities of the config's model and sites; asked: `protect.rule`, or None if it was not set. Raises
+    SettingsError.
     """
     made = about["identity"]
     if made["model"] != model:
         raise SettingsError(
-            f"{KEY}: {path} was made for the model {about['model']} ({made['model']}), but `model` is {model}: take a "
+            f"{KEY}: {path} was made for the model {about['model']} ({made['model']}), but `model` is {model}: use a "
             "pack of this model, or the model and revision of the pack"
         )
     if made["sites"] != sites:
         raise SettingsError(
-            f"{KEY}: {path} protects the sites [{', '.join(about['sites'])}]: set protect.sites to these, or take "
+            f"{KEY}: {path} protects the sites [{', '.join(about['sites'])}]: set protect.sites to these, or use "
             "another pack"
         )
     _check_rule(path, about, asked, "protect.rule")
 
 
 def check_method(method: dict[str, Any], packs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
-    """Refuse a method that none of the packs, by scope, serves. Raises SettingsError."""
+    """Refuse a method if no pack, by scope, has the projectors that it needs. Raises SettingsError."""
     if not is_ours(method):
         return
     if scope_of(method) not in packs:
         [(scope, (path, _))] = list(packs.items())[:1]
         raise SettingsError(
             f"{KEY}: {path} is of scope {scope}, but the method {method['name']} has scope {method['scope']}: give a "
-            f"folder or Hub id that has {scope_of(method)}.safetensors too, or leave the method out"
+            f"folder or Hub id that also has {scope_of(method)}.safetensors, or remove the method"
         )
     path, about = packs[scope_of(method)]
     _check_rule(path, about, method["rule"], f"the rule of the method {method['name']}")
@@ -158,15 +159,16 @@ def _check_rule(path: Path, about: dict[str, Any], asked: dict[str, float] | Non
     if asked not in (None, about["rule"]):
         said, has = (f"{{{', '.join(f'{k}: {v}' for k, v in rule.items())}}}" for rule in (asked, about["rule"]))
         raise SettingsError(
-            f"{KEY}: {path} was made with the rule {has}, which is fixed, but {where} is {said}: take that away, or "
-            "make a pack with it"
+            f"{KEY}: {path} was made with the rule {has}, which is fixed, but {where} is {said}: remove it, or make a "
+            "pack with that rule"
         )
 
 
 def open_packs(pack: str, scopes: Iterable[str], model: str, sites: str, asked: dict[str, float] | None):
-    """The packs for these scopes, each as path and description, and `pack` with its commit; see `check`.
+    """Return path and description of the packs by scope, and `pack` with its commit.
 
-    Those of several scopes must protect the same prompts. A file has one scope, whichever is asked for.
+    Packs of several scopes must protect the same prompts. A file has its own scope, whichever one is asked for. Other
+    arguments: as in `check`. Raises SettingsError, InputError or FileNotFoundError.
     """
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for scope in sorted(scopes):
@@ -174,19 +176,19 @@ def open_packs(pack: str, scopes: Iterable[str], model: str, sites: str, asked: 
         about = read_about(path)
         check(path, about, model, sites, asked)
         if path.name == f"{scope}.safetensors" and not Path(pack).is_file() and about["scope"] != scope:
-            raise SettingsError(f"{KEY}: {path} is of scope {about['scope']}, not what its name says: rename it")
+            raise SettingsError(f"{KEY}: {path} is of scope {about['scope']}, not of the scope in its name: rename it")
         found[about["scope"]] = path, about
     if len({tuple(about["prompts"]) for _, about in found.values()}) > 1:
-        raise SettingsError(f"{KEY}: the packs in {pack} protect different prompts: take those of one run")
+        raise SettingsError(f"{KEY}: the packs in {pack} protect different prompts: use packs of one run")
     return found, pack
 
 
-# --- what is in them ----------------------------------------------------------------------------------
+# --- content of packs ---------------------------------------------------------------------------------
 
 
 def orthonormal(v):
-    """The orthonormal basis `[n, k]` float32 nearest to a basis that is orthonormal but for rounding: two steps of
-    Newton and Schulz towards its polar factor."""
+    """Return the orthonormal basis nearest to `v: [n, k]`, which is orthonormal up to rounding, in float32: two
+    Newton-Schulz steps towards its polar factor."""
     v = v.float()
     for _ in range(2):
         v = 1.5 * v - 0.5 * (v @ (v.mT @ v))
@@ -194,13 +196,13 @@ def orthonormal(v):
 
 
 def halved(p: Projector, w: np.ndarray, u: np.ndarray):
-    """A projector's basis as it is kept, `[n, k]`: float16 if that lets no more than a share TOLERANCE more through
-    than the projector itself of the moment with eigenvalues `w: [n]` and eigenvectors `u: [n, n]`; else float32."""
+    """Return the basis of a projector `[n, k]` for storage: float16 if the moment with eigenvalues `w: [n]` and
+    eigenvectors `u: [n, n]` leaks at most a share TOLERANCE more than through the projector itself, else float32."""
     import torch
 
     basis = torch.from_numpy(p.basis)
     rounded = replace(p, basis=orthonormal(basis.half()).numpy())
-    rows = (u * np.sqrt(w)).T.astype(np.float32)  # as many features, with the same second moment
+    rows = (u * np.sqrt(w)).T.astype(np.float32)  # n features whose outer products add up to the moment
     passed, allowed = (np.square(q.apply(rows), dtype=np.float64).sum() for q in (rounded, p))
     return basis.half() if passed <= (1 + TOLERANCE) * allowed else basis
 
@@ -214,9 +216,10 @@ def write(
     half: bool = True,
     **about: Any,
 ) -> None:
-    """Write stores of eigenvectors, one per step or one in all, as a pack. about: what else it says of itself.
+    """Write a pack from EigenStores, one per timestep or a single pooled one. about: more entries of its description;
+    half: allow float16.
 
-    Raises ProjectorError where the rule leaves nothing free.
+    Raises StoreError, and ProjectorError if the rule leaves no direction of a feature free.
     """
     import torch
 
@@ -243,15 +246,15 @@ def write(
 
 
 def read(path: Path | str) -> tuple[dict[str, list[Projector]], list[float]]:
-    """Projectors of every site, and the cached timesteps, as nullbooth.statistics.site_projectors gives them.
+    """Return the projectors by site name, and the cached timesteps, like `site_projectors.site_projectors`.
 
-    Raises InputError if the file is no pack, or broken.
+    Raises InputError if the file is not a pack or is broken.
     """
     import torch
 
     from nullbooth.storage.tensorfile import load_tensors
 
-    tensors, metadata = load_tensors(path, FORMAT, WHAT, MEND)
+    tensors, metadata = load_tensors(path, FORMAT, WHAT, HINT)
     about = _about(path, metadata)
     found: dict[str, list[Projector]] = {}
     for feature in about["features"]:
@@ -259,20 +262,20 @@ def read(path: Path | str) -> tuple[dict[str, list[Projector]], list[float]]:
         for step, (complement, free) in enumerate(zip(feature["complement"], feature["free"], strict=True)):
             key = f"{step:02d}:{feature['name']}"
             if (f"{key}:gain" in tensors) != ("soft" in about["rule"]):
-                raise InputError(f"{path}: {key} has weights, or none, unlike what its rule says; {MEND}")
+                raise InputError(f"{path}: {key} has weights without a soft rule, or none with one; {HINT}")
             given = tensors.get(f"{key}:basis", torch.zeros(0))
             shaped = given.ndim == 2 and len(given) == feature["width"] >= given.shape[1]
             if not shaped or not _sound(given.float(), ROUNDED) or not _sound(basis := orthonormal(given), ORTHONORMAL):
-                raise InputError(f"{path}: {key} is no orthonormal basis; {MEND}")
+                raise InputError(f"{path}: {key} is not an orthonormal basis; {HINT}")
             k = basis.shape[1]
             gain = tensors[f"{key}:gain"].numpy() if "soft" in about["rule"] else np.ones(k, np.float32)
             if gain.shape != (k,) or not ((gain >= 0) & (gain <= 1)).all():
-                raise InputError(f"{path}: {key} has weights that are not between 0 and 1; {MEND}")
+                raise InputError(f"{path}: {key} has weights that are not between 0 and 1; {HINT}")
             projectors.append(Projector(basis.numpy(), gain, complement, free))
         found |= dict.fromkeys(feature["sites"], projectors)
     return found, about["timesteps"]
 
 
 def _sound(basis, tolerance: float) -> bool:
-    """Whether the columns of `basis: [n, k]` are orthonormal; also if there are none."""
+    """Return True if the columns of `basis: [n, k]` are orthonormal, or if there are none."""
     return bool(((basis.mT @ basis - basis.new_ones(basis.shape[1]).diag()).abs() <= tolerance).all())

@@ -1,7 +1,7 @@
 """Stores of the statistics: denoiser inputs, second moments, eigenvectors. No other module knows their keys.
 
-Each is a Zarr store (`storage.zarrstore`), opened at construction: a store that is missing, damaged, or made for
-another identity raises StoreError. Arrays are read when they are asked for.
+Each is a Zarr store (`storage.zarrstore`). Opening one raises StoreError if it is missing, damaged, or has another
+identity. Arrays are read on access.
 """
 
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from nullbooth.models.sites_by_name import Feature
 from nullbooth.storage import zarrstore
 
-if TYPE_CHECKING:  # imported in the methods: jobs that read moments alone start without torch
+if TYPE_CHECKING:  # methods import torch themselves: jobs that only read moments start without it
     from torch import Tensor
 
     from nullbooth.models.calls import Trajectory
 
 
 class _Record:
-    """A store, its attributes and its arrays."""
+    """A store opened for reading, with its attributes in `about`."""
 
     def __init__(self, path: Path | str, identity: Mapping[str, Any] | None = None):
-        """identity: what the store must have been made for; None accepts any. Raises StoreError."""
+        """Open a store. identity: keys and values that its own must have; None accepts any. Raises StoreError."""
         self.path = str(path)
         self._group = zarrstore.read(path, dict(identity) if identity is not None else None)
         self.about: dict[str, Any] = dict(self._group.attrs)
@@ -41,9 +41,9 @@ class _Record:
 
 
 class TrajectoryStore(_Record):
-    """What the denoiser was given while `n` prompts were sampled in `C` calls of it.
+    """Inputs of the denoiser, recorded while `n` prompts were sampled in `C` calls.
 
-    timesteps: `[C]`, as the denoiser was given them; cached: those of the sampler's steps, one for each step.
+    timesteps: `[C]`, one per call of the denoiser; cached: one per step of the sampler.
     """
 
     def __init__(self, path: Path | str, identity: Mapping[str, Any] | None = None):
@@ -57,17 +57,17 @@ class TrajectoryStore(_Record):
         return list(self.about["prompts"])
 
     def latents(self, call: int) -> "Tensor":
-        """Noisy latents `[n, ...]` of one call, float32."""
+        """Return the noisy latents `[n, ...]` float32 of one call."""
         import torch
 
         return torch.from_numpy(np.asarray(self._array("latents")[call]))
 
     def conditions(self) -> dict[str, "Tensor"]:
-        """Tensors `[branches, n, ...]` by keyword of the denoiser; branches: without and with the prompt."""
+        """Return tensors `[branches, n, ...]` by keyword of the denoiser; branches: without and with the prompt."""
         return self._kind("condition")
 
     def constants(self) -> dict[str, "Tensor"]:
-        """Tensors by keyword of the denoiser that are the same for all prompts."""
+        """Return tensors by keyword of the denoiser that all prompts share."""
         return self._kind("constant")
 
     def _kind(self, kind: str) -> dict[str, "Tensor"]:
@@ -85,7 +85,7 @@ class TrajectoryStore(_Record):
         seed: int,
         identity: dict[str, Any],
     ) -> None:
-        """Store a trajectory, whole or not at all."""
+        """Store a trajectory atomically."""
         arrays: dict[str, Any] = {"latents": trajectory.latents.numpy(), "timesteps": trajectory.timesteps}
         arrays["cached"] = cached
         for kind, values in (("condition", trajectory.conditions), ("constant", trajectory.constants)):
@@ -96,7 +96,7 @@ class TrajectoryStore(_Record):
 class _ByFeature(_Record):
     """A store with arrays for every feature.
 
-    timesteps: of the sampler's steps; timestep: the one that the store is of, None if it is of all.
+    timesteps: all cached timesteps of the sampler; timestep: the store's own, or None if it covers all of them.
     """
 
     def __init__(self, path: Path | str, identity: Mapping[str, Any] | None = None):
@@ -107,35 +107,35 @@ class _ByFeature(_Record):
         self.timestep: float | None = self.about.get("timestep")
 
     def kept(self, *keys: str) -> dict[str, Any]:
-        """Attributes by name, for a store that is made from this one."""
+        """Return attributes by name, to copy to a store derived from this one."""
         return {key: self.about[key] for key in keys}
 
 
 class MomentStore(_ByFeature):
     """Second moments of features, uncentred, as sums of outer products over rows.
 
-    A store holds one timestep, or the mean of all (`timestep` is None), or every timestep of its own. Of the last kind
-    arrays are asked for with the number `step` of the timestep.
+    A store holds one timestep, the mean over all timesteps (`timestep` is None), or all timesteps separately. Only the
+    last kind takes `step`, the index of a timestep.
     """
 
     def rows(self, name: str, step: int | None = None) -> int:
-        """How many rows a sum has."""
+        """Return the number of rows in a sum."""
         return self.about["rows"][_key(name, step)]
 
     def weight(self, name: str) -> int:
-        """How many rows of one timestep a mean over all timesteps stands for."""
+        """Return the number of rows per timestep behind a mean over all timesteps."""
         return self.about["weights"][name]
 
     def sum(self, name: str, step: int | None = None) -> NDArray:
-        """The sum of outer products, its upper triangle `[n (n + 1) / 2]` in float64."""
+        """Return the sum of outer products as its upper triangle, `[n (n + 1) / 2]` float64."""
         return self._values(_key(name, step))
 
     def second_moment(self, name: str, step: int | None = None) -> NDArray:
-        """The mean outer product `[n, n]` over rows, float64."""
+        """Return the mean outer product over rows, `[n, n]` float64."""
         return zarrstore.unpack_symmetric(self.sum(name, step)) / self.rows(name, step)
 
     def mean_moment(self, name: str, steps: list[int]) -> NDArray:
-        """The mean of `second_moment` over timesteps `[n, n]`."""
+        """Return the mean of `second_moment` over the timesteps with indices `steps`, `[n, n]` float64."""
         total = self.second_moment(name, steps[0])
         for step in steps[1:]:
             total += self.second_moment(name, step)
@@ -150,7 +150,7 @@ class MomentStore(_ByFeature):
         identity: dict[str, Any],
         **about: Any,
     ) -> None:
-        """Store sums `[n (n + 1) / 2]` and numbers of rows by feature and step. about: timesteps, other attributes."""
+        """Store sums `[n (n + 1) / 2]` and numbers of rows by (feature, step). about: timesteps, other attributes."""
         zarrstore.write(
             path,
             {_key(*key): value for key, value in sums.items()},
@@ -165,15 +165,15 @@ class EigenStore(_ByFeature):
     """Eigenvalues and eigenvectors of second moments."""
 
     def values(self, name: str) -> NDArray:
-        """Ascending eigenvalues `[n]`, float64."""
+        """Return the ascending eigenvalues `[n]` float64."""
         return self._values(f"{name}:values")
 
     def vectors(self, name: str) -> NDArray:
-        """Eigenvectors `[n, n]` in columns, float32."""
+        """Return the eigenvectors `[n, n]` float32, in columns."""
         return self._values(f"{name}:vectors")
 
     def reference(self, name: str) -> NDArray | None:
-        """Eigenvalues `[n]` of the protected prompts alone, if subjects were added to them."""
+        """Return the eigenvalues `[n]` of the protected prompts alone, or None if no subject was added to them."""
         key = f"{name}:protected"
         return self._values(key) if key in self._group else None
 
@@ -185,7 +185,7 @@ class EigenStore(_ByFeature):
         made_from: MomentStore,
         identity: dict[str, Any],
     ) -> None:
-        """Store eigenvalues and eigenvectors by feature, and references where there are any."""
+        """Store pairs of eigenvalues and eigenvectors by feature, and `reference` eigenvalues if a feature has any."""
         arrays: dict[str, NDArray] = {}
         for name, (values, vectors) in pairs.items():
             if name in references:

@@ -1,4 +1,4 @@
-"""Protected prompts in shards that are kept: moments add up, so that new prompts cost no more than themselves."""
+"""Shards of the protected prompts. Moments of kept shards are reused, so that only new prompts cost time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from nullbooth.storage.seal import read_attributes
 def partition(
     prompts: list[str], kept: list[list[str]], size: int, before: list[list[str]] | None = None
 ) -> list[list[str]]:
-    """`prompts` as shards without overlap: those `before`, then those of `kept` that fit, largest first, then new ones
-    of `size` prompts. Hashes of the prompts order the shards, and the prompts of which new ones are cut: by the
-    alphabet, similar prompts would share a shard, and a few shards would not stand for all.
+    """Split `prompts` into disjoint shards: those `before`, then `kept` ones that fit, largest first, then new ones of
+    `size` prompts.
 
-    The answer stays the same while the new shards become kept ones, in whatever order: jobs that read the workflow
-    again in the middle of a run agree with it.
+    Hashes of the prompts order the shards, and the prompts before they are cut into new shards. In alphabetical order,
+    similar prompts would share a shard, and a few shards would not represent all. The result does not change while new
+    shards become kept ones in any order, so that jobs that evaluate the workflow in the middle of a run agree with it.
     """
     missing = set(prompts)
     shards = []
@@ -29,21 +29,21 @@ def partition(
 
 
 def enough(leaks: Sequence[float], share: float) -> bool:
-    """Whether the last shard that was added lowered the leak on prompts held out by no more than this share of it.
+    """Return True if the last shard lowered the leak of held-out prompts by no more than `share` of its value before.
 
-    leaks: with the first shard, with the first two, and so on."""
+    leaks: with the first shard alone, with the first two, and so on."""
     return len(leaks) > 1 and leaks[-2] - leaks[-1] <= share * leaks[-2]
 
 
 def shard_identity(identity: dict[str, str], prompts: list[str]) -> dict[str, str]:
-    """What a shard's stores are made from: `identity` for these prompts alone."""
+    """Return the identity of a shard's stores: `identity` with the hash of these prompts alone."""
     return {**identity, "prompts": digest(sorted(prompts))}
 
 
 def kept_shards(folder: Path, identity: dict[str, str]) -> dict[str, list[str]]:
-    """Prompts, by name, of every shard under `folder` that was made for `identity`, whatever its prompts.
+    """Return the prompts, by shard name, of every shard under `folder` made for `identity`, whatever its prompts.
 
-    Trajectories are large and may be deleted once there are moments, so that either of the two says what it is of.
+    Trajectories are large and may be deleted once moments exist; the prompts are then read from the moments.
     """
     found = {}
     for shard in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -56,14 +56,14 @@ def kept_shards(folder: Path, identity: dict[str, str]) -> dict[str, list[str]]:
 
 
 def cut_shards(identity: dict[str, str], prompts: list[str], size: int) -> dict[str, list[str]]:
-    """The shards of `prompts` by name, as they are cut where none are kept, and those that are kept do not matter."""
+    """Return the prompts of each shard by name, cut as if no shard was kept."""
     return {digest(shard_identity(identity, shard)): shard for shard in partition(prompts, [], size)}
 
 
 def choose_shards(
     folder: Path, sums: Path, identity: dict[str, str], prompts: list[str], size: int
 ) -> dict[str, list[str]]:
-    """The shards of `prompts` by name: those that the store `sums` was added up from, as long as they are kept, and
+    """Return the prompts of each shard by name: shards that were added up in the store `sums` and are still kept, then
     others by `partition`."""
     kept = kept_shards(folder, identity)
     before = (_attributes(sums) or {}).get("shards", [])
@@ -72,5 +72,5 @@ def choose_shards(
 
 
 def _attributes(store: Path) -> dict | None:
-    """Attributes of a store; None if it is not there."""
+    """Return the attributes of a store, or None if it does not exist."""
     return read_attributes(store) if (store / "zarr.json").is_file() else None

@@ -1,4 +1,4 @@
-"""Projectors of every site, read from stored eigenvectors under a rank rule, and as tensors for training."""
+"""Projectors of every site: from stored eigenvectors under a rank rule, and as tensors for training."""
 
 import numpy as np
 import torch
@@ -9,11 +9,11 @@ from nullbooth.statistics.records import EigenStore
 
 
 class SiteProjectors(nn.Module):
-    """P[s] of one site for S timesteps, each as keep[s] * I + V[s] diag(gain[s]) V[s]^T.
+    """Projectors of one site at S timesteps, P[s] = keep[s] * I + V[s] diag(gain[s]) V[s]^T.
 
-    Buffers: gain `[S, k]` (negative where V spans what is protected), keep `[S]`. vectors: V `[S, in, k]`, which stay
-    with the host: of a large model they would not fit on a GPU. Those of the timesteps at work are copied there, and
-    the last `room` of them are kept.
+    Buffers: gain `[S, k]` (negative if V spans the protected directions), keep `[S]`. vectors: V `[S, in, k]`, which
+    stay in host memory, because those of a large model do not fit on a GPU. The V of a timestep is copied to the GPU
+    when it is used; the `room` last used ones stay there.
     """
 
     def __init__(self, projectors: list[Projector]):
@@ -26,7 +26,7 @@ class SiteProjectors(nn.Module):
         gain = [np.pad(-p.gain if p.complement else p.gain, (0, n)) for p, n in zip(projectors, pad, strict=True)]
         self.vectors = vectors.pin_memory() if torch.cuda.is_available() else vectors
         self.room = len(projectors)
-        self._held: dict[int, Tensor] = {}  # by step, the one used last at the end
+        self._held: dict[int, Tensor] = {}  # by step, the last used at the end
         self.register_buffer("gain", torch.from_numpy(np.stack(gain)), persistent=False)
         self.register_buffer("keep", torch.tensor([float(p.complement) for p in projectors]), persistent=False)
 
@@ -34,7 +34,7 @@ class SiteProjectors(nn.Module):
         return len(self.keep)
 
     def fetch(self, step: int) -> Tensor:
-        """V of one timestep `[in, k]`, on the device of the buffers."""
+        """Return V of one timestep, `[in, k]` float32 on the device of the buffers."""
         v = self._held.pop(step, None)
         if v is None or v.device != self.gain.device:
             v = self.vectors[step].to(self.gain.device, non_blocking=True)
@@ -44,26 +44,28 @@ class SiteProjectors(nn.Module):
         return v
 
     def project(self, a: Tensor, steps: list[int]) -> Tensor:
-        """`a P[s]` in float32 for `a: [..., in]` and one `s` per leading row of the result `[len(steps), ..., in]`."""
+        """Return `a P[s]` for `a: [..., in]` and each `s` of `steps`, stacked: `[len(steps), ..., in]` float32."""
         with torch.autocast(a.device.type, enabled=False):
             found = []
-            for s in steps:  # one after the other: a stack of V would be one more copy of the largest thing here
+            for s in steps:  # one at a time: stacking the V would copy the largest tensors here
                 v = self.fetch(s)
                 found.append(self.keep[s] * a + ((a @ v) * self.gain[s]) @ v.mT)
             return torch.stack(found)
 
     @property
     def step_bytes(self) -> int:
-        """Of V at one timestep."""
+        """Size of V at one timestep, in bytes."""
         return self.vectors[0].numel() * self.vectors.element_size()
 
 
 def site_projectors(
     paths: list[str], identity: dict, rule: str, value: float
 ) -> tuple[dict[str, list[Projector]], list[float]]:
-    """Projectors of every site, one per store in `paths` (or one in all, for what does not depend on the timestep).
+    """Return the projectors by site name, one per store in `paths` (a single one for static features), and the cached
+    timesteps.
 
-    Returns them by site name, with the cached timesteps. Sites that read one feature share one list.
+    Sites that read the same feature share one list. Raises StoreError, and ProjectorError if a site has no free
+    direction.
     """
     stores = [EigenStore(path, identity) for path in paths]
     found: dict[str, list[Projector]] = {}
@@ -79,19 +81,19 @@ def site_projectors(
 
 
 def free_share(projectors: dict[str, list[Projector]]) -> dict[str, float]:
-    """Mean share of free directions of each site."""
+    """Share of free directions of each site, its mean over timesteps."""
     return {name: sum(p.free / len(p.basis) for p in ps) / len(ps) for name, ps in projectors.items()}
 
 
 def short_of(projectors: dict[str, list[Projector]], rank: int) -> list[str]:
-    """Sites that have fewer free directions than a change of this rank wants, at some timestep."""
+    """Return the sites with fewer free directions than `rank` at some timestep."""
     return [name for name, ps in projectors.items() if min(p.free for p in ps) < rank]
 
 
 def in_order(sites: dict[str, nn.Linear], projectors: dict[str, list[Projector]]) -> dict[str, nn.Linear]:
-    """The sites that have projectors. Raises KeyError if a projector has no site in the denoiser."""
+    """Return the sites with projectors, in the order of `sites`. Raises KeyError if a projector has no site."""
     if unknown := set(projectors) - set(sites):
         raise KeyError(
-            f"the statistics know {sorted(unknown)[0]}, the denoiser does not: were they made for this model?"
+            f"the statistics have a site {sorted(unknown)[0]} that the denoiser lacks: use statistics of this model"
         )
     return {name: module for name, module in sites.items() if name in projectors}

@@ -1,4 +1,4 @@
-"""Second moments of shards added up, and of timesteps pooled. Starts without torch."""
+"""Sums of second moments over shards, and means over timesteps. Imports no torch, to start fast."""
 
 from nullbooth.errors import StoreError
 from nullbooth.statistics.records import MomentStore
@@ -8,10 +8,10 @@ _SAME = ("features", "timestep", "timesteps", "denoiser")
 
 
 def sum_shards(out: str, moments: list[str], shards: dict[str, dict], identity: dict) -> None:
-    """Store the sums of all shards' second moments at one timestep.
+    """Store the sums of the shards' second moments at one timestep.
 
-    shards: identities by name, in the order of `moments`. Raises StoreError if shards are of different timesteps or
-    features.
+    moments: one MomentStore per shard; shards: their identities by name, in the same order. Raises StoreError if they
+    differ in features, timesteps or denoiser.
     """
     report, identities = reporter("shards"), list(shards.values())
     first = MomentStore(moments[0], identities[0])
@@ -20,7 +20,7 @@ def sum_shards(out: str, moments: list[str], shards: dict[str, dict], identity: 
         store = MomentStore(path, shard)
         for key in _SAME:
             if store.about[key] != known[key]:
-                raise StoreError(f"{path}: its {key} differs from that of {moments[0]}; delete both, run again")
+                raise StoreError(f"{path}: its {key} differs from that of {moments[0]}; delete both and run again")
         for feature in store.features:
             key = feature.name, None
             totals[key] = totals[key] + store.sum(*key) if key in totals else store.sum(*key)
@@ -31,9 +31,9 @@ def sum_shards(out: str, moments: list[str], shards: dict[str, dict], identity: 
 
 
 def pool_timesteps(out: str, covariances: list[str], identity: dict) -> None:
-    """Store the mean of all timesteps' second moments, for projectors that hold at every timestep at once.
+    """Store the mean over timesteps of the second moments, for projectors of scope `pooled`.
 
-    Each timestep has the same weight, whatever its number of rows.
+    covariances: one MomentStore per timestep. Each timestep has the same weight, whatever its number of rows.
     """
     stores = [MomentStore(path, identity) for path in covariances]
     features, sums, report = stores[0].features, {}, reporter("features")

@@ -1,4 +1,4 @@
-"""Sampling trajectories of the protected prompts: what the denoiser is given at every timestep."""
+"""Sampling trajectories of the protected prompts: the inputs of the denoiser at every timestep."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -34,19 +34,19 @@ def record(
     negatives: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Trajectory:
-    """Sample every prompt once with the pipeline itself and keep what its denoiser was given.
+    """Sample every prompt once with the pipeline itself and record the inputs of its denoiser.
 
-    batch: prompts in a pass, or None for as many as the GPU has room for; arguments: further ones of its call;
-    negatives: negative prompts for the second branch, each for its share of the prompts (`negatives_of`). Raises
-    InputError for more steps than the scheduler has, and for prompts far longer than the text encoder reads.
+    batch: prompts per pass (None: as many as fit on the GPU); arguments: more keyword arguments of the pipeline;
+    negatives: negative prompts, distributed over the prompts by `negatives_of`. Raises InputError if `steps` exceeds
+    the scheduler's timesteps, or if a prompt is far longer than the text encoder reads.
     """
     limit = pipeline.scheduler.config.get("num_train_timesteps", steps)
     if steps > limit:
-        raise InputError(f"sampler.steps: {steps}: {type(pipeline.scheduler).__name__} has {limit}; take fewer")
+        raise InputError(f"sampler.steps: {steps}: {type(pipeline.scheduler).__name__} has {limit}; use fewer")
     options = checked_options(pipeline, prompts, resolution, arguments or {})
 
     chosen = negatives_of(pipeline, prompts, negatives)
-    # A pass has negative prompts for all of its prompts or for none: some pipelines have zeros for an empty one.
+    # Prompts with and without a negative prompt go in separate passes: some pipelines replace a missing one by zeros.
     order = sorted(range(len(prompts)), key=lambda i: chosen[i] is not None)
 
     def draw(rows: list[int], steps: int) -> Trajectory:
@@ -54,7 +54,7 @@ def record(
         seen = recorded_call(pipeline, [prompts[i] for i in rows], steps, guidance, seed, resolution, given)
         return split_branches(seen, len(rows))
 
-    # Of fewer steps than 4 PNDM has no Runge-Kutta ones, and fails.
+    # Try batches with 4 steps: with fewer, PNDM takes no Runge-Kutta steps and fails.
     batch = fitting_batch(lambda n: draw(order[:n], min(steps, 4)), batch, len(prompts))
     plain, parts, done = chosen.count(None), [], 0
     for start, end in ((0, plain), (plain, len(prompts))):
@@ -72,20 +72,20 @@ def record(
 
 
 def negatives_of(pipeline: Any, prompts: list[str], negatives: Sequence[str]) -> list[str | None]:
-    """One of the negative prompts for each prompt, or None for what the sampler has anyway, by the prompt's hash, which
-    neither other prompts nor their order change. None for all where the pipeline takes no negative prompt."""
+    """Choose for each prompt, by its hash, one of `negatives` or None, the sampler's own default. The choice depends on
+    no other prompt and no order. All are None if the pipeline takes no negative prompt."""
     takes = "negative_prompt" in inspect.signature(pipeline.__call__).parameters
     choices = [None, *(negatives if takes else ())]
     return [choices[prompt_seed(prompt, 0) % len(choices)] for prompt in prompts]
 
 
 def write_trajectory(out: str, pipeline: Any, prompts: list[str], identity: dict, **options: Any) -> None:
-    """Sample prompts (options as of `trajectories.record`) and store what the denoiser was given."""
+    """Sample prompts and store the inputs of the denoiser as a TrajectoryStore. options: those of `record`."""
     found = record(pipeline, prompts, **options)
     cached = step_timesteps(pipeline.scheduler, found.timesteps, options["steps"])
     TrajectoryStore.write(out, found, cached, prompts, options["seed"], identity)
 
 
 def of_any_prompts(identity: dict) -> dict:
-    """What the trajectories of all shards have in common, out of the identity of a run."""
+    """Return the part of a run's identity that the trajectories of all its shards share."""
     return {key: value for key, value in identity.items() if key not in ("prompts", "until", "earlier")}

@@ -172,7 +172,7 @@ def test_sites_in_the_order_of_the_denoiser(unet):
     sites = find_sites(unet)
     some = {name: [] for name in list(sites)[5:2:-1]}
     assert list(in_order(sites, some)) == list(sites)[3:6]
-    with pytest.raises(KeyError, match=r"the statistics know other\.to_k, the denoiser does not"):
+    with pytest.raises(KeyError, match=r"the statistics have a site other\.to_k that the denoiser lacks"):
         in_order(sites, {"other.to_k": []})
 
 

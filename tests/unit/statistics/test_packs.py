@@ -206,7 +206,7 @@ def test_other_and_broken_files_are_refused(tmp_path):
     path = write(tmp_path, {"energy": 0.01})
     for name, content in {"empty": b"", "text": b"hello there, this is text", "zeros": bytes(64)}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=f"{name}: broken, or no safetensors file"):
+        with pytest.raises(InputError, match=f"{name}: broken, or not a safetensors file"):
             packs.read_about(tmp_path / name)
     save_tensors(tmp_path / "other", {"a": torch.zeros(2)}, {"format": "something"})
     with pytest.raises(InputError, match="other: not a NullBooth pack"):
@@ -227,7 +227,7 @@ def test_a_basis_that_is_none_is_refused(tmp_path):
     key = next(name for name in tensors if name.endswith(":basis"))
     for wrong in (2 * tensors[key], tensors[key] * float("nan"), tensors[key][:-1], torch.zeros(WIDTH)):
         save_tensors(path, {**tensors, key: wrong}, metadata)
-        with pytest.raises(InputError, match="is no orthonormal basis"):
+        with pytest.raises(InputError, match="is not an orthonormal basis"):
             packs.read(path)
 
 
@@ -236,7 +236,7 @@ def test_weights_belong_to_the_soft_rule(tmp_path):
     path = write(tmp_path, {"soft": 0.1})
     tensors, metadata = load_tensors(path, packs.FORMAT, "", "")
     save_tensors(path, {name: t for name, t in tensors.items() if not name.endswith("gain")}, metadata)
-    with pytest.raises(InputError, match="has weights, or none, unlike what its rule says"):
+    with pytest.raises(InputError, match="has weights without a soft rule, or none with one"):
         packs.read(path)
     save_tensors(path, {name: t + 1 if name.endswith("gain") else t for name, t in tensors.items()}, metadata)
     with pytest.raises(InputError, match="has weights that are not between 0 and 1"):
@@ -271,7 +271,7 @@ def test_methods_that_a_pack_does_not_serve_are_refused(tmp_path):
     packs.check_method({**method, "scope": "pooled", "method": "lora"}, found)
     with pytest.raises(SettingsError, match=r"is of scope timestep, but the method mine has scope pooled: give"):
         packs.check_method({**method, "scope": "pooled"}, found)
-    with pytest.raises(SettingsError, match=r"the rule of the method mine is \{fraction: 0\.5\}: take that away"):
+    with pytest.raises(SettingsError, match=r"the rule of the method mine is \{fraction: 0\.5\}: remove it"):
         packs.check_method({**method, "rule": {"fraction": 0.5}}, found)
 
 
@@ -285,7 +285,7 @@ def test_a_folder_has_a_pack_for_each_scope(tmp_path):
     with pytest.raises(SettingsError, match="protect different prompts"):
         opened(tmp_path, "pooled", "timestep")
     shutil.copy(tmp_path / "timestep.safetensors", tmp_path / "pooled.safetensors")
-    with pytest.raises(SettingsError, match="is of scope timestep, not what its name says"):
+    with pytest.raises(SettingsError, match="is of scope timestep, not of the scope in its name"):
         opened(tmp_path, "pooled")
 
 
@@ -365,14 +365,14 @@ def test_a_pack_stands_for_all_statistics(world):
     ("change", "message"),
     [
         ({"methods": [{"name": "t", "scope": "timestep"}]}, "is of scope pooled, but the method t has scope timestep"),
-        ({"methods": [{"name": "p", "rule": {"soft": 1}}]}, "the rule of the method p is {soft: 1}: take that away"),
+        ({"methods": [{"name": "p", "rule": {"soft": 1}}]}, "the rule of the method p is {soft: 1}: remove it"),
         ({"methods": [{"name": "p"}], "protect": {"rule": {"energy": 0.001}}}, "but protect.rule is {energy: 0.001}"),
         (
             {"methods": [{"name": "p"}], "protect": {"sites": ["self-attention"]}},
             "protects the sites [cross-attention]",
         ),
         ({"methods": [{"name": "p"}], "protect": {"pack": "nowhere"}}, "protect.pack: 'nowhere' is neither a file"),
-        ({"methods": [{"name": "p"}], "protect": {"pack": "README.md"}}, "README.md: broken, or no safetensors file"),
+        ({"methods": [{"name": "p"}], "protect": {"pack": "README.md"}}, "README.md: broken, or not a safetensors"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_job(world, change, message):
