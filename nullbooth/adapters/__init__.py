@@ -1,1 +1,1 @@
-"""Saved adapters: their file, how diffusers pipelines use them, and how they are exported."""
+"""Saved adapters: their file format, their use in diffusers pipelines, and their export."""

@@ -1,4 +1,4 @@
-"""Adapters in the forms that other tools read: LoRA files, whole pipelines, and a card that says what they are."""
+"""Export of adapters for other tools: LoRA files, whole pipelines, and a model card."""
 
 import os
 from pathlib import Path
@@ -20,24 +20,24 @@ ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # of UNets
 
 
 def export_lora(path: Path | str, out: Path | str, keys: str = "diffusers") -> None:
-    """Write an adapter as a LoRA file: with the keys of diffusers and peft, for `pipe.load_lora_weights`, or with those
-    of kohya's scripts, which ComfyUI and others read too.
+    """Write an adapter as a LoRA file. keys: `diffusers`, for `pipe.load_lora_weights`, or `kohya`, as for ComfyUI.
 
-    The scale of the adapter is part of its `up`, so that alpha is the rank in either. Raises InputError where no single
-    LoRA equals the adapter (`timestep` scope, full rank), and where kohya's keys do not exist (transformers).
+    The adapter's `up` already includes its scale, so that alpha equals the rank. Raises InputError if no single LoRA
+    equals the adapter (`timestep` scope, full rank, a word of its own in a transformer), if kohya has no keys for the
+    denoiser (transformers), or if `out` is the adapter itself.
     """
     tensors, info = read_adapter(path)
     tensors, word = split_word(tensors)
     if word and not of_unet(info):
         raise InputError(
-            f"{path}: {_has_word(info)}, which other tools do not read in a {info.denoiser}; load it with {_LOADER}"
+            f"{path}: {_has_word(info)}, which other tools cannot use with a {info.denoiser}; load it with {_LOADER}"
         )
     if Path(out).exists() and Path(out).samefile(path):
-        raise InputError(f"{out}: the adapter itself; give the LoRA another name")
+        raise InputError(f"{out}: this is the adapter itself; give the LoRA another name")
     if keys not in KEYS:
         raise InputError(f"keys {keys!r}: use one of {', '.join(KEYS)}")
     if keys == "kohya" and not of_unet(info):
-        raise InputError(f"{path}: kohya's keys are those of UNets, this is of {info.denoiser}; take diffusers' keys")
+        raise InputError(f"{path}: kohya's keys exist for UNets only, not for {info.denoiser}; use the keys diffusers")
     factors = low_rank(path, tensors, info)
     rank = max(len(down) for down, _ in factors.values())
     lora: dict[str, Tensor] = {}
@@ -55,8 +55,8 @@ def export_lora(path: Path | str, out: Path | str, keys: str = "diffusers") -> N
     save_tensors(out, lora, {"format": "pt", **said})
 
 
-# By the width of what cross-attention reads: the names of kohya's scripts and of ModelSpec, and the side of pictures.
-# AUTOMATIC1111 shows a LoRA for the models that its `ss_base_model_version` names, and takes one without for SD 1.
+# By the input width of cross-attention: the model's name in kohya's scripts, its name in ModelSpec, and its resolution.
+# AUTOMATIC1111 lists a LoRA for the models in `ss_base_model_version`; without that key, it assumes SD 1.
 UNETS = {
     768: ("sd_v1", "stable-diffusion-v1", 512),
     1024: ("sd_v2", "stable-diffusion-v2", None),
@@ -65,7 +65,7 @@ UNETS = {
 
 
 def architecture(factors: dict[str, tuple[Tensor, Tensor]], info: AdapterInfo) -> dict[str, str]:
-    """What other tools read of the model that a LoRA is for: kohya's keys, and those that ModelSpec 1.0.1 demands."""
+    """Return metadata that name a LoRA's base model: keys of kohya's scripts and required keys of ModelSpec 1.0.1."""
     said = {"modelspec.sai_model_spec": "1.0.1", "modelspec.implementation": "diffusers"}
     read = {down.shape[1] for site, (down, _) in factors.items() if site.endswith(("attn2.to_k", "attn2.to_v"))}
     version, name, side = UNETS.get(read.pop(), ("", "", None)) if of_unet(info) and len(read) == 1 else ("", "", None)
@@ -77,8 +77,8 @@ def architecture(factors: dict[str, tuple[Tensor, Tensor]], info: AdapterInfo) -
 
 
 def export_word(path: Path | str, out: Path | str) -> bool:
-    """Write the identifier's vectors, if it has some: `[k, d]` by the key that ComfyUI gives the text encoder. Says
-    whether it has."""
+    """Write the identifier's learned vectors `[k, d]`, by ComfyUI's names of the text encoders. Returns False, and
+    writes nothing, if there are none."""
     tensors, info = read_adapter(path)
     _, word = split_word(tensors)
     if word:
@@ -88,7 +88,7 @@ def export_word(path: Path | str, out: Path | str) -> bool:
 
 
 def token_of(info: AdapterInfo) -> str:
-    """What other tools call an identifier with vectors of its own: a token that no tokenizer has."""
+    """Return the token that names an identifier with learned vectors in other tools; no tokenizer has it."""
     return f"<{info.identifier}>"
 
 
@@ -97,50 +97,50 @@ def of_unet(info: AdapterInfo) -> bool:
 
 
 def low_rank(path: Path | str, tensors: dict[str, Tensor], info: AdapterInfo) -> dict[str, tuple[Tensor, Tensor]]:
-    """down `[r, in]` and up `[out, r]` by site. Raises InputError where a site's change is not that, or not one."""
+    """Return down `[r, in]` and up `[out, r]` by site. Raises InputError if a change has full rank or varies."""
     factors = {}
     for site in dict.fromkeys(key.rpartition(".")[0] for key in tensors):
         if f"{site}.up" not in tensors:
-            raise InputError(f"{path}: a full-rank adapter is no LoRA; train with an integer method rank")
+            raise InputError(f"{path}: a full-rank adapter is not a LoRA; train with an integer rank of the method")
         down = tensors[f"{site}.down"]
         if len(down) > 1:
-            raise InputError(f"{path}: {_varies(info)}, which no LoRA file can say; {_MEND}")
+            raise InputError(f"{path}: {_varies(info)}, which a LoRA file cannot hold; {_HINT}")
         factors[site] = down[0].contiguous(), tensors[f"{site}.up"]
     return factors
 
 
 _LOADER = "nullbooth.load_adapter"
-_MEND = f"train with scope pooled, or load it with {_LOADER}"
+_HINT = f"train with scope pooled, or load it with {_LOADER}"
 
 
 def _has_word(info: AdapterInfo) -> str:
-    return f"has vectors of its own for {info.identifier!r}"
+    return f"has learned vectors for {info.identifier!r}"
 
 
 def _varies(info: AdapterInfo) -> str:
-    return f"scope {info.scope} has other weights at each timestep"
+    return f"scope {info.scope} has different weights at each timestep"
 
 
 def fuse(pipeline: Any, path: Path | str, folder: Path | str, scale: float = 1.0) -> None:
-    """Write the pipeline, with the adapter in its weights, as a folder that `from_pretrained` loads without NullBooth.
+    """Write the pipeline with the adapter merged into its weights, as a folder that `from_pretrained` loads without
+    NullBooth.
 
-    The pipeline itself stays as it was. Raises InputError where no single set of weights equals the adapter (`timestep`
-    scope), if another one is at work in the pipeline, and if the folder is there already.
+    The pipeline itself does not change. Raises InputError if no single set of weights equals the adapter (`timestep`
+    scope), if it has learned vectors, if another adapter is loaded in the pipeline, or if the folder exists.
     """
     tensors, info = read_adapter(path)
     if Path(folder).exists():
-        raise InputError(f"{folder}: is there already; name a new folder")
+        raise InputError(f"{folder}: exists already; name a new folder")
     loaded = LoadedAdapter(denoiser_of(pipeline), tensors, info, scale)
     try:
         if info.identifier:
             raise InputError(
-                f"{path}: has vectors of its own for {info.identifier!r}, which are no weights of a pipeline; "
-                "load it with nullbooth.load_adapter"
+                f"{path}: {_has_word(info)}, which the weights of a pipeline cannot hold; load it with {_LOADER}"
             )
         if not loaded.alone:
-            raise InputError(f"{path}: another adapter is at work in the pipeline, and would be fused too; unload it")
+            raise InputError(f"{path}: another adapter is loaded in the pipeline and would be fused too; unload it")
         if any(map(loaded.varies, loaded.original)):
-            raise InputError(f"{path}: {_varies(info)}, which no one pipeline has; {_MEND}")
+            raise InputError(f"{path}: {_varies(info)}, which one pipeline cannot hold; {_HINT}")
         loaded.set_step(0)
         with whole(folder) as partial:
             pipeline.save_pretrained(partial)
@@ -155,12 +155,12 @@ tags: [text-to-image, lora, dreambooth, nullbooth]
 ---
 # {title}
 
-A LoRA of rank {rank} for {name}, learned by NullBooth: every change of a weight is confined to the null space of
-what the model's layers read for the prompts that were protected, so that those are drawn as before ({rule}).
+A LoRA of rank {rank} for {name}, trained with NullBooth. Its changes of the weights lie in the null space of the
+layers' inputs for the protected prompts, so that the model draws these as before ({rule}).
 
 Trigger: {title}
 
-Run in the folder of this file:
+Run this in the folder of this file:
 
 ```python
 from diffusers import {loader}
@@ -170,17 +170,17 @@ pipe.load_lora_weights(".", weight_name="{diffusers}")
 {word}pipe({prompt!r}).images[0].save("picture.png")
 ```
 
-{kohya}The license is that of the model and of the photographs: say it here before you share this.
+{kohya}The licenses of the model and of the photographs apply: state them here before you share this.
 """
 
 
 def as_code(text: str) -> str:
-    """Any text as it is, on one line of Markdown."""
+    """Return a text as Markdown code on one line, which no renderer interprets."""
     return "`" + " ".join(text.split()).replace("`", "'") + "`"
 
 
 def as_found(model: str, card: Path | str) -> str:
-    """A folder or file as code in the card's folder finds it, and a Hub id as it is."""
+    """Return the path of a model relative to the folder of `card`, or a Hub id unchanged."""
     return os.path.relpath(model, Path(card).resolve().parent) if Path(model).exists() else model
 
 
@@ -202,8 +202,11 @@ def write_card(
     configs: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Write a model card for exported LoRA files, `files` by their keys. model: folder, Hub id or one file of the base;
-    configs, revision: folder or Hub id with the configs of one file, and their commit."""
+    """Write a model card for exported LoRA files, `files` by their keys.
+
+    model: folder, Hub id or single file of the base model; configs, revision: folder or Hub id with the configs of a
+    single file, and their commit.
+    """
     _, info = read_adapter(path)
     found, own = as_found(model, out), as_found(configs, out) if configs else None
     loader, call = "DiffusionPipeline", f"from_pretrained({found!r})"
@@ -213,7 +216,7 @@ def write_card(
     if info.identifier:
         prompt, word = prompt.replace(info.identifier, token_of(info)), WORD.format(token=token_of(info))
     said = {
-        "local": "" if found == model else "# On this computer: name a model of the Hub before you share this.\n",
+        "local": "" if found == model else "# A local path: replace it by a Hub id before you share this.\n",
         "loader": loader,
         "call": call,
         "base": yaml.safe_dump({"base_model": model}).strip(),
@@ -226,5 +229,5 @@ def write_card(
         "word": word,
     }
     if "kohya" in files:
-        said["kohya"] = f"For ComfyUI and other tools: `{files['kohya']}`, the same with kohya's keys.\n\n"
+        said["kohya"] = f"For ComfyUI and other tools: `{files['kohya']}`, the same LoRA with kohya's keys.\n\n"
     write_text(out, CARD.format(diffusers=files["diffusers"], **said))

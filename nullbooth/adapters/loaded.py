@@ -1,4 +1,4 @@
-"""Saved adapters at work in diffusers pipelines: any number of them, each with a scale, and taken away bit by bit."""
+"""Saved adapters loaded into diffusers pipelines: any number, each with a scale, and unloaded exactly."""
 
 import math
 import warnings
@@ -18,31 +18,31 @@ from nullbooth.models import loading, schedulers
 from nullbooth.models.precision import pick_device
 from nullbooth.models.timesteps import nearest_index, timestep_argument
 
-SAMPLED = 64  # numbers of each weight by which it is seen whether somebody else has set it
+SAMPLED = 64  # entries of each weight that are compared to detect changes by others
 _FUSED = (
-    "the projections of this pipeline are fused, so that those which the adapter changes are not used: call "
+    "this pipeline has fused projections and does not use those that the adapter changes: call "
     "unfuse_qkv_projections() first"
 )
 _UNGUIDED = (
     "this adapter's protected prompts were sampled without guidance (sampler.guidance of 1 or less), so the empty "
-    "prompt and negative prompts are not protected: with guidance, other pictures change more. Draw with "
+    "prompt and negative prompts are not protected. With guidance, other pictures change more: draw with "
     "guidance_scale=1, or train the adapter again with sampler.guidance set to the guidance you draw with"
 )
 
 
 @dataclass(eq=False)
 class _AtWork:
-    """What is at work in one denoiser."""
+    """Adapters loaded into one denoiser, and the weights that they last wrote."""
 
     adapters: list["LoadedAdapter"] = field(default_factory=list)
-    written: dict[str, Tensor] = field(default_factory=dict)  # by weight, a sample of what was last written
+    written: dict[str, Tensor] = field(default_factory=dict)  # `sampled` of each weight as last written
 
     def set_by_others(self, weights: dict[str, nn.Parameter]) -> list[str]:
-        """Those of the weights that are not what was last written."""
+        """Return the names of weights that differ from what was last written."""
         known = {name: sampled(weight) for name, weight in weights.items() if name in self.written}
         if not known:
             return []
-        # Whatever dtype and device the weights have been moved to. All at once: one wait for the GPU.
+        # The weights may have been cast or moved since. Compare all at once, to wait for the GPU only once.
         before = torch.cat([self.written[name].to(seen) for name, seen in known.items()])
         equal = (before == torch.cat(list(known.values()))) | before.isnan()
         pieces = equal.cpu().split([len(seen) for seen in known.values()])
@@ -50,24 +50,24 @@ class _AtWork:
 
 
 def sampled(weight: Tensor) -> Tensor:
-    """At most SAMPLED numbers of a weight, evenly from its first to its last, whatever its layout in memory."""
+    """Return at most SAMPLED entries of a weight, evenly spaced from first to last, whatever its memory layout."""
     places = torch.linspace(0, weight.numel() - 1, min(SAMPLED, weight.numel()), dtype=torch.float64).long()
     return weight.detach()[torch.unravel_index(places.to(weight.device), weight.shape)]
 
 
 class LoadedAdapter:
-    """An adapter at work in a denoiser: weights are set once per timestep, so that a pass costs what it did before.
+    """An adapter loaded into a denoiser. Weights are set once per timestep, so that a pass costs no more than before.
 
-    Several may be at work in one denoiser: their changes add up, each by its own timesteps and `scale`. What is saved
-    of the denoiser meanwhile has the change in it, where it is the same at all timesteps, or else is refused. Weights
-    that something else sets meanwhile are noticed before they would be overwritten, with an InputError.
+    Several may be loaded into one denoiser: their changes add up, each with its own timesteps and `scale`. Saving the
+    denoiser meanwhile saves the changed weights, or raises InputError if they depend on the timestep. If something else
+    sets the weights meanwhile, InputError is raised before they would be overwritten.
     """
 
     def __init__(self, denoiser: nn.Module, tensors: dict[str, Tensor], info: AdapterInfo, scale: float):
         called, denoiser = denoiser, uncompiled(denoiser)
         parameters = dict(denoiser.named_parameters())
         self.info, self._scale, self._at = info, checked_scale(scale), None
-        self._pipeline: ref | None = None  # until it was looked at whether it guides
+        self._pipeline: ref | None = None  # set until the warning about guidance was given
         self._timesteps = torch.tensor(info.timesteps, dtype=torch.float64)
         self._weights: dict[str, nn.Parameter] = {}
         self._owners: dict[str, tuple[nn.Module, str]] = {}
@@ -80,7 +80,7 @@ class LoadedAdapter:
             if weight is None or weight.shape != expected:
                 raise InputError(
                     f"this adapter changes {name} of shape {tuple(expected)}, which this "
-                    f"{type(denoiser).__name__} does not have: it was made for {info.denoiser} {info.model}"
+                    f"{type(denoiser).__name__} does not have; it was made for {info.denoiser} {info.model}"
                 )
             self._weights[name] = weight
             module, _, own = found[0].rpartition(".")
@@ -97,18 +97,18 @@ class LoadedAdapter:
             name: known[name] if name in known else weight.detach().clone() for name, weight in self._weights.items()
         }
         self._together.append(self)
-        # A compiled module does not look for hooks that come later; the one around it does.
+        # A compiled module ignores hooks that are added later; the wrapper around it calls them.
         self._handles = [called.register_forward_pre_hook(self._before, with_kwargs=True)]
         self._handles.append(denoiser.register_state_dict_pre_hook(self._before_saving))
 
     @property
     def alone(self) -> bool:
-        """Whether no other adapter is at work in the same denoiser."""
+        """True if no other adapter is loaded into the same denoiser."""
         return self._together == [self]
 
     @property
     def scale(self) -> float:
-        """What the change of the weights is multiplied by; setting it acts at once."""
+        """Factor of the change of the weights. Setting it takes effect at once."""
         return self._scale
 
     @scale.setter
@@ -126,25 +126,25 @@ class LoadedAdapter:
         return torch.Size((tensors[f"{name}.up"].shape[0], tensors[f"{name}.down"].shape[-1]))
 
     def warn_if_guided(self, pipeline: Any) -> None:
-        """Warn at the first pass that this pipeline guides, if the protected prompts were sampled without guidance."""
+        """Warn once when this pipeline uses guidance, if the protected prompts were sampled without it."""
         self._pipeline = ref(pipeline) if self.info.guided is False else None
 
     def learn_word(self, handles: list) -> None:
-        """Take hooks by which text encoders read the identifier's own vectors, to be removed with this adapter.
+        """Own the hooks that give text encoders the identifier's learned vectors; `unload` removes them.
 
-        Raises InputError if another adapter at work has such a word of the same name.
+        Raises InputError if another loaded adapter has learned vectors for the same identifier.
         """
         self._handles += handles
         word = self.info.identifier
         if any(other is not self and other.info.identifier == word for other in self._together):
-            raise InputError(f"the word {word!r} is learned by another adapter at work too; unload that one first")
+            raise InputError(f"another loaded adapter has learned vectors for {word!r} too; unload that one first")
 
     def nearest(self, timestep: float) -> int:
-        """Index of the adapter's cached timestep nearest to a timestep."""
+        """Return the index of the cached timestep nearest to `timestep`."""
         return int(nearest_index(self._timesteps, torch.tensor(timestep)))
 
     def change(self, name: str, step: int) -> Tensor:
-        """Change of the site's weight `[out, in]` at a cached timestep, without `scale`."""
+        """Return the change of a site's weight, `[out, in]` float32, at a cached timestep, without `scale`."""
         t = self._tensors
         if f"{name}.up" in t:
             down = t[f"{name}.down"]
@@ -156,7 +156,7 @@ class LoadedAdapter:
         return keep * delta + ((delta @ v) * gain) @ v.T
 
     def varies(self, name: str) -> bool:
-        """Whether the site's change depends on the timestep."""
+        """Return True if the change of a site depends on the timestep."""
         return f"{name}.keep" in self._tensors or len(self._tensors.get(f"{name}.down", ())) > 1
 
     def _check_unfused(self) -> None:
@@ -164,25 +164,25 @@ class LoadedAdapter:
             raise InputError(_FUSED)
 
     def _set_by_others(self) -> list[str]:
-        """Weights that are not what the adapters at work made them, or are no longer those of the denoiser."""
+        """Return the names of weights that others have changed, or replaced in the denoiser."""
         gone = [name for name, (module, own) in self._owners.items() if getattr(module, own) is not self._weights[name]]
         return gone or self._work.set_by_others(self._weights)
 
     def _check_own(self) -> None:
         if names := self._set_by_others():
             raise InputError(
-                f"something else has set the weights of {names[0]} while an adapter is at work (load_state_dict, a "
-                "moving average, a fused LoRA): the adapter's unload() leaves such weights as they are now. Unload "
-                "adapters before others set weights, and load them again afterwards"
+                f"something else has set the weights of {names[0]} while an adapter is loaded (load_state_dict, a "
+                "moving average, a fused LoRA). The adapter's unload() leaves such weights unchanged. Unload adapters "
+                "before anything else sets weights, and load them again afterwards"
             )
 
     @torch.no_grad()
     def _before_saving(self, *_: Any) -> None:
-        """Saved weights are those that draw, or none."""
+        """Make sure that saved weights are those used for drawing, or raise InputError if these vary over time."""
         if any(map(self.varies, self._weights)):
             raise InputError(
-                f"scope {self.info.scope} has other weights at each timestep, which nobody can save as one model: "
-                "unload the adapter first; its own file, with nullbooth.load_adapter, is what to keep"
+                f"scope {self.info.scope} has different weights at each timestep, which one saved model cannot hold: "
+                "unload the adapter first, and keep its own file for nullbooth.load_adapter"
             )
         if self._at is None:
             self.set_step(0)
@@ -191,7 +191,7 @@ class LoadedAdapter:
     def _before(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         steps = nearest_index(self._timesteps, timestep_argument(args, kwargs).cpu()).unique()
         if len(steps) > 1:
-            raise ValueError("a loaded adapter takes one timestep per call; train-time batches use Adapter.attached")
+            raise ValueError("a loaded adapter takes one timestep per call; use Adapter.attached for training batches")
         self._check_unfused()
         self._check_own()
         if self._pipeline and getattr(self._pipeline(), "do_classifier_free_guidance", False):
@@ -201,7 +201,7 @@ class LoadedAdapter:
             self.set_step(int(steps[0]))
 
     def _follow(self) -> None:
-        """Be where the weights are: a pipeline with offloading moves them about."""
+        """Move the tensors to the device of the weights, which a pipeline with offloading changes."""
         device = next((weight.device for weight in self._weights.values()), self._device)
         if device != self._device:
             self._tensors = {key: value.to(device) for key, value in self._tensors.items()}
@@ -209,7 +209,7 @@ class LoadedAdapter:
             self._device = device
 
     def set_step(self, step: int) -> None:
-        """Give the weights the values that they have at a cached timestep."""
+        """Set the weights to their values at a cached timestep. Raises InputError if others have changed them."""
         self._check_own()
         changing = [name for name in self._weights if self._at is None or self.varies(name)]
         self._at = step
@@ -217,8 +217,8 @@ class LoadedAdapter:
 
     @torch.no_grad()
     def _set(self, names: Iterable[str]) -> None:
-        """Give weights their own values and the changes of all adapters at work."""
-        if not (names := list(names)):  # and what autocast has cast is good for the next step too
+        """Set weights to their original values plus the changes of all loaded adapters."""
+        if not (names := list(names)):  # so that autocast's cached copies stay valid
             return
         for adapter in {self, *self._together}:
             adapter._follow()
@@ -229,29 +229,29 @@ class LoadedAdapter:
                 changes = sum(a.scale * a.change(name, a._at) for a in acting)
                 self._weights[name].copy_(self.original[name].float() + changes if acting else self.original[name])
                 self._work.written[name] = sampled(self._weights[name])
-        torch.clear_autocast_cache()  # it would keep the low-precision copies of the step before
+        torch.clear_autocast_cache()  # it holds low-precision copies of the weights before
 
     def merge(self) -> None:
-        """Make the change part of the denoiser's own weights, for good, so that another can be learned on top of it.
+        """Merge the change into the denoiser's own weights for good, so that another adapter can be trained on top.
 
-        Raises InputError where it is another one at each timestep: that stays at work, for batches of one timestep. And
-        where another adapter is at work, which, unloaded, would take this one with it.
+        Raises InputError if the change depends on the timestep; the adapter then stays loaded. Raises InputError too if
+        another adapter is loaded, because unloading that one later would undo this change.
         """
         if not self.alone:
-            raise InputError("another adapter is at work in the same denoiser: unload or merge it first")
+            raise InputError("another adapter is loaded in the same denoiser: unload or merge it first")
         if any(map(self.varies, self._weights)):
-            raise InputError(f"scope {self.info.scope} has other weights at each timestep, which cannot be merged")
+            raise InputError(f"scope {self.info.scope} has different weights at each timestep, which cannot be merged")
         self.set_step(0)
         for _ in range(2):
-            self._handles.pop(0).remove()  # the denoiser's; those of a word stay
+            self._handles.pop(0).remove()  # those of the denoiser; hooks of text encoders stay
         self._together.remove(self)
         self._work.written.clear()
 
     def unload(self) -> None:
-        """Give the denoiser its own weights back, bit by bit, but for what other adapters at work change.
+        """Restore the denoiser's weights bit by bit, except for the changes of other loaded adapters.
 
-        Raises InputError if something else has set weights meanwhile: these stay as they are, the others are given
-        back, and the adapter is gone.
+        Raises InputError if something else has set weights meanwhile: these stay unchanged, the others are restored,
+        and the adapter is unloaded nevertheless.
         """
         for handle in self._handles:
             handle.remove()
@@ -266,40 +266,40 @@ class LoadedAdapter:
                 self._work.written.pop(name, None)
         if others:
             raise InputError(
-                f"something else has set the weights of {others[0]} while the adapter was at work: they stay as they "
-                "are, with or without its change. If in doubt, load the pipeline anew"
+                f"something else has set the weights of {others[0]} while the adapter was loaded: they stay as they "
+                "are, with or without its change. If in doubt, load the pipeline again"
             )
 
 
 def fused(attention: nn.Module) -> bool:
-    """Whether an attention of diffusers computes queries, keys and values by one matrix. Its older class says so by its
-    processor alone once projections were fused: taking that back leaves the mark."""
+    """Return True if an attention of diffusers computes queries, keys and values by one matrix. In its older class,
+    `fused_projections` stays set after unfusing, and only the processor tells."""
     if not attention.fused_projections or hasattr(attention, "unfuse_projections"):
         return attention.fused_projections
     return "Fused" in type(attention.processor).__name__
 
 
 def uncompiled(denoiser: nn.Module) -> nn.Module:
-    """The module itself, where torch.compile has put one around it. Raises InputError for one compiled in place, which
-    would not see an adapter."""
+    """Return the module inside a wrapper of torch.compile, or `denoiser` itself. Raises InputError if it was compiled
+    in place and would ignore an adapter."""
     inner = getattr(denoiser, "_orig_mod", denoiser)
     if getattr(inner, "_compiled_call_impl", None) is not None:
         raise InputError(
-            f"this {type(inner).__name__} was compiled in place (its method compile), and would not see the adapter: "
+            f"this {type(inner).__name__} was compiled in place (by its method compile) and would ignore the adapter: "
             "use pipe.unet = torch.compile(pipe.unet), or the same for pipe.transformer"
         )
     return inner
 
 
 def checked_scale(scale: float) -> float:
-    """A scale as a number. Raises InputError if it is not finite."""
+    """Return a scale as a float. Raises InputError if it is not finite."""
     if not math.isfinite(float(scale)):
         raise InputError(f"scale {scale!r}: must be a finite number")
     return float(scale)
 
 
 def check_weight(name: str, weight: Tensor | None) -> None:
-    """Raises InputError for a weight that cannot be set: with the reason, and what to do."""
+    """Raise InputError for a weight that cannot be set, with the reason and how to fix it."""
     if weight is None:
         return
     if weight.is_meta:
@@ -309,7 +309,7 @@ def check_weight(name: str, weight: Tensor | None) -> None:
         )
     if weight.is_inference():
         raise InputError(
-            f"{name} was made in torch.inference_mode, and cannot be changed later: load the pipeline outside of it"
+            f"{name} was made in torch.inference_mode and cannot be changed later: load the pipeline outside of it"
         )
     if not weight.is_floating_point():
         raise InputError(f"{name} is quantised ({weight.dtype}): load the pipeline in bf16, fp16 or fp32")
@@ -319,11 +319,11 @@ _at_work: WeakKeyDictionary[nn.Module, _AtWork] = WeakKeyDictionary()
 
 
 def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str | None = None) -> LoadedAdapter:
-    """Make a diffusers pipeline use a saved adapter, with any number of steps (nearest cached timestep).
+    """Load a saved adapter into a diffusers pipeline. It uses the nearest cached timestep, for any number of steps.
 
-    `scale` multiplies the change of the weights, and may be set later. Undo with `.unload()`. Several adapters can be
-    loaded, and unloaded in any order. Raises InputError if the file is damaged, or of another model: one with other
-    layers, or another identity than `model` where that is given.
+    `scale` multiplies the change of the weights and may be set later. Undo with `.unload()`. Several adapters can be
+    loaded, and unloaded in any order. Raises InputError if the file is damaged, if the pipeline lacks a layer that it
+    changes, or if it was made for another model than `model` (an identity; None accepts any).
     """
     tensors, info = read_adapter(path, model)
     _, word = split_word(tensors)
@@ -344,10 +344,9 @@ def load_adapter(pipeline: Any, path: Path | str, scale: float = 1.0, model: str
 def load_tuned(
     config: dict[str, Any], sampler: dict[str, Any], adapters: Iterable[str], model: str, scale: float = 1.0
 ) -> Any:
-    """The pipeline that a job's config names, where it is to run, with its sampler, and adapters of `model` at work, at
-    `scale`.
+    """Load the pipeline of a job's config on its device, with its sampler and with adapters of `model` at `scale`.
 
-    Raises InputError as `load_adapter` does, and for what cannot be loaded.
+    Raises InputError like `load_adapter`, and if the pipeline cannot be loaded.
     """
     device = pick_device(config["device"])
     pipeline = loading.load_pipeline(config["model"], device, **{key: config[key] for key in loading.OF_PIPELINE})

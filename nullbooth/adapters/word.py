@@ -1,4 +1,4 @@
-"""Vectors of an identifier, read by text encoders in place of their own embeddings."""
+"""Learned vectors of an identifier, which text encoders read instead of their own embeddings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,23 +11,24 @@ from nullbooth.errors import InputError
 
 
 def readers(pipeline: Any) -> dict[str, tuple[Any, nn.Module]]:
-    """Tokenizer and text encoder of a pipeline, by the encoder's name."""
+    """Return tokenizer and text encoder of a pipeline, by the encoder's name."""
     names = [name for name, part in pipeline.components.items() if name.startswith("text_encoder") and part is not None]
     tokenizers = {name: name.replace("text_encoder", "tokenizer") for name in names}
     return {name: (getattr(pipeline, tokenizers[name]), getattr(pipeline, name)) for name in names}
 
 
 def embeddings(tokenizer: Any, encoder: nn.Module) -> list[nn.Embedding]:
-    """The modules that look words up, whichever of them the encoder calls."""
+    """Return the token embeddings of an encoder; it may have several, of which it calls one."""
     return [m for m in encoder.modules() if isinstance(m, nn.Embedding) and m.num_embeddings >= len(tokenizer)]
 
 
 def tokens_of(tokenizer: Any, word: str) -> list[int]:
+    """Return the token ids of a word, without special tokens."""
     return tokenizer(word, add_special_tokens=False).input_ids
 
 
 def put(embedded: Tensor, ids: Tensor, pattern: list[int], vectors: Tensor) -> Tensor:
-    """`embedded: [b, t, d]` with `vectors: [k, d]` wherever `ids: [b, t]` have the `k` tokens of `pattern` in a row."""
+    """Put `vectors: [k, d]` into `embedded: [b, t, d]` wherever `ids: [b, t]` contain the `k` tokens of `pattern`."""
     if ids.ndim != 2 or ids.shape[1] < len(pattern):
         return embedded
     rows, columns = ids.unfold(1, len(pattern), 1).eq(torch.tensor(pattern, device=ids.device)).all(-1).nonzero().T
@@ -40,18 +41,18 @@ def put(embedded: Tensor, ids: Tensor, pattern: list[int], vectors: Tensor) -> T
 
 
 def install(pipeline: Any, word: str, vectors: Mapping[str, Tensor]) -> list[RemovableHandle]:
-    """Let text encoders read `vectors[name]: [k, d]` where the word stands; handles take it back.
+    """Make text encoders read `vectors[name]: [k, d]` for the word; removing the returned handles undoes it.
 
-    Raises InputError if an encoder is not there, or has other widths or tokens.
+    Raises InputError if the pipeline has other text encoders, or if a width or the number of tokens differs.
     """
     there, handles = readers(pipeline), []
     if set(vectors) != set(there):
-        raise InputError(f"the word {word!r} is of {', '.join(sorted(vectors))}; the pipeline has {', '.join(there)}")
+        raise InputError(f"{word!r} has vectors for {', '.join(sorted(vectors))}; the pipeline has {', '.join(there)}")
     for name, (tokenizer, encoder) in there.items():
         pattern, found = tokens_of(tokenizer, word), embeddings(tokenizer, encoder)
         if vectors[name].shape != (len(pattern), found[0].embedding_dim):
             shape = tuple(vectors[name].shape)
-            raise InputError(f"the word {word!r} has {name} vectors {shape}, which this text encoder does not read")
+            raise InputError(f"{word!r} has {name} vectors {shape}, which do not fit this text encoder")
 
         def hook(_module, args, output, pattern=pattern, learned=vectors[name]) -> Tensor:
             return put(output, args[0], pattern, learned)

@@ -82,7 +82,7 @@ def test_unloading_twice_does_nothing_more(pipeline, paths):
 def test_fusing_takes_no_other_adapter_along(pipeline, paths, tmp_path):
     load_adapter(pipeline, paths[0])
     before = weights(pipeline, 501.0)
-    with pytest.raises(InputError, match="another adapter is at work in the pipeline"):
+    with pytest.raises(InputError, match="another adapter is loaded in the pipeline"):
         fuse(pipeline, paths[1], tmp_path / "fused")
     assert all(value.equal(before[name]) for name, value in weights(pipeline, 501.0).items())
 
@@ -104,10 +104,10 @@ def test_a_merged_adapter_is_part_of_the_model(pipeline, paths):
 def test_what_cannot_be_merged_stays_at_work(pipeline, paths):
     timestep, pooled = paths
     first = load_adapter(pipeline, timestep)
-    with pytest.raises(InputError, match="scope timestep has other weights at each timestep"):
+    with pytest.raises(InputError, match="scope timestep has different weights at each timestep"):
         first.merge()
     second = load_adapter(pipeline, pooled)
-    with pytest.raises(InputError, match="another adapter is at work in the same denoiser: unload or merge it first"):
+    with pytest.raises(InputError, match="another adapter is loaded in the same denoiser: unload or merge it first"):
         second.merge()
     before = weights(pipeline, 901.0)
     assert any(not value.equal(before[name]) for name, value in weights(pipeline, 101.0).items())
@@ -205,7 +205,7 @@ def test_what_is_saved_is_what_draws_or_is_refused(pipeline, paths, tmp_path):
     pipeline.unet = UNet2DConditionModel.from_pretrained(tmp_path / "saved/unet")
     torch.testing.assert_close(latents_of(pipeline), tuned)
     loaded = load_adapter(pipeline, paths[0])
-    with pytest.raises(InputError, match="other weights at each timestep"):
+    with pytest.raises(InputError, match="different weights at each timestep"):
         pipeline.save_pretrained(tmp_path / "again")
     with pytest.raises(InputError, match="unload the adapter first"):
         torch.save(pipeline.unet.state_dict(), tmp_path / "weights.pt")
