@@ -1,1 +1,1 @@
-"""Training: what is trained, on which data, by which objective."""
+"""Training: trainable modules, data, objectives, optimisers, and the training job."""

@@ -1,13 +1,13 @@
-"""Weight changes that live in the null space of protected features.
+"""Changes of weights in the null space of protected features.
 
-    scope      weight at timestep index s        promises
-    timestep   W + scale * B (A P[s])            outputs at protected features, step by step
-    pooled     W + scale * B (A P)               the same at all steps at once, with less free space
-    shared     W + scale * B A                   nothing: each update is projected by its own step's P[s] only
+    scope      weight at timestep index s        protects
+    timestep   W + scale * B (A P[s])            outputs at protected features of each timestep
+    pooled     W + scale * B (A P)               the same, by one P for all timesteps, with fewer free directions
+    shared     W + scale * B A                   nothing exactly: only each update is projected, by its timestep's P[s]
 
 with A: [rank, in] and B: [out, rank], or D: [out, in] in place of B A for `rank: full`. The projection is part of
-the parametrisation: adaptive optimisers rescale entry by entry, so a projected gradient is not a projected update.
-Biases stay frozen, for a bias has no null space.
+the parametrisation, because adaptive optimisers rescale each entry: a projected gradient is not a projected update.
+Biases stay frozen, because a bias has no null space.
 """
 
 import math
@@ -31,7 +31,7 @@ SCOPES = ("timestep", "pooled", "shared")
 
 
 class SiteAdapter(nn.Module):
-    """The trained part of one site. `steps`, set before each forward pass, selects P[s] for every sample."""
+    """The trainable change of one site."""
 
     def __init__(self, linear: nn.Linear, projectors: SiteProjectors, scope: str, rank: int | str, alpha: float | None):
         super().__init__()
@@ -45,26 +45,26 @@ class SiteAdapter(nn.Module):
                 nn.Parameter(torch.zeros(rank, in_features)),
                 nn.Parameter(torch.zeros(out_features, rank)),
             )
-            # One factor starts at zero. It is `down` for `shared`, whose updates and not weights are projected.
+            # One factor starts at zero: `down` for `shared`, which projects updates, not weights; otherwise `up`.
             start = self.up if scope == "shared" else self.down
             nn.init.normal_(start, std=1 / math.sqrt(start.shape[1]))
 
     @property
     def projected(self) -> nn.Parameter:
-        """The factor on the input side."""
+        """The input-side factor, `[rank, in]`, or `[out, in]` for full rank."""
         return self.delta if self.full else self.down
 
     def weights(self, steps: list[int]) -> Tensor:
-        """The input-side factor as it acts at `steps`: `[len(steps), r, in]`, or `[1, r, in]` if all steps share it."""
+        """Return the effective input-side factor `[len(steps), r, in]`, or `[1, r, in]` if all steps share it."""
         if self.scope == "shared":
             return self.projected[None]
         return self.projectors.project(self.projected, [0] if len(self.projectors) == 1 else steps)
 
     def forward(self, x: Tensor, steps: list[int], sample_steps: Tensor) -> Tensor:
-        """Change of the site's output for input `x: [b, tokens, in]`.
+        """Return the change of the site's output for input `x: [b, tokens, in]`.
 
-        `steps` are the `u` distinct timestep indices of the batch, `sample_steps: [b]` says which one each sample has
-        (or `[1]`, one for all).
+        steps: the distinct timestep indices of the batch; sample_steps: index into `steps` of each sample `[b]`, or of
+        all samples `[1]`.
         """
         weights = self.weights(steps)
         y = x @ weights[0].mT if len(weights) == 1 else torch.bmm(x, weights[sample_steps].mT.to(x.dtype))
@@ -72,7 +72,7 @@ class SiteAdapter(nn.Module):
 
 
 class Adapter(nn.Module):
-    """All site adapters of a denoiser, trainable, with the cached timesteps that their projectors belong to."""
+    """All site adapters of a denoiser, and the cached timesteps of their projectors. A `Trainable`."""
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class Adapter(nn.Module):
         rank: int | str = 16,
         alpha: float | None = None,
     ):
-        """`projectors[site]` has one entry per timestep, or a single one that serves all of them."""
+        """projectors: by site, one per timestep or one for all. Raises ValueError for any other number or scope."""
         super().__init__()
         if scope not in SCOPES:
             raise ValueError(f"scope {scope!r}: use one of {', '.join(SCOPES)}")
-        shared: dict[int, SiteProjectors] = {}  # sites of one feature come with the same list: keep it once
+        shared: dict[int, SiteProjectors] = {}  # sites of one feature have the same list: keep it once
         self.names = list(sites)
         self.site_adapters = nn.ModuleList()
         for name, linear in sites.items():
@@ -99,32 +99,32 @@ class Adapter(nn.Module):
             self.site_adapters.append(SiteAdapter(linear, shared[id(given)], scope, rank, alpha))
         self.scope, self.rank = scope, rank
         self.register_buffer("timesteps", torch.tensor(timesteps, dtype=torch.float64), persistent=False)
-        self._steps: tuple[list[int], Tensor] | None = None  # of the batch in flight
+        self._steps: tuple[list[int], Tensor] | None = None  # of the current batch
         self._resting = False
-        self._copies: Any = None  # the CUDA stream that copies projectors while the batch before is at work
+        self._copies: Any = None  # CUDA stream that copies projectors during the previous batch
 
     def nearest(self, timestep: Tensor) -> Tensor:
-        """Index of the nearest cached timestep for each entry of `timestep: []` or `[b]`."""
+        """Return the index of the nearest cached timestep for each entry of `timestep: []` or `[b]`."""
         return nearest_index(self.timesteps, timestep)
 
     @property
     def projectors(self) -> list[SiteProjectors]:
-        """Each once: sites that read one feature share them."""
+        """All projectors, each once: sites that read the same feature share them."""
         return list(dict.fromkeys(site.projectors for site in self.site_adapters))
 
     @property
     def one_timestep(self) -> bool:
-        """An update of scope `shared` can be projected for one timestep only."""
+        """True for scope `shared`, which projects an update for one timestep only."""
         return self.scope == "shared"
 
     def refuse(self, settings: "TrainSettings") -> None:
-        """Raise ValueError for settings that the scope does not allow."""
+        """Raise ValueError, naming the setting, for settings that the scope does not allow."""
         if self.one_timestep and settings.accumulation > 1:
             raise ValueError("train.accumulation: scope shared projects each update for one timestep, so it must be 1")
 
     def prepare(self, distinct: int, share: float = 0.25) -> None:
-        """Let the GPU keep the projectors of as many timesteps as fit into this share of its free memory, and at least
-        those of two batches of `distinct` timesteps."""
+        """Keep projectors on the GPU: of as many timesteps as fit into `share` of its free memory, but at least of two
+        batches of `distinct` timesteps."""
         if self.timesteps.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.timesteps.device)
             room = max(2 * distinct, int(share * free / max(1, sum(p.step_bytes for p in self.projectors))))
@@ -133,7 +133,7 @@ class Adapter(nn.Module):
             self._copies = torch.cuda.Stream()
 
     def prefetch(self, timestep: Tensor) -> None:
-        """Begin to copy the projectors that a batch will need, `timestep: [b]`, beside what the GPU is doing."""
+        """Start to copy the projectors of the next batch, at `timestep: [b]`, to the GPU in parallel to its work."""
         if self._copies is None:
             return
         steps = self.nearest(timestep).unique().tolist()
@@ -144,7 +144,7 @@ class Adapter(nn.Module):
 
     @contextmanager
     def attached(self, denoiser: nn.Module) -> Iterator["Adapter"]:
-        """Let the denoiser run with this adapter; its own weights stay as they are."""
+        """Run the denoiser with this adapter inside the context; its own weights do not change."""
         modules = dict(denoiser.named_modules())
 
         def remember(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ class Adapter(nn.Module):
 
     @contextmanager
     def disabled(self, _denoiser: nn.Module) -> Iterator[None]:
-        """The base model, for a while, where this adapter is attached."""
+        """Run the base model inside the context, within `attached`."""
         self._resting = True
         try:
             yield
@@ -180,11 +180,11 @@ class Adapter(nn.Module):
             self._resting = False
 
     def before_update(self) -> list[Tensor] | None:
-        """Copies of the input-side factors for scope `shared`."""
+        """Return copies of the input-side factors for scope `shared`, else None."""
         return self.snapshot() if self.one_timestep else None
 
     def after_update(self, before: list[Tensor] | None, timestep: Tensor) -> None:
-        """Scope `shared`: keep of the update what the projectors of its timestep let through."""
+        """Scope `shared`: project the update by the projectors of its timestep."""
         if before is not None:
             self.project_updates(before, self.nearest(timestep)[0])
 
@@ -196,13 +196,13 @@ class Adapter(nn.Module):
             site.projected.copy_(old + site.projectors.project(site.projected - old, [index])[0])
 
     def snapshot(self) -> list[Tensor]:
-        """Copies of the input-side factors, for `project_updates`."""
+        """Return copies of the input-side factors, for `project_updates`."""
         return [site.projected.detach().clone() for site in self.site_adapters]
 
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved: `down: [S, r, in]` (projected), `up: [out, r]` (scaled); for full rank `delta: [out, in]`
-        and the site's projectors."""
+        """Return the tensors to save, float32 on the CPU: `down: [S, r, in]` (projected) and `up: [out, r]` (scaled);
+        for full rank `delta: [out, in]`, and the site's projectors if it has several."""
         saved: dict[str, Tensor] = {}
         steps = list(range(len(self.timesteps)))
         for name, site in zip(self.names, self.site_adapters, strict=True):
@@ -217,5 +217,5 @@ class Adapter(nn.Module):
         return {key: value.detach().float().cpu().contiguous().clone() for key, value in saved.items()}
 
     def save(self, path: Path | str, info: AdapterInfo) -> None:
-        """Write a safetensors file with all that `load_adapter` needs."""
+        """Write a safetensors file for `load_adapter`."""
         write_adapter(path, self.tensors(), info)

@@ -1,4 +1,4 @@
-"""Checkpoints of training: one file each, whole or absent, from which a killed run goes on to the same weights."""
+"""Checkpoints of training, one file each, from which a killed run resumes and reaches the same weights."""
 
 import json
 import warnings
@@ -13,13 +13,13 @@ from nullbooth.learning.optimizers import load_state, state_tensors
 from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
 FORMAT = "nullbooth-checkpoint-2"
-Done = list[tuple[float, float]]  # loss and seconds of each step so far
+Done = list[tuple[float, float]]  # loss and seconds of each training step so far
 
 
 @dataclass(frozen=True)
 class Learning:
-    """Everything that changes in training. averages: of the parameters, where they are kept; scaler: of gradients in
-    fp16, or None."""
+    """Everything that changes in training. averages: moving averages of the parameters, if kept; scaler: of fp16
+    gradients, or None."""
 
     adapter: nn.Module
     optimizer: torch.optim.Optimizer
@@ -29,7 +29,7 @@ class Learning:
 
 
 def save_checkpoint(folder: Path, done: Done, learning: Learning) -> None:
-    """Write all that `resume` needs, with losses and seconds; the checkpoint before is removed."""
+    """Write a checkpoint for `resume`, with losses and seconds, and remove older ones."""
     state, groups = state_tensors(learning.optimizer)
     tensors = {"done": torch.tensor(done, dtype=torch.float64)}
     tensors |= {f"adapter.{k}": v for k, v in learning.adapter.state_dict().items()}
@@ -43,15 +43,15 @@ def save_checkpoint(folder: Path, done: Done, learning: Learning) -> None:
 
 
 def resume(folder: Path, learning: Learning) -> Done:
-    """Load the last checkpoint in `folder`, if there is one, and return losses and seconds of the steps up to it.
+    """Load the last checkpoint in `folder`, if any, and return losses and seconds of the training steps up to it.
 
     Raises InputError that names the checkpoint if it is damaged.
     """
     found = _checkpoints(folder)
     if not found:
         return []
-    mend = "delete it, and training starts from the beginning"
-    tensors, said = load_tensors(found[-1], FORMAT, "a checkpoint", mend)
+    hint = "delete it, and training starts from the beginning"
+    tensors, said = load_tensors(found[-1], FORMAT, "a checkpoint", hint)
 
     def of(kind: str) -> dict[str, Tensor]:
         return {k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")}
@@ -64,12 +64,12 @@ def resume(folder: Path, learning: Learning) -> Done:
         learning.scaler.load_state_dict(json.loads(said["scaler"]))
     done = [(loss, seconds) for loss, seconds in tensors["done"].tolist()]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no optimiser step comes before these
+        warnings.simplefilter("ignore")  # about schedule steps before any optimiser step
         for _ in done:
             learning.schedule.step()
     return done
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, by their step."""
+    """Return the complete checkpoints, sorted by training step."""
     return sorted(path for path in folder.glob("*.safetensors") if path.stem.isdigit())

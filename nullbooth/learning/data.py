@@ -1,4 +1,4 @@
-"""From photographs and captions to what training is given: latents and conditions, computed once."""
+"""Training data from photographs and captions: latents and conditions, computed once."""
 
 import inspect
 from collections.abc import Callable
@@ -18,29 +18,29 @@ from nullbooth.models.loading import device_of, packed
 from nullbooth.models.pixels import load_image
 
 Shape = tuple[int, int]  # height and width in pixels
-Drawn = list[tuple[Path, str]]  # pictures, and their prompts
-MOST_OBLONG = 2.0  # of a bucket: the longer side over the shorter one
+Drawn = list[tuple[Path, str]]  # pictures and their prompts
+MOST_OBLONG = 2.0  # largest ratio of the sides of a bucket
 
 
 def bucket_shape(width: int, height: int, side: int, step: int) -> Shape:
-    """The shape nearest to that of a picture, of about `side`² pixels, with sides that are multiples of `step`."""
+    """Return the shape nearest to a picture's, with about `side`² pixels and sides that are multiples of `step`."""
     stretch = sqrt(min(MOST_OBLONG, max(1 / MOST_OBLONG, width / height)))
     return step * round(side / stretch / step), step * round(side * stretch / step)
 
 
 def bucket_step(pipeline: Any, side: int) -> int:
-    """What sides of buckets are multiples of: 64 pixels, or less of small models, and at least two latents."""
+    """Return the unit of the sides of buckets: 64 pixels, or fewer for small models, but at least two latents."""
     latents = 2 * pipeline.vae_scale_factor
     return latents * ceil(min(64, side // 8) / latents)
 
 
-# What latent consistency models are given in place of guidance; they never sample at 1.
+# Input of latent consistency models in place of guidance; they never sample at guidance 1.
 EMBEDDED_GUIDANCE = "timestep_cond"
 
 
 @torch.no_grad()
 def encode(pipeline: Any, paths: list[Path], shape: int | Shape, flip: bool = False) -> Tensor:
-    """Latents `[n, ...]` of pictures, and behind them of their mirror images."""
+    """Return the scaled latents `[n, ...]` float32 of pictures and, with `flip`, then of their mirror images."""
     vae = pipeline.vae
     x = torch.stack([load_image(path, shape) for path in paths])
     x = torch.cat((x, x.flip(-1))) if flip else x
@@ -51,9 +51,9 @@ def encode(pipeline: Any, paths: list[Path], shape: int | Shape, flip: bool = Fa
 
 
 def decoding(pipeline: Any) -> tuple[Tensor, Tensor]:
-    """Factor and shift `[1, c or 1, 1, 1]` by which a pipeline takes its latents back to those of its VAE.
+    """Return factor and shift `[1, c or 1, 1, 1]` with which a pipeline converts its latents to those of its VAE.
 
-    Pipelines differ in the numbers of a VAE's config that they use, so their own code is asked.
+    Pipelines differ in which numbers of the VAE's config they use, so these are looked up in the pipeline's code.
     """
     config, code = pipeline.vae.config, inspect.getsource(type(pipeline).__call__)
     used = {key: config.get(key) if key in code else None for key in ("latents_mean", "latents_std", "shift_factor")}
@@ -66,8 +66,8 @@ def decoding(pipeline: Any) -> tuple[Tensor, Tensor]:
 def conditions(
     pipeline: Any, prompts: list[str], shape: Shape, arguments: dict[str, Any], guidance: float
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
-    """What the denoiser is given for each prompt, one row a prompt, without guidance; what it is given for all of them;
-    and its timestep for 1 of the scheduler's."""
+    """Return the denoiser's inputs for each prompt without guidance, `[n, ...]` by keyword; its inputs shared by all
+    prompts; and its timestep for timestep 1 of the scheduler."""
     distinct = list(dict.fromkeys(prompts))
     given = first_call(pipeline, distinct, guidance=1.0, seed=0, resolution=shape, arguments=arguments)
     rows = [distinct.index(prompt) for prompt in prompts]
@@ -82,8 +82,8 @@ def conditions(
 def guided(
     pipeline: Any, shape: Shape, arguments: dict[str, Any], guidance: float
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the denoiser is given in a guided call, `[1, ...]` each: in the branch without the prompt, empty where there
-    is none, and in the branch with it, for the prompt ""."""
+    """Return the denoiser's inputs in a guided call for the prompt "", `[1, ...]` by keyword: in the branch without the
+    prompt (empty if there is none) and in the branch with it."""
     given = first_call(pipeline, [""], guidance=guidance, seed=0, resolution=shape, arguments=arguments).conditions
     branches = [{key: value[i] for key, value in given.items()} for i in range(len(next(iter(given.values()))))]
     return branches[0] if len(branches) > 1 else {}, branches[-1]
@@ -103,13 +103,13 @@ def training_data(
     as_class: bool = False,
     live: bool = False,
 ) -> list[TrainData]:
-    """Latents of the photographs in a folder and what the denoiser is given for their captions: one entry, or with
-    `buckets` one for each of their shapes.
+    """Return latents of the photographs in a folder and the denoiser's inputs for their captions: one entry, or with
+    `buckets` one per shape.
 
-    side: pixels of a picture of the model's own shape; guidance: that one samples with, whose branch without the prompt
-    dropped captions are learned on (zeros for Stable Diffusion XL, and not the empty prompt); drawn: pictures of the
-    class to learn beside them; as_class: with what the denoiser is given for the captions that name the class alone;
-    live: for text encoders that learn.
+    side: side of the model's own pictures, in pixels; guidance: that of the sampler; dropped captions are replaced by
+    its branch without the prompt (zeros for Stable Diffusion XL, not the empty prompt); flip: add mirror images; drawn:
+    pictures of the class, the prior; as_class: add the inputs for captions that name the class only; live: for text
+    encoders in training.
     """
     paths, words = list_images(folder), subject_words(concept)
     said = dict(zip(paths, captions(paths, concept["prompt"]), strict=True))
@@ -121,11 +121,11 @@ def training_data(
         own = [path for path in paths if shapes[path] == shape]
         texts = [said[path] for path in own] * (1 + flip)
         filled = [fill_prompt(text, words) for text in texts]
-        # The last one for captions that are dropped.
+        # The last prompt stands for dropped captions.
         given, constants, unit = conditions(pipeline, [*filled, ""], shape, arguments, guidance)
         unconditional, _ = guided(pipeline, shape, arguments, guidance)
         same = {key: value.shape for key, value in unconditional.items()}
-        if same != {key: value[-1:].shape for key, value in given.items()}:  # no guidance, or prompts of any length
+        if same != {key: value[-1:].shape for key, value in given.items()}:  # no guidance, or prompts of varying length
             unconditional = {key: value[-1:] for key, value in given.items()}
         named = [fill_prompt(text, {**words, "subject": concept["class"]}) for text in texts]
         found.append(
@@ -145,7 +145,7 @@ def training_data(
 
 
 def as_guided(speak: Callable[[Tensor], dict[str, Tensor]], given: dict[str, Tensor]) -> Callable:
-    """`speak` with the guidance of what is given, where that is embedded, in place of its own."""
+    """Return `speak` with the embedded guidance of `given`, if the denoiser takes any, instead of its own."""
 
     def live(rows: Tensor) -> dict[str, Tensor]:
         found = speak(rows)

@@ -1,7 +1,7 @@
-"""Textual inversion (arXiv 2208.01618) of the identifier: vectors that text encoders read in place of its embeddings.
+"""Textual inversion (arXiv 2208.01618) of the identifier: vectors that text encoders read instead of its embeddings.
 
-Neither tokenizer nor text encoder changes. A prompt without the identifier is read as before, bit by bit, and so what
-protects prompts is not touched.
+Neither tokenizer nor text encoder changes. Prompts without the identifier are encoded as before, bit by bit, so the
+protection of prompts is not affected.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,12 +19,12 @@ from nullbooth.models.loading import denoiser_of
 
 
 class Word(Plain, nn.Module):
-    """What is learned of an identifier, in the place of an `Adapter` in training. vectors: by encoder, `[k, d]`; they
-    begin as the embeddings that it has."""
+    """Vectors of an identifier, a `Trainable`. vectors: `[k, d]` float32 by text encoder, initialised with the
+    identifier's embeddings."""
 
     def __init__(self, pipeline: Any, word: str):
         super().__init__()
-        self.word, self._pipeline = word, [pipeline]  # in a list, so that it is no module of this one
+        self.word, self._pipeline = word, [pipeline]  # in a list, so that it is not registered as a submodule
         device = next(denoiser_of(pipeline).parameters()).device
         self.vectors = nn.ParameterDict()
         for name, (tokenizer, encoder) in readers(pipeline).items():
@@ -36,7 +36,7 @@ class Word(Plain, nn.Module):
 
     @contextmanager
     def attached(self, _denoiser: nn.Module | None = None) -> Iterator["Word"]:
-        """The text encoders read the vectors."""
+        """Let the text encoders read the vectors inside the context."""
         handles = install(self._pipeline[0], self.word, self.vectors)
         try:
             yield self
@@ -46,14 +46,14 @@ class Word(Plain, nn.Module):
 
     @contextmanager
     def disabled(self, _denoiser: nn.Module) -> Iterator[None]:
-        """Nothing to disable: no prior is learned beside a word."""
+        """Do nothing: a word is trained without a prior."""
         yield
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved."""
+        """Return the vectors to save, float32 on the CPU."""
         return {f"{WORD}{name}": v.detach().float().cpu().clone() for name, v in self.vectors.items()}
 
 
 def speaker(pipeline: Any, texts: list[str], resolution: Any, arguments: dict[str, Any]) -> Callable:
-    """A function of rows `[b]` of `texts` that gives what the denoiser is given for them (`spoken`)."""
+    """Return a function of rows `[b]` of `texts` that computes the denoiser's inputs for them (`spoken`)."""
     return lambda rows: spoken(pipeline, [texts[i] for i in rows.tolist()], resolution, arguments)

@@ -1,4 +1,4 @@
-"""The job that learns a concept from its photographs, within the free directions or as a rival does."""
+"""The job that trains a concept on its photographs, in the free directions or by a rival method."""
 
 import inspect
 from dataclasses import fields, replace
@@ -31,7 +31,7 @@ from nullbooth.storage.atomic import write_text
 from nullbooth.storage.digests import digest
 from nullbooth.storage.pictures import read_drawn
 
-# Of the steps in which the identifier alone is learned.
+# Settings of textual inversion, which trains the vectors of the identifier alone.
 PLAIN = {
     "optimizer": "adamw",
     "schedule": "constant",
@@ -43,13 +43,13 @@ PLAIN = {
 
 
 def drawn_pictures(folder: str | None, model: str) -> Drawn:
-    """Pictures of the class that the base model drew, if the method learns from them."""
+    """Return pictures of the class drawn by the base model, with their prompts; none without a folder."""
     found = read_drawn(Path(folder), {"model": model})["images"] if folder else []
     return [(Path(folder) / entry["file"], entry["prompt"]) for entry in found]
 
 
 def guided_of(method: dict, config: dict) -> bool | None:
-    """Whether the protected prompts of a method were sampled with guidance."""
+    """Return whether the protected prompts of a method were sampled with guidance; None if its pack does not say."""
     if pack := config["protect"]["pack"]:
         return packs.guided(packs.read_about(packs.locate(pack, packs.scope_of(method))[0]))
     return config["sampler"]["guidance"] > 1
@@ -58,7 +58,10 @@ def guided_of(method: dict, config: dict) -> bool | None:
 def protected_adapter(
     denoiser, projectors: list[str], pack: str | None, wanted: list[str], method: dict, identity: dict
 ) -> tuple[Adapter, list[float]]:
-    """An adapter in the null space of the protected features, and its cached timesteps."""
+    """Return an adapter in the null space of the protected features, and its cached timesteps.
+
+    Raises ProjectorError if a site has no free direction.
+    """
     if pack is None:
         [(rule, value)] = method["rule"].items()
         stacks, timesteps = site_projectors(projectors, identity, rule, value)
@@ -68,7 +71,7 @@ def protected_adapter(
     if method["rank"] != "full" and (short := short_of(stacks, method["rank"])):
         print(f"{len(short)} of {len(stacks)} layers have fewer free directions than the rank, {method['rank']}")
         if len(short) == len(stacks):
-            print("there is no room left to learn in: raise the value of protect.rule, or add to protect.sites")
+            print("no layer has enough free directions: raise the value of protect.rule or add to protect.sites")
     for kind in ("to_q", "to_k", "to_v", "to_out.0"):
         shares = [share for name, share in free_share(stacks).items() if name.endswith(kind)]
         if shares:
@@ -77,7 +80,7 @@ def protected_adapter(
 
 
 def build_on(pipeline, earlier: list[str], model: str) -> None:
-    """Let a pipeline know the subjects that were learned before, as the model that the next one is learned on."""
+    """Load the adapters of earlier subjects into a pipeline, and merge those that do not depend on the timestep."""
     for path in earlier:
         adapter = load_adapter(pipeline, path, model=model)
         if not any(map(adapter.varies, adapter.original)):
@@ -87,7 +90,7 @@ def build_on(pipeline, earlier: list[str], model: str) -> None:
 def learn_word(
     pipeline, identifier: str, data: list, scheduler, settings: TrainSettings, options: dict, path: Path, recipe: dict
 ) -> dict[str, torch.Tensor]:
-    """Vectors for the identifier, which the pipeline's text encoders read from now on."""
+    """Train vectors for the identifier, install them in the pipeline's text encoders, and return them for saving."""
     word, denoiser = Word(pipeline, identifier), loading.denoiser_of(pipeline).requires_grad_(False)
     brief = replace(settings, steps=options["inversion_steps"], learning_rate=options["inversion_rate"], **PLAIN)
     train(denoiser, word, data, scheduler, brief, path.parent / "inversion", run=digest(recipe), trackers=())
@@ -109,16 +112,19 @@ def learn(
     identity: dict,
     config: dict,
 ) -> None:
-    """In one process, or in each of those that share the training."""
+    """Train a concept, in one process or in each of those that share the training; write adapter and config.
+
+    Raises ProjectorError, naming the concept and the subjects before it, if they leave no free direction at a site.
+    """
     device = pick_device(config["device"])
     own = {field.name for field in fields(TrainSettings)}
     settings = TrainSettings(**{key: value for key, value in method["train"].items() if key in own})
 
-    # Offloaded until there are latents and conditions: the denoiser does not run for them, and training needs it alone.
+    # Offload until latents and conditions are computed: these do not need the denoiser, training needs nothing else.
     inverting = method["train"]["inversion_steps"] > 0
     given = {key: config[key] for key in loading.OF_TRAINING}
     pipeline = loading.load_pipeline(config["model"], device, **given, offload=not inverting)
-    # What the model learned decides what is learned, not the sampler that one draws with.
+    # The model's own schedule determines the objective, not the sampler used for drawing.
     scheduler = schedulers.training_scheduler(pipeline.scheduler, sampler["options"])
     schedulers.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     build_on(pipeline, earlier, identity["model"])
@@ -198,7 +204,7 @@ def learn(
 
 
 def learn_concept(*given, **named) -> None:
-    """Learn a concept (`learn`) in as many processes as the method takes GPUs."""
+    """Run `learn` in as many processes as the method has GPUs."""
     bound = inspect.signature(learn).bind(*given, **named)
     gpus, device = bound.arguments["method"]["train"]["gpus"], bound.arguments["config"]["device"]
     if gpus > 1:

@@ -9,14 +9,15 @@ from nullbooth.models.schedulers import objective_of
 
 
 def is_flow(scheduler: Any) -> bool:
-    """Whether a scheduler is of the flow-matching kind: a velocity from data to noise, by straight lines."""
+    """Return True for flow-matching schedulers, which predict the velocity along straight lines from data to noise."""
     return objective_of(scheduler) == "flow"
 
 
 def noised(scheduler: Any, x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Noisy latents and the target that the scheduler's prediction type asks for.
+    """Return noisy latents and the target of the scheduler's prediction type, shaped like `x: [b, ...]`; `t: [b]`.
 
-    Flow matching (arXiv 2403.03206): x_t = (1 - s) x + s n with s = t / num_train_timesteps, target n - x.
+    Flow matching (arXiv 2403.03206): x_t = (1 - s) x + s n with s = t / num_train_timesteps, target n - x. Raises
+    ValueError for an unknown prediction type.
     """
     if is_flow(scheduler):
         s = (t / scheduler.config.num_train_timesteps).view(-1, *[1] * (x.ndim - 1)).to(x)
@@ -33,7 +34,10 @@ def noised(scheduler: Any, x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor,
 
 
 def min_snr_weights(scheduler: Any, t: Tensor, gamma: float) -> Tensor:
-    """Min-SNR-gamma (arXiv 2303.09556) loss weights `[b]` for the scheduler's prediction type."""
+    """Return Min-SNR-gamma (arXiv 2303.09556) loss weights `[b]` for timesteps `t: [b]` and the prediction type.
+
+    Raises ValueError for flow matching.
+    """
     if is_flow(scheduler):
         raise ValueError("train.min_snr: a flow-matching scheduler has no signal-to-noise weights; leave it null")
     alpha = scheduler.alphas_cumprod.to(t.device)[t.long()].float()
@@ -43,7 +47,7 @@ def min_snr_weights(scheduler: Any, t: Tensor, gamma: float) -> Tensor:
 
 
 def draw_timesteps(scheduler: Any, cached: Tensor, n: int, mode: str, generator: torch.Generator) -> Tensor:
-    """`n` training timesteps: of the whole schedule (`all`), or only those with a projector (`cached`)."""
+    """Draw `n` timesteps: from the whole schedule (`all`), or from those with a projector (`cached`)."""
     if mode == "cached":
         t = cached[torch.randint(len(cached), (n,), generator=generator)]
     else:

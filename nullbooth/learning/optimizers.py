@@ -1,4 +1,4 @@
-"""Optimisers by name, and their state as tensors and numbers, for checkpoints that go on exactly."""
+"""Optimisers and schedules by name, and the state of optimisers for exact checkpoints."""
 
 import json
 from typing import Any
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 def make_optimizer(
     name: str, parameters: list[nn.Parameter], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """An optimiser with decoupled weight decay. learning_rate: of Prodigy (arXiv 2306.06101), a factor of the rate that
-    it finds by itself; 1 is its authors' choice."""
+    """Return an optimiser with decoupled weight decay. Raises ValueError for an unknown name.
+
+    learning_rate: for Prodigy (arXiv 2306.06101), a factor of the rate that it finds itself; its authors use 1.
+    """
     match name:
         case "adamw":
             return torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay)
@@ -22,7 +24,7 @@ def make_optimizer(
         case "prodigy":
             from prodigyopt import Prodigy
 
-            # As its authors advise for diffusion models.
+            # Recommended by its authors for diffusion models.
             return Prodigy(
                 parameters,
                 learning_rate,
@@ -34,8 +36,8 @@ def make_optimizer(
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
-    """What an optimiser remembers of each parameter, and the numbers of its groups as JSON (Prodigy finds its rate
-    there)."""
+    """Return an optimiser's state of each parameter as tensors, and the numbers of its groups as JSON (Prodigy keeps
+    its rate there)."""
     state = optimizer.state_dict()
     tensors = {f"{i}.{k}": torch.as_tensor(v) for i, kept in state["state"].items() for k, v in kept.items()}
     groups = [{k: v for k, v in group.items() if isinstance(v, (int, float))} for group in state["param_groups"]]
@@ -43,7 +45,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], 
 
 
 def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: str) -> None:
-    """Inverse of `state_tensors`."""
+    """Load the result of `state_tensors` into an optimiser."""
     states: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         i, _, name = key.partition(".")
@@ -56,7 +58,7 @@ def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], gro
 
 
 def make_schedule(name: str, optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> Any:
-    """The course of the learning rate over all `steps` of a training, by one of diffusers' names."""
+    """Return a learning rate schedule over `steps` training steps, by diffusers' name."""
     from diffusers.optimization import get_scheduler
 
     return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)

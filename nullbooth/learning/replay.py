@@ -1,4 +1,4 @@
-"""Denoiser inputs of the protected prompts, drawn at random from the stored trajectories to be replayed."""
+"""Replay of the protected prompts: denoiser inputs drawn at random from stored trajectories."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,19 +10,20 @@ from torch import Tensor
 from nullbooth.statistics.records import TrajectoryStore
 from nullbooth.statistics.trajectories import of_any_prompts
 
-CACHED_BYTES = 1 << 30  # of latents that are kept in memory, at most
-TURN = 25  # batches in a row that are drawn from one shard, whose conditions are then in memory
+CACHED_BYTES = 1 << 30  # most bytes of latents kept in memory
+TURN = 25  # consecutive batches drawn from one shard, whose conditions stay in memory
 
 
 class Replay:
-    """Random samples of stored trajectories: any prompt, call of the denoiser and branch of guidance alike.
+    """Random samples of stored trajectories, uniform over prompts, calls of the denoiser and branches of guidance.
 
-    Conditions of one shard at a time and at most `CACHED_BYTES` of latents are in memory. Shards take turns, each as
-    often as it has prompts. A batch is a function of its number alone, so that a resumed training meets the same ones.
+    Only the conditions of one shard and at most `CACHED_BYTES` of latents are in memory. Shards take turns, with
+    probabilities proportional to their prompts. A batch depends only on its number, so that resumed training draws the
+    same ones.
     """
 
     def __init__(self, shards: Sequence[str], identity: dict):
-        """shards: trajectory stores. Raises StoreError for one of another model, sampler or precision."""
+        """shards: paths of TrajectoryStores. Raises StoreError for one of another model, sampler or precision."""
         self._shards = [TrajectoryStore(path, of_any_prompts(identity)) for path in shards]
         shapes = [store.shape for store in self._shards]
         self._sizes = torch.tensor([float(shape[1]) for shape in shapes])
@@ -38,8 +39,8 @@ class Replay:
         return torch.tensor(store.timesteps), store.conditions(), store.constants()
 
     def draw(self, n: int, number: int, distinct: int | None = None) -> dict[str, Tensor | dict[str, Tensor]]:
-        """Batch `number` of `n` samples: `sample: [n, ...]`, `timestep: [n]` as the denoiser is given it, `conditions`
-        `[n, ...]` and `constants` by keyword. distinct: different timesteps in it, at most."""
+        """Return batch `number` of `n` samples: `sample: [n, ...]`, the denoiser's `timestep: [n]`, and by keyword
+        `conditions` `[n, ...]` and `constants`. distinct: most different timesteps in it (None: `n`)."""
         turn = torch.Generator().manual_seed((1 << 41) + number // TURN)
         shard = int(torch.multinomial(self._sizes, 1, generator=turn))
         timesteps, conditions, constants = self._opened(shard)

@@ -1,6 +1,6 @@
-"""What NullBooth is compared with: the methods that a user would otherwise take, by the means of peft and diffusers.
+"""Rival methods that NullBooth is compared with, implemented with peft and diffusers.
 
-    method             what learns                                            what keeps the prior
+    method             trains                                                 preserves the prior by
     dreambooth         the whole denoiser (arXiv 2208.12242)                   nothing
     dreambooth-prior   the same                                               pictures of the class by the base model
     custom-diffusion   cross-attention to_k and to_v (arXiv 2212.04488)        the same
@@ -8,11 +8,11 @@
     prior-prediction   the same                                               the base's predictions for class captions
     replay             the same                                               the base's predictions for the protected
                                                                               prompts, on their stored trajectories
-    oft                rotations of the sites' weights (arXiv 2306.07280)      their angles
-    corda              low-rank changes, from the directions that protected   where they start
+    oft                rotations of the sites' weights (arXiv 2306.07280)      preserved angles
+    corda              low-rank changes, from the directions that protected   their initial values
                        prompts use least (arXiv 2406.05223, knowledge-preserved)
 
-All but the first three change the same sites as NullBooth. No token embedding is trained by any of them.
+All but the first three change the same sites as NullBooth. None trains token embeddings.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,16 +31,16 @@ from nullbooth.learning.trainable import Plain, Trainable
 
 @dataclass(frozen=True)
 class Options:
-    """What a config says of a method's change."""
+    """Settings of the change that a method trains."""
 
-    rank: int = 16  # of OFT, the size of a block
+    rank: int = 16  # for OFT, the size of a block
     alpha: float | None = None  # None: the rank
-    # Runs the frozen denoiser on protected inputs, one sample at a time, for methods that look at them first.
+    # Runs the frozen denoiser on protected inputs, one sample at a time, for methods that start from these.
     passes: Callable[[], None] | None = None
 
 
 def build(method: str, denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> Trainable:
-    """What a rival method trains, by its builder in the table of methods. Raises ValueError if it has none."""
+    """Return the trainable of a rival method, from its builder in `METHODS`. Raises ValueError if it has none."""
     if method not in METHODS or not METHODS[method].builder:
         rivals = ", ".join(name for name, known in METHODS.items() if known.builder)
         raise ValueError(f"method {method!r}: use one of {OURS}, {rivals}")
@@ -49,13 +49,13 @@ def build(method: str, denoiser: nn.Module, sites: dict[str, nn.Linear], options
 
 
 class FineTune(Plain, nn.Module):
-    """Parameters of a denoiser, or those that peft put into it."""
+    """Parameters of a denoiser, or those that peft adds to it. A `Trainable`."""
 
     def __init__(self, denoiser: nn.Module, choose: Callable[[], object], keep: bool, merges: bool = False):
-        """choose: makes parameters of the frozen denoiser trainable, or puts others in.
+        """choose: makes parameters of the frozen denoiser trainable, or adds trainable ones.
 
-        keep: whether the original weights are needed afterwards, which takes as much memory as the model. merges:
-        whether the change is read off merged weights, because what peft put in is no product of two factors.
+        keep: keep a copy of the original weights, which takes as much memory as the model; merges: compute the change
+        from merged weights, because the parameters of peft are not two factors of it.
         """
         super().__init__()
         self._merges = merges
@@ -69,12 +69,12 @@ class FineTune(Plain, nn.Module):
         self.register_buffer("timesteps", torch.zeros(1, dtype=torch.float64, device=device), persistent=False)
 
     def attached(self, denoiser: nn.Module) -> Any:
-        """Nothing to attach: the parameters are the denoiser's."""
+        """Do nothing: the parameters are in the denoiser already."""
         return nullcontext(self)
 
     @contextmanager
     def disabled(self, denoiser: nn.Module) -> Iterator[None]:
-        """The base model, for a while. Only for what peft put beside the weights."""
+        """Run the base model inside the context. Only for parameters that peft added beside the weights."""
         denoiser.disable_adapters()
         try:
             yield
@@ -83,7 +83,8 @@ class FineTune(Plain, nn.Module):
 
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved: `down: [1, r, in]` and `up: [out, r]` of low-rank methods, else `delta` of what changed."""
+        """Return the tensors to save, float32 on the CPU: `down: [1, r, in]` and `up: [out, r]` of low-rank methods,
+        else `delta` of each changed weight."""
         saved: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
             if self._merges:
@@ -100,12 +101,12 @@ class FineTune(Plain, nn.Module):
 
 
 def whole_denoiser(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> FineTune:
-    """Every weight of the denoiser (DreamBooth)."""
+    """Train every weight of the denoiser (DreamBooth)."""
     return FineTune(denoiser, lambda: denoiser.requires_grad_(True), keep=True)
 
 
 def keys_and_values(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> FineTune:
-    """Keys and values of the sites (Custom Diffusion)."""
+    """Train the keys and values of the sites (Custom Diffusion)."""
 
     def choose() -> None:
         for name, site in sites.items():
@@ -115,7 +116,7 @@ def keys_and_values(denoiser: nn.Module, sites: dict[str, nn.Linear], options: O
 
 
 def lora(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> FineTune:
-    """Low-rank changes of the sites (LoRA)."""
+    """Train low-rank changes of the sites (LoRA)."""
     from peft import LoraConfig
 
     config = LoraConfig(**_low_rank(sites, options), init_lora_weights="gaussian")
@@ -123,7 +124,7 @@ def lora(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> 
 
 
 def oft(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> FineTune:
-    """Rotations of the sites' weights (OFT)."""
+    """Train rotations of the sites' weights (OFT)."""
     from peft import OFTConfig
 
     config = OFTConfig(r=0, oft_block_size=options.rank, target_modules=list(sites))
@@ -131,7 +132,7 @@ def oft(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> F
 
 
 def corda(denoiser: nn.Module, sites: dict[str, nn.Linear], options: Options) -> FineTune:
-    """Low-rank changes that start where protected prompts use the weights least (CorDA, knowledge-preserved mode)."""
+    """Train low-rank changes, from the directions that protected prompts use least (CorDA, knowledge-preserved)."""
     from peft import LoraConfig
     from peft.tuners.lora.config import CordaConfig
     from peft.tuners.lora.corda import preprocess_corda
@@ -152,7 +153,7 @@ def _low_rank(sites: dict[str, nn.Linear], options: Options) -> dict[str, Any]:
 
 def _put(denoiser: nn.Module, config: Any) -> None:
     denoiser.add_adapter(config)
-    cast_training_params(denoiser)  # peft makes factors of the weights' dtype; small steps need float32
+    cast_training_params(denoiser)  # peft uses the dtype of the weights; small updates need float32
 
 
 def _peft_layers(denoiser: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The interface between the training loop and what it trains: an adapter, a rival's weights, or a word."""
+"""Interface between the training loop and what it trains: an adapter, the weights of a rival, or a word."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -11,51 +11,51 @@ if TYPE_CHECKING:
 
 
 class Trainable(Protocol):
-    """What `learning.training.train` trains in place.
+    """Interface of modules that `learning.training.train` trains in place.
 
-    timesteps: the cached timesteps `[T]`, float64, on the device of training; `[0]` where there are none. one_timestep:
-    whether all samples of a batch must have the same timestep.
+    timesteps: the cached timesteps `[T]` float64 on the device of training, or `[0]` without any. one_timestep: True if
+    all samples of a batch must have the same timestep.
     """
 
     timesteps: Tensor
     one_timestep: bool
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What the optimiser updates, among others: those that require gradients."""
+        """Return parameters, of which the optimiser updates those that require gradients."""
 
     def refuse(self, settings: "TrainSettings") -> None:
-        """Raise ValueError, naming the setting, for settings that do not fit."""
+        """Raise ValueError, naming the setting, for unsuitable settings."""
 
     def attached(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
-        """A context in which the denoiser runs with what is trained."""
+        """Return a context in which the denoiser runs with the trained change."""
 
     def disabled(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
-        """A context, within `attached`, in which the denoiser is the base model."""
+        """Return a context, within `attached`, in which the denoiser is the base model."""
 
     def prepare(self, distinct: int) -> None:
-        """Get ready for batches of so many distinct timesteps."""
+        """Prepare for batches of `distinct` timesteps."""
 
     def prefetch(self, timestep: Tensor) -> None:
-        """Begin to bring what the next batch needs, `timestep: [b]`, to the device."""
+        """Start to copy the data of the next batch, at `timestep: [b]`, to the device."""
 
     def before_update(self) -> Any:
-        """What `after_update` needs to know of the time before an update."""
+        """Return the state before an update that `after_update` needs."""
 
     def after_update(self, before: Any, timestep: Tensor) -> None:
         """Correct an update by a batch at `timestep: [b]`."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved: CPU tensors in float32 by name."""
+        """Return the tensors to save, float32 on the CPU, by name."""
 
 
 class Plain:
-    """The parts of `Trainable` for what knows no timesteps and takes updates as they are."""
+    """Parts of `Trainable` for modules without cached timesteps that do not correct updates."""
 
     one_timestep = False
 
     def refuse(self, settings: "TrainSettings") -> None:
         if settings.timesteps == "cached":
-            raise ValueError("train.timesteps: cached: method nullbooth alone has cached timesteps; use all")
+            raise ValueError("train.timesteps: cached: only the method nullbooth has cached timesteps; use all")
 
     def prepare(self, distinct: int) -> None:
         pass

@@ -1,4 +1,4 @@
-"""DreamBooth training of whatever is a `Trainable`, by one loop."""
+"""The training loop of DreamBooth, for any `Trainable`."""
 
 import csv
 import math
@@ -29,7 +29,7 @@ from nullbooth.storage.atomic import whole
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Defaults are those of config/config.yaml, where each is explained."""
+    """Settings of training. config/config.yaml has the same defaults and explains them."""
 
     steps: int = 300
     batch: int = 8
@@ -56,16 +56,15 @@ class TrainSettings:
 @dataclass(frozen=True)
 class TrainData:
     """Cached inputs of pictures of one shape. latents: `[n, ...]`, scaled; conditions: `[n, ...]` by denoiser keyword;
-    `unconditional` has the same keys with one row, used when a caption is dropped.
+    unconditional: the same keys with one row, used for dropped captions.
 
-    Three ways to keep a prior by training on it: `prior` are pictures of the class, learned beside the photographs
-    (DreamBooth, arXiv 2208.12242); `class_conditions`, the captions with the class in place of the subject, for which
-    the base model's prediction is to be matched; `replay`, samples of the protected prompts, which the base model's
-    prediction is to be matched on.
+    Three ways to preserve a prior: `prior`, pictures of the class, learned together with the photographs (DreamBooth,
+    arXiv 2208.12242); `class_conditions`, conditions for captions with the class instead of the subject, at which the
+    base model's prediction is the target; `replay`, samples of the protected prompts, with the same target.
 
-    live: where the text encoders are learning, conditions of rows `[b]` with gradients, in place of the cached ones;
-    constants: what the denoiser is given that is the same for all samples; unit: the denoiser's timestep for 1 of the
-    scheduler's (some denoisers count from 0 to 1).
+    live: computes conditions of rows `[b]` with gradients, while text encoders are trained; constants: denoiser inputs
+    shared by all samples; unit: the denoiser's timestep for timestep 1 of the scheduler (some denoisers count from 0 to
+    1).
     """
 
     latents: Tensor
@@ -93,13 +92,15 @@ def train(
     trackers: Sequence[str] = ("tensorboard",),
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train `trained` in place. `folder` takes checkpoints, `loss.csv` (with seconds by step) and what trackers write.
+    """Train `trained` in place. Checkpoints, `loss.csv` (with seconds) and files of trackers go to `folder`.
 
-    buckets: one for each shape of latents; a batch is of one of them. trackers: tensorboard, wandb.
+    buckets: one per shape of latents; each batch comes from one. trackers: tensorboard, wandb. validate: draws pictures
+    `[n, 3, h, w]` in [0, 1] at a training step. Raises ValueError for unsuitable settings and FloatingPointError for a
+    loss that is not finite.
 
-    Every step draws its images, noise and timesteps from a generator seeded by the step, so that a run resumed
-    from its last checkpoint ends in the weights of an uninterrupted one. In several processes (accelerate), each step
-    takes as many batches side by side, as `accumulation` takes one after the other.
+    Each training step draws its images, noise and timesteps from a generator seeded by the step, so that a run resumed
+    from its last checkpoint ends with the weights of an uninterrupted one. Several processes (accelerate) take one
+    batch each in parallel, where `accumulation` takes several in sequence.
     """
     s = settings
     _refuse(s, trained, scheduler)
@@ -173,8 +174,8 @@ def _batches(
     first: int,
     of: Any,
 ) -> Iterator[tuple[dict[str, Any], TrainData]]:
-    """Batches from number `first` on, this process's out of each round of all processes. While one is at work,
-    the next one's projectors are on their way to the GPU."""
+    """Yield this process's batches from number `first` on. While one is used, the projectors of the next are copied to
+    the GPU."""
     trained.prepare(s.distinct_timesteps or s.batch)
     upcoming = None
     for index in count(s.seed * 1_000_003 * s.accumulation + first):
@@ -192,14 +193,14 @@ def _loss_of(
     data: TrainData,
     s: TrainSettings,
 ) -> Tensor:
-    """The loss of a batch, whose conditions and targets may be of the moment."""
+    """Return the loss of a batch, after computing live conditions and targets of the base model."""
     if data.live:
         batch["conditions"] = data.live(batch["rows"])
     if data.class_conditions:
         with torch.no_grad(), trained.disabled(denoiser):
             batch["target"][s.batch :] = _predict(denoiser, batch, data, slice(s.batch, None))
     loss = _loss(denoiser, scheduler, batch, data, s)
-    if replayed := batch.get("replayed"):  # in a pass of its own: samples may have another shape
+    if replayed := batch.get("replayed"):  # in a separate pass: samples may have another shape
         with torch.no_grad(), trained.disabled(denoiser):
             replayed["target"] = _predict(denoiser, replayed, data)
         loss = loss + s.prior_weight * _errors(denoiser, scheduler, replayed, data, s).mean()
@@ -207,8 +208,8 @@ def _loss_of(
 
 
 def _update(accelerator: Accelerator, learning: Learning, parameters: list[nn.Parameter], s: TrainSettings) -> None:
-    """One step of optimiser and schedule, on the gradients of all processes."""
-    if accelerator.num_processes > 1:  # the adapter acts through hooks, where DDP does not see it
+    """Take one step of optimiser and schedule with the mean gradients of all processes."""
+    if accelerator.num_processes > 1:  # DDP does not see an adapter, which acts through hooks
         for p in parameters:
             p.grad = accelerator.reduce(p.grad, "mean")
     accelerator.clip_grad_norm_(parameters, s.max_grad_norm)
@@ -218,21 +219,22 @@ def _update(accelerator: Accelerator, learning: Learning, parameters: list[nn.Pa
 
 
 def _refuse(s: TrainSettings, trained: Trainable, scheduler: Any) -> None:
+    """Raise ValueError, naming the setting, for settings that the trainable or the scheduler does not allow."""
     trained.refuse(s)
     if s.offset_noise and is_flow(scheduler):
-        raise ValueError("train.offset_noise: flow matching starts from plain noise, whose mean it needs; leave it 0")
+        raise ValueError("train.offset_noise: flow matching needs noise of mean zero; set it to 0")
 
 
 def _begin_tracking(accelerator: Accelerator, s: TrainSettings, folder: Path, run: str) -> None:
-    """TensorBoard writes to `folder/tensorboard`, Weights & Biases to `folder/wandb` and what WANDB_MODE says."""
+    """Start trackers: TensorBoard in `folder/tensorboard`, Weights & Biases in `folder/wandb` as WANDB_MODE says."""
     accelerator.init_trackers("nullbooth", init_kwargs={"wandb": {"dir": str(folder), "name": run or None}})
     for tracker in accelerator.trackers:
-        if tracker.name == "wandb":  # TensorBoard would make files of its own of them
+        if tracker.name == "wandb":  # TensorBoard would write extra files for them
             tracker.store_init_configuration(asdict(s))
 
 
 def _show(accelerator: Accelerator, pictures: Tensor, step: int) -> None:
-    """Give pictures `[n, 3, h, w]` in [0, 1] to the trackers."""
+    """Send pictures `[n, 3, h, w]` in [0, 1] to the trackers."""
     shown = (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     for tracker in accelerator.trackers:
         order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -240,7 +242,7 @@ def _show(accelerator: Accelerator, pictures: Tensor, step: int) -> None:
 
 
 def _moving_average(parameters: list[nn.Parameter], s: TrainSettings) -> Any:
-    """An exponential moving average of the parameters, or None. A mean of changes in the null space is in it too."""
+    """Return an exponential moving average of the parameters, or None. A mean of changes in the null space is in it."""
     from diffusers.training_utils import EMAModel
 
     return EMAModel(parameters, decay=s.ema) if s.ema else None
@@ -248,7 +250,7 @@ def _moving_average(parameters: list[nn.Parameter], s: TrainSettings) -> Any:
 
 @contextmanager
 def _averaged(ema: Any, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Parameters have the values of their moving average, if there is one, for a while."""
+    """Set the parameters to their moving average, if there is one, inside the context."""
     if ema:
         ema.store(parameters)
         ema.copy_to(parameters)
@@ -262,8 +264,8 @@ def _averaged(ema: Any, parameters: list[nn.Parameter]) -> Iterator[None]:
 def _draw(
     buckets: Sequence[TrainData], scheduler: Any, trained: Trainable, s: TrainSettings, index: int
 ) -> tuple[dict[str, Any], TrainData]:
-    """A batch of one bucket, which is drawn by its number of photographs: `s.batch` of them, and behind them as many
-    samples of the prior if there is one."""
+    """Draw a batch from one bucket, chosen with a probability proportional to its photographs: `s.batch` of these,
+    followed by as many samples of the prior, if any."""
     generator = torch.Generator("cpu").manual_seed(index)
     data = buckets[0]
     if len(buckets) > 1:
@@ -291,7 +293,7 @@ def _draw_of(
     distinct = 1 if trained.one_timestep else s.distinct_timesteps or s.batch
     t = t[torch.arange(s.batch) % distinct]
     dropped = torch.rand(s.batch, generator=generator) < s.caption_dropout
-    if s.offset_noise:  # also the mean of each channel is noise (CrossLabs, Diffusion with Offset Noise)
+    if s.offset_noise:  # adds noise to the mean of each channel (CrossLabs, Diffusion with Offset Noise)
         noise = noise + s.offset_noise * torch.randn(*x.shape[:2], 1, 1, generator=generator)
     conditions = {}
     for key, value in data.conditions.items():
@@ -307,7 +309,7 @@ def _draw_of(
         other = index + (1 << 40)
         plain, seeded = replace(s, caption_dropout=0.0), torch.Generator("cpu").manual_seed(other)
         return _joined(batch, _draw_of(data.prior, scheduler, trained, plain, seeded, other))
-    if data.class_conditions:  # the target is the base model's prediction, which the caller fills in
+    if data.class_conditions:  # the caller replaces the target by the base model's prediction
         spoken = {k: v[rows].to(device) for k, v in data.class_conditions.items()}
         return _joined(batch, {**batch, "conditions": spoken})
     return batch
@@ -318,12 +320,12 @@ def _moved(value: Tensor | dict[str, Tensor], device: torch.device) -> Tensor | 
 
 
 def _joined(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Two batches as one, the rows of `b` behind those of `a`."""
+    """Concatenate two batches, the rows of `a` first."""
     return {k: _joined(v, b[k]) if isinstance(v, dict) else torch.cat((v, b[k])) for k, v in a.items()}
 
 
 def _predict(denoiser: nn.Module, batch: dict[str, Any], data: TrainData, rows: slice = slice(None)) -> Tensor:
-    """The denoiser's prediction, without the variance that some predict in further channels."""
+    """Return the denoiser's prediction in float32, without the variance that some predict in extra channels."""
     device = batch["sample"].device
     given = {k: v[rows] for k, v in batch["conditions"].items()}
     given |= {k: v.to(device) for k, v in batch.get("constants", data.constants).items()}
@@ -332,14 +334,14 @@ def _predict(denoiser: nn.Module, batch: dict[str, Any], data: TrainData, rows: 
 
 
 def _loss(denoiser: nn.Module, scheduler: Any, batch: dict[str, Any], data: TrainData, s: TrainSettings) -> Tensor:
-    """Mean square error of the photographs plus `prior_weight` times that of the prior, each a mean over its rows."""
+    """Return the mean square error of the photographs plus `prior_weight` times that of the prior."""
     loss = _errors(denoiser, scheduler, batch, data, s)
     learned, prior = loss[: s.batch], loss[s.batch :]
     return learned.mean() + s.prior_weight * prior.mean() if len(prior) else learned.mean()
 
 
 def _errors(denoiser: nn.Module, scheduler: Any, batch: dict[str, Any], data: TrainData, s: TrainSettings) -> Tensor:
-    """Mean square error `[b]` of each row's prediction, weighted by its timestep if settings say so."""
+    """Return the mean square error `[b]` of each row's prediction, weighted by min-SNR if it is set."""
     loss = F.mse_loss(_predict(denoiser, batch, data), batch["target"].float(), reduction="none").flatten(1).mean(1)
     if s.min_snr is not None:
         loss = loss * min_snr_weights(scheduler, batch["timestep"] / data.unit, s.min_snr)
