@@ -1,1 +1,1 @@
-"""Closed-form edits of cross-attention."""
+"""Edits of prompts by a closed form, in the weights of cross-attention."""

@@ -1,23 +1,23 @@
-"""Weight edits in closed form, within the null space of what is protected (AlphaEdit, arXiv 2410.02355, eq. 14).
+"""Closed-form edits of weights in the null space of protected features (AlphaEdit, arXiv 2410.02355, eq. 14).
 
 With the features `K1` of an edit in columns, the residual `R = V1 - W K1`, the features `Kp` of earlier edits and the
-projector `P`, the paper has
+projector `P`, the paper gives
 
     dW = R K1^T P (K1 K1^T P + Kp Kp^T P + l2 I)^-1,
 
-which minimises |(W + dW) K1 - V1|^2 + |dW Kp|^2 + l2 |dW|^2 over `dW = D P`. The matrix that it inverts is not
+which minimises |(W + dW) K1 - V1|^2 + |dW Kp|^2 + l2 |dW|^2 over `dW = D P`. The inverted matrix is not
 symmetric. With `P = F F^T`, where `F: [in, f]` spans the free directions, and `A = K1 K1^T + Kp Kp^T`,
 
     F^T (A F F^T + l2 I) = (F^T A F + l2 I) F^T,    hence    F^T (A P + l2 I)^-1 = (F^T A F + l2 I)^-1 F^T, and
 
     dW = R K1^T F G^-1 F^T    with    G = F^T A F + l2 I: [f, f],
 
-symmetric and positive definite: one Cholesky factorisation of the size of the free subspace. It holds for any F with
-`P = F F^T`. Those of the `soft` rule are the eigenvectors, each times sqrt(rho / (w + rho)), and the penalty then is
-l2 (|dW|^2 + tr(dW C dW^T) / rho): the ridge on retained features of UCE (arXiv 2308.14761).
+where G is symmetric and positive definite: one Cholesky factorisation of the size of the free subspace. This holds for
+any F with `P = F F^T`. For the `soft` rule, F consists of the eigenvectors, each times sqrt(rho / (w + rho)), and the
+penalty becomes l2 (|dW|^2 + tr(dW C dW^T) / rho), the ridge on retained features of UCE (arXiv 2308.14761).
 
-Where targets are features too, `V1 = W T1`, every layer that reads these features has one solution in common,
-`dW = W M`: R = W (T1 - K1 - M K1) is linear in W, so that M is solved once, for any number of layers and edits.
+If the targets are features too, `V1 = W T1`, all layers that read these features share one solution, `dW = W M`:
+R = W (T1 - K1 - M K1) is linear in W, so that M is solved once for any number of layers and edits.
 """
 
 from collections.abc import Iterable
@@ -30,9 +30,9 @@ from nullbooth.statistics.projector import decompose, free_directions, nothing_f
 
 
 def free_factor(c: Tensor, rule: str, value: float, site: str = "?") -> Tensor:
-    """`F: [in, f]` float64 with `P = F F^T`, of a second moment `c: [in, in]` and a rank rule.
+    """Return `F: [in, f]` float64 with `P = F F^T` for a second moment `c: [in, in]` and a rank rule.
 
-    Raises ProjectorError if nothing is free.
+    Raises ProjectorError if a hard rule leaves no direction free.
     """
     w, u = decompose(c.numpy(), site)
     vectors = torch.from_numpy(u).double()
@@ -44,9 +44,9 @@ def free_factor(c: Tensor, rule: str, value: float, site: str = "?") -> Tensor:
 
 
 def solve(k1: Tensor, a: Tensor, free: Tensor, l2: float) -> Tensor:
-    """`K1^T F G^-1 F^T: [m, in]`, what a residual `R: [out, m]` is multiplied by to give `dW`.
+    """Return `K1^T F G^-1 F^T: [m, in]`; a residual `R: [out, m]` times this is `dW`.
 
-    k1: `[m, in]`, a feature in each row; a: `K1 K1^T + Kp Kp^T: [in, in]`; free: `F: [in, f]`; all float64.
+    k1: `[m, in]`, one feature per row; a: `K1 K1^T + Kp Kp^T: [in, in]`; free: `F: [in, f]`; all float64.
     """
     g = free.T @ a @ free
     g.diagonal().add_(l2)
@@ -54,11 +54,11 @@ def solve(k1: Tensor, a: Tensor, free: Tensor, l2: float) -> Tensor:
 
 
 def edit_map(pairs: Iterable[tuple[Tensor, Tensor]], free: Tensor, l2: float, retained: Tensor | None = None) -> Tensor:
-    """`M: [in, in]` float64 of edits one after another: every weight `W` that reads the features becomes `W (I + M)`.
+    """Return `M: [in, in]` float64 of successive edits: every weight `W` that reads the features becomes `W (I + M)`.
 
-    pairs: of each edit the features to change and those that they are to be taken for, `[m, in]` each; free: `F` with
-    `P = F F^T`; l2: of the ridge, as a share of the edit's own tr(K1 K1^T), so that it means the same for any model and
-    any number of rows; retained: a sum of outer products `[in, in]` that counts as if edited before (UCE's ridge).
+    pairs: for each edit, the features to change and the features to replace them by, `[m, in]` each; free: `F` with
+    `P = F F^T`; l2: ridge, relative to the edit's own tr(K1 K1^T), so that it depends neither on the model nor on the
+    number of rows; retained: a sum of outer products `[in, in]` that counts like earlier edits (UCE's ridge).
     """
     width = len(free)
     m = torch.zeros(width, width, dtype=torch.float64)
@@ -73,12 +73,12 @@ def edit_map(pairs: Iterable[tuple[Tensor, Tensor]], free: Tensor, l2: float, re
 
 
 def factors(m: Tensor, c: Tensor, tolerance: float = 1e-2) -> tuple[Tensor, Tensor]:
-    """`M` as a product of `[in, r]` and `[r, in]`, of the smallest `r` that misses at most this share of what `M` adds
-    to features of second moment `c: [in, in]` (root mean square). What it says of other features need not be stored.
+    """Factor `M` into `[in, r]` and `[r, in]`, with the smallest `r` that misses at most a share `tolerance` of what
+    `M` adds to features with second moment `c: [in, in]` (root mean square). Effects on other features are not stored.
 
-    The second factor has the rows of `M` for its own, so that what is protected stays so.
+    The rows of the second factor are combinations of rows of `M`, so that protected features stay protected.
     """
     w, u = torch.linalg.eigh(m @ c @ m.T)
-    missed = w.clamp(min=0).cumsum(0)  # by leaving out what comes before each eigenvector, and it
+    missed = w.clamp(min=0).cumsum(0)  # without each eigenvector and those before it
     rank = max(1, int((missed > tolerance**2 * missed[-1]).sum()))
     return u[:, -rank:], u[:, -rank:].T @ m

@@ -1,5 +1,5 @@
-"""Edits of what prompts mean: the features that a text gives a denoiser, those that it is to be taken for, and the
-weights in between, solved in closed form (nullbooth.editing.closed_form)."""
+"""Features of the prompts of edits and of their targets, and the changes of weights that map one to the other, solved
+in closed form (nullbooth.editing.closed_form)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,15 +17,15 @@ from nullbooth.models.loading import denoiser_of
 from nullbooth.models.sites import find_features, find_sites, read_inputs
 from nullbooth.models.sites_by_name import Feature
 
-EDITED = ("to_k", "to_v")  # of cross-attention: what makes of a prompt's features what the picture attends to
-SAME = 1e-3  # of a feature: less than that is rounding, which differs where another number of prompts shares a pass
-BATCH = 16  # prompts in a pass, which ends where the first of these layers reads
+EDITED = ("to_k", "to_v")  # layers of cross-attention that read the prompt's features
+SAME = 1e-3  # relative change of a feature below which it is rounding, which depends on the prompts per pass
+BATCH = 16  # prompts per pass
 
 
 class TextFeatures:
-    """What the cross-attention keys and values of a pipeline's denoiser read for a prompt: the same at every timestep.
+    """Features that the cross-attention keys and values of a pipeline's denoiser read for a prompt, at any timestep.
 
-    Raises InputError for denoisers in which that is not so, and where prompts are rewritten before they are read.
+    Raises InputError for denoisers in which they depend on the timestep, and for pipelines that rewrite prompts.
     """
 
     def __init__(self, pipeline: Any, resolution: Resolution = None, arguments: dict[str, Any] | None = None):
@@ -33,8 +33,8 @@ class TextFeatures:
         self.denoiser = denoiser_of(pipeline)
         if hasattr(pipeline, "_get_gemma_prompt_embeds") and self.arguments.get("complex_human_instruction", True):
             raise InputError(
-                f"edits: {type(pipeline).__name__} puts instructions before every prompt, so that its words cannot be "
-                "told apart; set sampler.arguments: {complex_human_instruction: null}"
+                f"edits: {type(pipeline).__name__} puts instructions before every prompt, which edits cannot "
+                "distinguish from its words; set sampler.arguments: {complex_human_instruction: null}"
             )
         sites = find_sites(self.denoiser)
         self.sites = {name: module for name, module in sites.items() if name.rpartition(".")[2] in EDITED}
@@ -61,7 +61,7 @@ class TextFeatures:
 
     @torch.no_grad()
     def read(self, prompts: list[str], progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Have the features of these prompts ready for `of`."""
+        """Compute the features of prompts and cache them for `of`."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         readers = {feature.name: self.sites[feature.name] for feature in self.features}
         for i in range(0, len(new), BATCH):
@@ -75,18 +75,18 @@ class TextFeatures:
             progress(i + len(part), len(new))
 
     def of(self, prompt: str) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Features `[tokens, in]` float64 by name, and which of the tokens are read (None: all of them)."""
+        """Return features `[tokens, in]` float64 by name, and which tokens are read, bool `[tokens]` (None: all)."""
         self.read([prompt])
         return self._known[prompt]
 
     def tokens(self, prompt: str, length: int) -> list[int]:
-        """Token ids as the pipeline reads them, those at the ends included, without padding."""
+        """Return the token ids of a prompt as the pipeline reads it, with start and end tokens, without padding."""
         if hasattr(self.pipeline, "_text_preprocessing"):
             [prompt] = self.pipeline._text_preprocessing(prompt, clean_caption=False)
         return self.pipeline.tokenizer(prompt, truncation=True, max_length=length).input_ids
 
     def moment(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Second moments `[in, in]` float64 by feature, over every row that is read for the prompts."""
+        """Return second moments `[in, in]` float64 by feature, over all tokens of the prompts that are read."""
         sums = {f.name: torch.zeros(f.width, f.width, dtype=torch.float64) for f in self.features}
         rows = 0
         for prompt in prompts:
@@ -98,7 +98,7 @@ class TextFeatures:
         return {name: total / rows for name, total in sums.items()}
 
     def pairs(self, edit: Edit, templates: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """By feature, the rows that change, `[m, in]`, and what they become. Raises InputError if nothing changes."""
+        """Return by feature the rows to change and their targets, `[m, in]` each. Raises InputError if none changes."""
         found: dict[str, list[tuple[Tensor, Tensor]]] = {feature.name: [] for feature in self.features}
         for source, target in map(edit.filled, templates):
             (ours, read), (theirs, read_there) = self.of(source), self.of(target)
@@ -127,11 +127,12 @@ def solve_edits(
     l2: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Changes of all cross-attention keys and values by edits one after another, and what is known of them.
+    """Return changes of all cross-attention keys and values by successive edits, and facts about them.
 
-    The former are tensors of an adapter (`up: [out, r]`, `down: [1, r, in]` by site, float32); protected: prompts that
-    are to stay as they are; rule: rank rule and value; l2: ridge (`closed_form.edit_map`). Raises ProjectorError if
-    nothing is free.
+    The changes are tensors of an adapter (`up: [out, r]`, `down: [1, r, in]` by site, float32). protected: prompts
+    whose features must not change; rule: rank rule and value; l2: ridge (`closed_form.edit_map`).
+
+    Raises ProjectorError if no direction is free.
     """
     filled = [prompt for edit in edits for template in templates for prompt in edit.filled(template)]
     texts.read([*filled, *protected], progress)

@@ -1,4 +1,4 @@
-"""The job that solves the edits of a config, one after another, for all cross-attention keys and values."""
+"""The job that solves the edits of a config, in order, for all cross-attention keys and values."""
 
 import json
 
@@ -14,17 +14,18 @@ from nullbooth.storage.progress import reporter
 
 
 def write_edits(out: dict, recipe: dict, config: dict) -> None:
+    """Write the adapter of the edits, facts about it as JSON, and the recipe as YAML. out: paths by kind."""
     device = pick_device(config["device"])
     pipeline = loading.load_pipeline(config["model"], device, **{key: config[key] for key in loading.OF_PIPELINE})
     edits, [(rule, value)] = edits_of(recipe["edits"]), recipe["rule"].items()
     texts = TextFeatures(pipeline, recipe["resolution"], recipe["arguments"])
-    protected = [*recipe["protected"], ""]  # and the unconditional branch, which every picture goes through
+    protected = [*recipe["protected"], ""]  # and the unconditional branch of guidance
     report = reporter("prompts")
     tensors, about = solve_edits(texts, edits, recipe["templates"], protected, (rule, value), recipe["l2"], report)
     for found in about["features"].values():
         print(f"free directions: {found['free']:.0f} of {found['directions']}; the change has rank {found['rank']}")
     for found in about["edits"]:
-        print(f"{found['from']!r} as {found['to']!r}: {found['reached']:.0%} of the way, in the templates' features")
+        print(f"{found['from']!r} to {found['to']!r}: {found['reached']:.0%} of the way, in features of the templates")
     info = AdapterInfo(
         scope="edit",
         rank=max(found["rank"] for found in about["features"].values()),
