@@ -24,7 +24,7 @@ from nullbooth.models import devices, loading, schedulers
 from nullbooth.models.precision import pick_device
 from nullbooth.models.sampling import sample
 from nullbooth.models.sites import find_sites
-from nullbooth.statistics import packs
+from nullbooth.statistics import pack_file, packs
 from nullbooth.statistics.collect import protected_passes
 from nullbooth.statistics.site_projectors import free_share, in_order, short_of, site_projectors
 from nullbooth.storage.atomic import write_text
@@ -66,7 +66,7 @@ def protected_adapter(
         [(rule, value)] = method["rule"].items()
         stacks, timesteps = site_projectors(projectors, identity, rule, value)
     else:
-        stacks, timesteps = packs.read(packs.locate(pack, packs.scope_of(method))[0])
+        stacks, timesteps = pack_file.read(packs.locate(pack, packs.scope_of(method))[0])
     sites = in_order(find_sites(denoiser, wanted), stacks)
     if method["rank"] != "full" and (short := short_of(stacks, method["rank"])):
         print(f"{len(short)} of {len(stacks)} layers have fewer free directions than the rank, {method['rank']}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nullbooth.storage.digests import digest
 from nullbooth.storage.seal import read_attributes
@@ -71,6 +72,6 @@ def choose_shards(
     return {digest(shard_identity(identity, shard)): shard for shard in shards}
 
 
-def _attributes(store: Path) -> dict | None:
+def _attributes(store: Path) -> dict[str, Any] | None:
     """Return the attributes of a store, or None if it does not exist."""
     return read_attributes(store) if (store / "zarr.json").is_file() else None

@@ -88,7 +88,7 @@ class Runs:
         config, identity_of_sums, chosen = self.project.config, self.statistics.identity, self.project.methods[method]
         train = {**config["train"], **chosen["train"], "seed": int(seed), "precision": config["precision"]}
         rule = (chosen["rule"] or config["protect"]["rule"]) if is_ours(chosen) else None
-        own = {key: identity_of_sums[key] for key in ("model", "sites", "weights") if key in identity_of_sums}
+        own: Config = {key: identity_of_sums[key] for key in ("model", "sites", "weights") if key in identity_of_sums}
         # Most rivals read nothing of the protected prompts.
         identity: Config = dict(identity_of_sums) if METHODS[chosen["method"]].reads else own
         if rule and (scope := packs.scope_of(chosen)) in self.project.packs:

@@ -7,7 +7,7 @@ import yaml
 from running import Run, executed, planned
 
 from nullbooth.adapters.file import read_adapter
-from nullbooth.statistics import packs
+from nullbooth.statistics import pack_file, packs
 
 
 def with_pack(run: Run, pack: Path, **changes) -> list[str]:
@@ -27,7 +27,9 @@ def test_adapters_of_a_pack_are_those_of_the_stores(finished, tmp_path):
         folder = (results / "projectors/00.zarr").resolve().parent
         said = {key: about[key] for key in ("model", "sites", "sampler", "resolution", "prompts")}
         stores = [str(folder / f"{step}.zarr") for step in steps]
-        packs.write(exact / f"{scope}.safetensors", stores, about["identity"], about["rule"], scope, half=False, **said)
+        pack_file.write(
+            exact / f"{scope}.safetensors", stores, about["identity"], about["rule"], scope, half=False, **said
+        )
     expected = {m: read_adapter(results / f"runs/starling/{m}/0/adapter.safetensors") for m in ("pooled", "timestep")}
     run = finished.copy(tmp_path / "run")
     shutil.rmtree(run.folder / "results/runs")  # nothing is known of how a copy was made

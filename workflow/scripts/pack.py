@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nullbooth.statistics import packs
+from nullbooth.statistics import pack_file
 from nullbooth.statistics.records import MomentStore
 from nullbooth.storage.progress import log_to
 
@@ -11,7 +11,7 @@ def main(out: str, projectors: list[str], covariance: str, shards: dict[str, lis
     taken = MomentStore(covariance, params["identity"]).about["shards"]
     prompts = sorted(prompt for name in taken for prompt in shards[name])
     about = params.pop("about")
-    packs.write(out, projectors, **params, **about, prompts=prompts)
+    pack_file.write(out, projectors, **params, **about, prompts=prompts)
     print(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB for {len(prompts)} protected prompts")
 
 

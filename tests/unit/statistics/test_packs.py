@@ -24,7 +24,7 @@ from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.planning import estimate, shapes_from_headers
 from nullbooth.planning.cost import Machine
 from nullbooth.planning.plan import work_of
-from nullbooth.statistics import packs
+from nullbooth.statistics import pack_file, packs
 from nullbooth.statistics.projector import decompose
 from nullbooth.statistics.site_projectors import in_order, site_projectors
 from nullbooth.storage import zarrstore
@@ -64,7 +64,7 @@ def write_stores(folder: Path, steps: int = 2, rank: int = WIDTH) -> list[str]:
 def write(folder: Path, rule: dict, scope: str = "timestep", stores: list[str] | None = None, **changes) -> Path:
     path = folder / f"{scope}.safetensors"
     stores = stores or write_stores(folder, 2 if scope == "timestep" else 1)
-    packs.write(path, stores, IDENTITY, rule, scope, **{**ABOUT, "prompts": ["a star", "a blue ring"], **changes})
+    pack_file.write(path, stores, IDENTITY, rule, scope, **{**ABOUT, "prompts": ["a star", "a blue ring"], **changes})
     return path
 
 
@@ -76,7 +76,7 @@ def test_a_float32_pack_has_the_projectors_of_the_stores(tmp_path, rule):
     stores = write_stores(tmp_path)
     [(name, value)] = rule.items()
     expected, timesteps = site_projectors(stores, IDENTITY, name, value)
-    found, cached = packs.read(write(tmp_path, rule, stores=stores, half=False))
+    found, cached = pack_file.read(write(tmp_path, rule, stores=stores, half=False))
     assert cached == timesteps
     assert found.keys() == expected.keys()
     assert found["a.to_k"] is found["a.to_v"]
@@ -94,13 +94,13 @@ def test_half_precision_lets_no_more_through_than_the_rule(tmp_path, rule):
     assert {t.dtype for t in load_tensors(path, packs.FORMAT, "", "")[0].values()} >= {torch.float16}
     [(name, value)] = rule.items()
     exact, _ = site_projectors([str(tmp_path / f"{s:02d}.zarr") for s in range(2)], IDENTITY, name, value)
-    found, _ = packs.read(path)
+    found, _ = pack_file.read(path)
     for site, static in (("a.to_q", 0), ("a.to_k", 1)):
         for s, q in enumerate(found[site]):
             assert np.abs(q.basis.T @ q.basis - np.eye(q.basis.shape[1])).max() < 1e-5
             c = moment(7 * s + static)
             passed, allowed = (np.trace(P @ c @ P) for P in (q.dense().astype(float), exact[site][s].dense()))
-            assert passed <= (1 + 1.5 * packs.TOLERANCE) * allowed
+            assert passed <= (1 + 1.5 * pack_file.TOLERANCE) * allowed
             assert not np.array_equal(q.dense(), exact[site][s].dense()), "it was rounded"
 
 
@@ -109,7 +109,7 @@ def test_a_rule_that_half_precision_would_break_keeps_float32(tmp_path):
     path = write(tmp_path, {"energy": 1e-10}, stores=write_stores(tmp_path, rank=12))
     tensors, _ = load_tensors(path, packs.FORMAT, "", "")
     assert {t.dtype for t in tensors.values()} == {torch.float32}
-    for s, q in enumerate(packs.read(path)[0]["a.to_q"]):
+    for s, q in enumerate(pack_file.read(path)[0]["a.to_q"]):
         c = moment(7 * s, rank=12)
         assert np.trace(q.dense() @ c @ q.dense()) < 1e-9 * np.trace(c)
 
@@ -146,7 +146,7 @@ def test_what_is_learned_from_a_pack_is_what_is_learned_from_the_stores(unet, pr
     rule, value = "energy", 1e-3
     stores = write_moments(unet, protected, tmp_path, scope == "pooled")
     stacks = [site_projectors(stores, IDENTITY, rule, value)[0]]
-    stacks += [packs.read(write(tmp_path, {rule: value}, scope, stores, half=half))[0] for half in (False, True)]
+    stacks += [pack_file.read(write(tmp_path, {rule: value}, scope, stores, half=half))[0] for half in (False, True)]
     learned, changed, before = [], [], tiny.predictions(unet, protected)
     for found in stacks:
         torch.manual_seed(3)
@@ -197,7 +197,7 @@ def test_nonsense_is_refused(tmp_path, change, message):
     tensors, metadata = load_tensors(path, packs.FORMAT, "", "")
     about = {**json.loads(metadata["about"]), **change}
     save_tensors(path, tensors, {**metadata, "about": json.dumps(about)})
-    for read in (packs.read_about, packs.read):
+    for read in (packs.read_about, pack_file.read):
         with pytest.raises(InputError, match=message):
             read(path)
 
@@ -214,7 +214,7 @@ def test_other_and_broken_files_are_refused(tmp_path):
     flipped = shutil.copy(path, tmp_path / "flipped.safetensors")
     flip_bit(flipped, flipped.stat().st_size - 5)
     with pytest.raises(InputError, match="does not match its checksum"):
-        packs.read(flipped)
+        pack_file.read(flipped)
     truncate(path)
     with pytest.raises(InputError, match=r"broken, \d+ bytes of \d+"):
         packs.read_about(path)
@@ -228,7 +228,7 @@ def test_a_basis_that_is_none_is_refused(tmp_path):
     for wrong in (2 * tensors[key], tensors[key] * float("nan"), tensors[key][:-1], torch.zeros(WIDTH)):
         save_tensors(path, {**tensors, key: wrong}, metadata)
         with pytest.raises(InputError, match="is not an orthonormal basis"):
-            packs.read(path)
+            pack_file.read(path)
 
 
 def test_weights_belong_to_the_soft_rule(tmp_path):
@@ -237,10 +237,10 @@ def test_weights_belong_to_the_soft_rule(tmp_path):
     tensors, metadata = load_tensors(path, packs.FORMAT, "", "")
     save_tensors(path, {name: t for name, t in tensors.items() if not name.endswith("gain")}, metadata)
     with pytest.raises(InputError, match="has weights without a soft rule, or none with one"):
-        packs.read(path)
+        pack_file.read(path)
     save_tensors(path, {name: t + 1 if name.endswith("gain") else t for name, t in tensors.items()}, metadata)
     with pytest.raises(InputError, match="has weights that are not between 0 and 1"):
-        packs.read(path)
+        pack_file.read(path)
 
 
 # --- what fits ------------------------------------------------------------------------------------------
