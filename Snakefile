@@ -55,23 +55,3 @@ rule samples:
         rules.gallery.input,
         runs.adapters(runs.of_methods),
         statistics.in_use(),
-
-
-rule trajectories:
-    input:
-        trajectories_taken,
-
-
-rule covariances:
-    input:
-        collect("<statistics>/covariances/{step}.zarr", step=STEPS),
-
-
-rule projectors:
-    input:
-        collect("<statistics>/projectors/{step}.zarr", step=statistics.pooled),
-
-
-rule adapters:
-    input:
-        runs.adapters(runs.of_methods),

@@ -13,7 +13,7 @@ from nullbooth.models import devices
 from nullbooth.storage.atomic import writable
 from nullbooth.workflow.environment import prepare_environment
 from nullbooth.workflow.memory import longer
-from nullbooth.workflow.workspace import Workspace
+from nullbooth.workflow.workspace import Workspace, required
 
 prepare_environment()
 
@@ -67,12 +67,23 @@ pathvars:
     **workspace.paths(),
 
 
+def explained(function):
+    """Return an input function whose SettingsError is shown without a traceback."""
+
+    def explaining(wildcards):
+        try:
+            return function(wildcards)
+        except SettingsError as error:
+            raise WorkflowError(f"config: {error}") from error
+
+    return explaining
+
+
 def configured(found, lacking):
-    """Return an input function that gives no files, or raises an error if the settings have nothing for the rule."""
+    """Return an input function that gives no files, or an error if the settings have nothing for the rule."""
+    return explained(lambda wildcards: required(found, lacking))
 
-    def no_files(wildcards):
-        if not found:
-            raise WorkflowError(f"config: {lacking}")
-        return []
 
-    return no_files
+def leak_file(number):
+    """Return the file with the leak of so many shards; how many are protected is decided when it is there."""
+    return checkpoints.leak.get(number=number).output[0]

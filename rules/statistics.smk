@@ -1,38 +1,5 @@
 """Statistics of the protected prompts: once per model and prompt set, one job per timestep."""
 
-from nullbooth.statistics.shards import enough
-from nullbooth.storage.atomic import read_json
-
-
-def prompts_of_shard(wildcards):
-    return statistics.prompts[wildcards.shard]
-
-
-def identity_of_shard(wildcards):
-    return statistics.identity_of(wildcards.shard)
-
-
-def taken():
-    """Return the protected shards: all, or the first ones until another one lowers the leak by too little."""
-    leaks = []
-    for count in range(1, len(statistics.shards) if statistics.until else 0):
-        leaks.append(read_json(checkpoints.leak.get(number=count).output[0])["leak"])
-        if enough(leaks, statistics.until):
-            return list(statistics.shards)[:count]
-    return list(statistics.shards)
-
-
-def moments_taken(wildcards):
-    return [statistics.moments(shard, wildcards.step) for shard in taken()]
-
-
-def leaks_taken(wildcards):
-    return [f"{statistics.leak}/{i + 1}.json" for i in range(len(taken()))]
-
-
-def trajectories_taken(wildcards):
-    return [statistics.trajectory(shard) for shard in taken()]
-
 
 rule trajectory:
     output:
@@ -48,10 +15,10 @@ rule trajectory:
         mem_mb=memory(4000, "trajectory"),
         runtime=longer(240),
     params:
-        prompts=prompts_of_shard,
+        prompts=statistics.prompts_of,
         sampler=config["sampler"],
         seed=config["protect"]["seed"],
-        identity=identity_of_shard,
+        identity=statistics.identity_of,
     message:
         "Sampling prompts for the statistics: shard {wildcards.shard}"
     script:
@@ -77,7 +44,7 @@ rule moments:
     params:
         step="{step}",  # a parameter, for a shared cache knows steps apart by parameters only
         sites=config["protect"]["sites"],
-        identity=identity_of_shard,
+        identity=statistics.identity_of,
     message:
         "Second moments at timestep {wildcards.step}, shard {wildcards.shard}"
     script:
@@ -86,7 +53,7 @@ rule moments:
 
 rule covariance:
     input:
-        moments=moments_taken,
+        moments=lambda wildcards: statistics.moments_taken(leak_file, wildcards.step),
     output:
         directory("<statistics>/covariances/{step}.zarr"),
     log:
@@ -151,7 +118,7 @@ rule shard_pool:
         mem_mb=memory(2000, "shard_pool"),
         runtime=longer(30),
     params:
-        identity=identity_of_shard,
+        identity=statistics.identity_of,
     message:
         "Pooling the moments of all timesteps, shard {wildcards.shard}"
     script:
@@ -187,7 +154,7 @@ checkpoint leak:  # for what more prompts would bring decides how many are prote
 
 rule leaks:
     input:
-        leaks=leaks_taken,
+        leaks=lambda wildcards: statistics.leaks_taken(leak_file),
     output:
         leak=report(
             f"{statistics.leak}/leak.svg",

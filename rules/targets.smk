@@ -1,5 +1,26 @@
 """What may be asked for by a plain name, and the links by which it is found."""
 
+
+rule trajectories:
+    input:
+        lambda wildcards: statistics.trajectories_taken(leak_file),
+
+
+rule covariances:
+    input:
+        collect("<statistics>/covariances/{step}.zarr", step=STEPS),
+
+
+rule projectors:
+    input:
+        collect("<statistics>/projectors/{step}.zarr", step=statistics.pooled),
+
+
+rule adapters:
+    input:
+        runs.adapters(runs.of_methods),
+
+
 # To Snakemake, the name of a rule.
 for name in set(sys.argv[1:]):
     files = workspace.known_as(name)
@@ -12,19 +33,14 @@ for name in set(sys.argv[1:]):
                 files,
 
 
-def show_results():
-    if writable(config["results"]):
-        workspace.show()
-
-
 # What is there already, of an earlier config perhaps, is not made by any job.
 if workflow.is_main_process and not workflow.output_settings.dryrun:
-    show_results()
+    workspace.show()
 
 
 onsuccess:
-    show_results()
+    workspace.show()
 
 
 onerror:  # what was made before is there
-    show_results()
+    workspace.show()

@@ -1,28 +1,13 @@
 """One adapter per concept, method and seed."""
 
 
-def projectors_read(wildcards):
-    try:
-        return runs.projectors(wildcards)
-    except SettingsError as error:
-        raise WorkflowError(f"config: {error}") from error
-
-
-def trajectories_read(wildcards):
-    """Return the protected trajectories, for rivals that learn from them."""
-    return trajectories_taken(wildcards) if runs.reads_trajectories(wildcards) else []
-
-
-def class_images_read(wildcards):
-    """Return the base model's pictures of the class, for methods that train on them."""
-    return pictures.class_folder(wildcards) if runs.draws_class(wildcards) else []
-
-
 rule adapter:
     input:
-        projectors=projectors_read,
-        trajectories=trajectories_read,
-        class_images=class_images_read,
+        projectors=explained(runs.projectors),
+        trajectories=lambda wildcards: (
+            statistics.trajectories_taken(leak_file) if runs.reads_trajectories(wildcards) else []
+        ),
+        class_images=pictures.of_class,
         earlier=runs.adapters_before,
     output:
         adapter="<kept>/<run>/{key}/adapter.safetensors",

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import find_executable_batch_size
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -355,6 +354,8 @@ def fitting_batch(passes: Callable[[int], object], batch: int | None, most: int)
     """
     if batch is not None:
         return batch
+    from accelerate.utils import find_executable_batch_size  # of the workflow: adapters load without it
+
     kind = "cuda" if torch.cuda.is_available() else "cpu"
 
     @find_executable_batch_size(starting_batch_size=min(most, MOST_SAMPLES[kind]))

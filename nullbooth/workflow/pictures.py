@@ -53,9 +53,10 @@ class Pictures:
     def base_folder(self, part: str) -> str:
         return f"{self.drawn}/{part}/{self.base[part]}"
 
-    def class_folder(self, wildcards: Wildcards) -> str:
+    def of_class(self, wildcards: Wildcards) -> str | list[str]:
+        """Return the base model's pictures of the class, or nothing for methods that do not train on them."""
         concept = wildcards["concept"]
-        return f"{self.drawn}/class/{concept}/{self.classes[concept]}"
+        return f"{self.drawn}/class/{concept}/{self.classes[concept]}" if self.runs.draws_class(wildcards) else []
 
     def tuned_folder(self, wildcards: Wildcards) -> str:
         run = run_of(wildcards)

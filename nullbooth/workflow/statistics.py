@@ -1,12 +1,13 @@
 """Statistics of the protected prompts: what they depend on, how prompts are cut into shards, and where stores lie."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nullbooth.inputs.methods import is_ours
 from nullbooth.statistics import packs
-from nullbooth.statistics.shards import choose_shards, cut_shards, shard_identity
+from nullbooth.statistics.shards import choose_shards, cut_shards, enough, shard_identity
+from nullbooth.storage.atomic import read_json
 from nullbooth.storage.digests import digest
 from nullbooth.workflow.project import Project
 from nullbooth.workflow.shown import Names
@@ -83,8 +84,34 @@ class Statistics:
     def moments(self, shard: str, step: str) -> str:
         return str(self.kept / "shards" / shard / "moments" / f"{step}.zarr")
 
-    def identity_of(self, shard: str) -> dict[str, str]:
-        return shard_identity(self.of_shards, self.prompts[shard])
+    def prompts_of(self, wildcards: Mapping[str, str]) -> list[str]:
+        return self.prompts[wildcards["shard"]]
+
+    def identity_of(self, wildcards: Mapping[str, str]) -> dict[str, str]:
+        return shard_identity(self.of_shards, self.prompts_of(wildcards))
+
+    def taken(self, leak: Callable[[int], str]) -> list[str]:
+        """Return the protected shards: all, or the first ones until another one lowers the leak by too little.
+
+        leak: returns the file with the leak of so many shards. It may raise Snakemake's error that the file is still to
+        be made.
+        """
+        leaks: list[float] = []
+        for count in range(1, len(self.shards) if self.until else 0):
+            leaks.append(read_json(leak(count))["leak"])
+            if enough(leaks, self.until or 0):
+                return list(self.shards)[:count]
+        return list(self.shards)
+
+    def trajectories_taken(self, leak: Callable[[int], str]) -> list[str]:
+        return [self.trajectory(shard) for shard in self.taken(leak)]
+
+    def moments_taken(self, leak: Callable[[int], str], step: str) -> list[str]:
+        return [self.moments(shard, step) for shard in self.taken(leak)]
+
+    def leaks_taken(self, leak: Callable[[int], str]) -> list[str]:
+        """Return the leaks that decided how many shards are protected, for their figure."""
+        return [f"{self.leak}/{i + 1}.json" for i in range(len(self.taken(leak)))]
 
     def first(self, wildcards: Mapping[str, str]) -> list[str]:
         """The first shards, `number` of them, as the leak is measured."""

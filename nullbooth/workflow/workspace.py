@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nullbooth.errors import SettingsError
+from nullbooth.storage.atomic import writable
 from nullbooth.workflow.edited import Edited
 from nullbooth.workflow.memory import Memory
 from nullbooth.workflow.pages import Pages
@@ -88,5 +89,14 @@ class Workspace:
         return known_as(target, self.config["results"], self.names.shown, self.names.folders)
 
     def show(self) -> None:
-        """Link all plain names to what is there."""
+        """Link all plain names to what is there, unless `results` cannot be written to."""
+        if not writable(self.config["results"]):
+            return
         show(self.config["results"], self.names.shown, self.names.folders)
+
+
+def required(found: object, lacking: str) -> list[str]:
+    """Return no files. Raises SettingsError with the text `lacking` if nothing is `found` in the settings."""
+    if not found:
+        raise SettingsError(lacking)
+    return []
