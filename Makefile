@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 
-.PHONY: samples test fast-test lint format lock clean
+.PHONY: samples test fast-test coverage lint format lock clean
 
 samples: $(VENV)/.ready
 	$(BIN)/snakemake --cores $(CORES) --configfile config/edits.yaml -- results/samples
@@ -18,17 +18,22 @@ test: $(VENV)/.ready lint
 fast-test: $(VENV)/.ready
 	$(BIN)/pytest -m "not slow"
 
+# Of the fast tests; the others run the library in processes of their own.
+coverage: $(VENV)/.ready
+	$(BIN)/pytest -m "not slow" --cov --cov-report=term
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile rules world/Snakefile
+	$(BIN)/snakefmt --check Snakefile rules workflow/Snakefile world/Snakefile
+	$(BIN)/codespell
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/snakefmt Snakefile rules world/Snakefile
+	$(BIN)/snakefmt Snakefile rules workflow/Snakefile world/Snakefile
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -40,7 +45,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 # From an environment with the newest versions that pyproject.toml allows.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet torch==2.13.0 --editable '.[dev]'
+	.venv-lock/bin/pip install --quiet torch==2.13.0 --editable '.[dev,slurm]'
 	{ echo "# The set that CI installs and tests: make lock writes it anew from pyproject.toml."; \
 	  .venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' | tr '[:upper:]_' '[:lower:]-'; } > requirements.lock
 	rm -rf .venv-lock
