@@ -1,1 +1,1 @@
-"""Pictures drawn, measured and shown."""
+"""Evaluation: drawing pictures, measuring them, and writing pages and figures."""

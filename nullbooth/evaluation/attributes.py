@@ -1,4 +1,4 @@
-"""Attributes of the embedded world that a picture shows, by the heads of its evaluator."""
+"""Attributes of pictures of the embedded world, classified by the heads of its evaluator."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,10 @@ from nullbooth.evaluation.encoders import Encoder, features_of
 
 @torch.no_grad()
 def attribute_accuracy(encoder: Encoder, x: Tensor, prompts: list[str]) -> dict[str, list[float | None]]:
-    """For every attribute that a prompt names, whether the picture shows it (1 or 0), by attribute; None elsewhere.
+    """Return, by attribute and picture of `x: [n, 3, h, w]`, 1 if it shows the value that its prompt names, 0 if not,
+    and None if the prompt names none.
 
-    A value is named if its words stand in the prompt; `background` is the colour before that word, `color` another.
+    A value is named if its words occur in the prompt; `background` is the colour before that word, `color` another.
     """
     passes = (encoder.prepare(part).to(encoder.model.device) for part in x.split(16))
     features = torch.cat([features_of(encoder.model(pixel_values=pixels)).cpu() for pixels in passes])
@@ -28,9 +29,9 @@ def attribute_accuracy(encoder: Encoder, x: Tensor, prompts: list[str]) -> dict[
 def edited_attributes(
     encoder: Encoder, x: Tensor, sources: list[str], targets: list[str]
 ) -> dict[str, list[float | None]]:
-    """What pictures `[n, 3, h, w]` drawn for `sources`, which are meant as `targets`, show of the attributes in which
-    these differ: `as_meant`, all that the target names (1 or 0, None if it names none), and `gone`, nothing of the
-    source's."""
+    """Return, for pictures `[n, 3, h, w]` drawn for `sources` but meant as `targets`, by the attributes in which these
+    differ: `as_meant`, 1 if all values of the target are shown, and `gone`, 1 if no value of the source is. Else 0;
+    None if the target or source names no value."""
     of, to = attribute_accuracy(encoder, x, sources), attribute_accuracy(encoder, x, targets)
     found: dict[str, list[float | None]] = {"as_meant": [], "gone": []}
     for i, texts in enumerate(zip(sources, targets, strict=True)):
@@ -44,12 +45,12 @@ def edited_attributes(
 
 
 def only_named(hits: dict[str, list[float | None]]) -> dict[str, list[float]]:
-    """`attribute_accuracy` without the prompts that leave an attribute open."""
+    """Return `attribute_accuracy` without its None values."""
     return {name: [value for value in values if value is not None] for name, values in hits.items()}
 
 
 def named_attribute(name: str, values: list[str], prompt: str) -> str | None:
-    """The value of an attribute that a prompt of the embedded world names, or None if it leaves it open."""
+    """Return the value of an attribute that a prompt of the embedded world names, or None."""
     before, _, ground = f" {prompt}".partition(" on a ")
     ground = ground.removesuffix(" background").split()
     if name in ("background", "pattern"):

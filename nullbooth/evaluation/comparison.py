@@ -1,4 +1,4 @@
-"""Methods beside each other: how much of the subject for how much drift, with intervals from prompts and seeds."""
+"""Comparison of methods: subject fidelity against drift, with intervals over prompts and seeds."""
 
 import math
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from nullbooth.storage.atomic import read_json
 
 FIDELITY = ("tuned", "subject", "dino_fidelity")
 DRIFT = ("tuned", "unrelated", "dino_drift")
-LEAST = {FIDELITY: -1.0, DRIFT: 1e-6}  # of a mean in a resample: a drift is positive, and ratios divide by it
-MOST_GAP = 0.1  # in fidelity, between two points that a drift is read between
+LEAST = {FIDELITY: -1.0, DRIFT: 1e-6}  # lower bounds of resampled means: a drift is positive, and ratios divide by it
+MOST_GAP = 0.1  # largest difference in fidelity of two points between which a drift is interpolated
 Key = tuple[str, str, str]  # model, group, metric
 
 
 @dataclass(frozen=True)
 class Point:
-    """One method at one setting and scale. `values[key]` is `[seeds, prompts]`, with the prompts of all concepts in a
-    row. Points of one `line` are joined, in the order of their scales."""
+    """One method at one setting and scale. `values[key]` is `[seeds, prompts]`, with the prompts of all concepts along
+    one axis. Points of one `line` are joined in the order of their scales."""
 
     curve: str
     name: str
@@ -35,14 +35,14 @@ class Point:
     scale: float = 1.0
 
     def mean(self, key: Key) -> dict[str, float]:
-        """Mean with a 95% interval over prompts and seeds."""
+        """Return the mean with its 95% interval over prompts and seeds."""
         return bootstrap_mean(self.values[key], within=possible(key[2]))
 
 
 def stacked(runs: list[list[dict]]) -> dict[Key, NDArray]:
-    """Values by prompt of runs `[seeds][concepts]` of metrics.json, as `[seeds, prompts]` by key.
+    """Return the values by prompt of runs `[seeds][concepts]` of metrics.json, as `[seeds, prompts]` by key.
 
-    Prompts for which a metric says nothing are left out. Raises ValueError if the runs do not have the same prompts.
+    Missing values are left out. Raises ValueError if the runs have different prompts.
     """
     if any(run["prompts"] != first["prompts"] for row in runs for run, first in zip(row, runs[0], strict=True)):
         raise ValueError("the runs of one method were measured on different prompts: evaluate them again")
@@ -59,13 +59,13 @@ def stacked(runs: list[list[dict]]) -> dict[Key, NDArray]:
 
 
 def read_runs(results: Path, method: str, concepts: list[str], seeds: list[int]) -> list[list[dict]]:
-    """metrics.json of one method, `[seeds][concepts]`."""
+    """Read metrics.json of the runs of one method, `[seeds][concepts]`."""
     places = [[results / "runs" / c / method / str(s) / "metrics.json" for c in concepts] for s in seeds]
     return [[read_json(path) for path in row] for row in places]
 
 
 def read_point(results: Path, point: dict[str, Any], concepts: list[str], seeds: list[int]) -> Point:
-    """One of settings.compared_points, from the results of its runs."""
+    """Read one of settings.compared_points from the results of its runs."""
     folders = [results / "runs" / c / point["run"] / str(s) for c in concepts for s in seeds]
     tables = [np.loadtxt(folder / "loss.csv", delimiter=",", skiprows=1, usecols=2, ndmin=1) for folder in folders]
     return Point(
@@ -80,16 +80,17 @@ def read_point(results: Path, point: dict[str, Any], concepts: list[str], seeds:
 
 
 def lines_of(points: list[Point]) -> list[list[Point]]:
-    """The lines of a curve: points in the order of their scales, or of their fidelity where all have one scale."""
+    """Return the lines of a curve, with points in the order of their scales, then of their fidelity."""
     lines = [[p for p in points if p.line == line] for line in dict.fromkeys(p.line for p in points)]
     return [sorted(line, key=lambda p: (p.scale, p.values[FIDELITY].mean())) for line in lines]
 
 
 def drift_at(fidelity: NDArray, drift: NDArray, target: float) -> tuple[float, float]:
-    """The least drift at which a line of points reaches a fidelity, and the gap in fidelity that it was read across.
+    """Return the least drift at which a line of points reaches a fidelity, and the gap in fidelity between the points
+    that it is interpolated from.
 
-    Points in the order given are joined by straight lines. The drift is infinite if the line does not get there; the
-    gap is 0 at a measured point.
+    fidelity, drift: `[points]`, joined by straight lines in this order. The drift is infinite if the line does not
+    reach the fidelity; the gap is 0 at a measured point.
     """
     reached = [(float(d), 0.0) for d in drift[fidelity >= target]]
     for (f, g), (d, e) in zip(pairwise(fidelity), pairwise(drift), strict=True):
@@ -99,12 +100,12 @@ def drift_at(fidelity: NDArray, drift: NDArray, target: float) -> tuple[float, f
 
 
 def at_equal_fidelity(points: list[Point], reference: str, n: int = 2000) -> tuple[float, dict[str, dict[str, float]]]:
-    """The highest fidelity that the reference method reaches, and each method's drift there.
+    """Return the highest fidelity of the reference method, and each method's drift at this fidelity.
 
-    By method: `value`, `low`, `high` of the drift; `ratio`, `ratio_low`, `ratio_high` to the reference's drift, by
-    resamples in which every method meets the same prompts and seeds; `reached`, the share of resamples in which the
-    method gets there at all; `gap`, between the fidelities of the two points that the drift was read between. What is
-    not reached is infinite. Across a gap of more than MOST_GAP nothing is known, as the curve between may bend: figures
+    By method: `value`, `low`, `high` of the drift; `ratio`, `ratio_low`, `ratio_high` to the reference's drift, over
+    resamples that have the same prompts and seeds for every method; `reached`, the share of resamples in which the
+    method reaches the fidelity; `gap`, between the fidelities of the two points that the drift is interpolated from.
+    Drifts that are not reached are infinite. If the gap exceeds MOST_GAP, the curve may bend in between, and figures
     are nan.
     """
     curves = {point.curve: lines_of([p for p in points if p.curve == point.curve]) for point in points}
@@ -144,13 +145,13 @@ def at_equal_fidelity(points: list[Point], reference: str, n: int = 2000) -> tup
 
 
 def _quantiles(draws: NDArray) -> tuple[float, float]:
-    """95% interval of draws that may be infinite."""
+    """Return the 95% interval of draws that may be infinite."""
     low, high = np.quantile(draws, QUANTILES, method="nearest")
     return float(low), float(high)
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[int]:
-    """Indices of the points (drift, fidelity) that no other beats in one without losing in the other, by drift."""
+    """Return the indices of the Pareto-optimal points (drift, fidelity), by increasing drift."""
     best, front = -np.inf, []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if points[i][1] > best:

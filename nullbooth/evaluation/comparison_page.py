@@ -1,4 +1,4 @@
-"""The trade-off of all compared methods as a plot, a table and a page."""
+"""The page that compares methods, with a plot, a table and pictures."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ SHOWN = {"subject": 4, "class": 2, "unrelated": 2, "unprotected": 1, "names": 2}
 
 
 def best_point(points: list[Point], target: float) -> Point:
-    """The point of a curve to show: the least drift among those that reach the target, else the highest fidelity."""
+    """Return the point of a curve with the least drift among those that reach `target`, else the highest fidelity."""
     reaching = [p for p in points if p.values[FIDELITY].mean() >= target]
     if reaching:
         return min(reaching, key=lambda p: p.values[DRIFT].mean())
@@ -48,7 +48,7 @@ def best_point(points: list[Point], target: float) -> Point:
 
 
 def cost(paths: list[Path]) -> float | None:
-    """Seconds of jobs by their benchmark files, or None if one of them ran elsewhere."""
+    """Return the seconds of jobs from their benchmark files, or None if one is missing."""
     if not all(path.is_file() for path in paths):
         return None
     return sum(
@@ -59,14 +59,14 @@ def cost(paths: list[Path]) -> float | None:
 
 
 def columns_of(folder: Path) -> list[tuple[str, str, int]]:
-    """Group, prompt and seed of a folder's first pictures of each group."""
+    """Return group, prompt and seed of the first pictures of each group in a folder."""
     listed = [(entry["group"], entry["prompt"], entry["seed"]) for entry in read_drawn(folder)["images"]]
     return [column for group, n in SHOWN.items() for column in [e for e in listed if e[0] == group][:n]]
 
 
 def strip(folders: list[Path], page: Path, name: str, columns: list[tuple[str, str, int]]) -> list[dict]:
-    """Copies of the pictures of these columns, out of several folders: address and prompt. The base model has drawn
-    more pictures of each prompt, from other noise."""
+    """Copy the pictures of these columns from several folders to the page; return addresses and prompts. Other
+    pictures, which the base model drew from other noise, are not copied."""
     listed = [(folder, entry) for folder in folders for entry in read_drawn(folder)["images"]]
     known = {(e["group"], e["prompt"], e["seed"]): folder / e["file"] for folder, e in listed}
     (page / name).mkdir(parents=True, exist_ok=True)
@@ -78,13 +78,13 @@ def strip(folders: list[Path], page: Path, name: str, columns: list[tuple[str, s
 
 
 def not_known(equal: dict) -> tuple[int, float]:
-    """For order: drifts that were measured, then those across a gap, then those that were not reached."""
+    """Sort key of drifts: first measured ones by value, then those across a gap, then those not reached."""
     rank = 1 if math.isnan(equal["value"]) else 2 if math.isinf(equal["value"]) else 0
     return rank, 0.0 if rank else equal["value"]
 
 
 def table_row(curve: str, point: Point, equal: dict, method: dict, once: dict[str, float | None]) -> dict:
-    """What the page's table says of a method: its point to show, drift at equal fidelity, and costs."""
+    """Return a row of the page's table: the point to show, the drift at equal fidelity, and costs."""
     ours, given = is_ours(method), reads_trajectories(method)
     return {
         "curve": curve,
@@ -100,14 +100,14 @@ def table_row(curve: str, point: Point, equal: dict, method: dict, once: dict[st
 
 
 def seconds_of(stores: list[str]) -> float | None:
-    """Seconds that stores took to make, or None if there are none."""
+    """Return the seconds that it took to make stores, or None if there are none."""
     made = [read_attributes(Path(path))["spent"]["seconds"] for path in stores if Path(path).is_dir()]
     return sum(made) if made else None
 
 
 def costs(statistics: dict[str, list[str]], class_images: list[str]) -> dict[str, float | None]:
-    """Seconds of what is done once for all runs. statistics: its stores by kind, those that some method needed;
-    class_images: benchmark files of what drew them."""
+    """Return the seconds of jobs shared by all runs. statistics: stores by kind; class_images: benchmark files of the
+    jobs that drew them."""
     stores = [path for paths in statistics.values() for path in paths]
     return {
         "statistics": seconds_of(stores) if seconds_of(statistics["moments"]) else None,
@@ -117,7 +117,7 @@ def costs(statistics: dict[str, list[str]], class_images: list[str]) -> dict[str
 
 
 def plot(curves: dict[str, list[Point]], front: list[tuple[float, float]], reference: str, target: float):
-    """The trade-off of all curves."""
+    """Plot subject fidelity against drift for all curves, with landmarks."""
     known = next(iter(curves.values()))[0]
     landmarks = {"base model": known.mean(("base", "subject", "dino_fidelity"))["value"]}
     landmarks[f"best of {reference}"] = target
@@ -131,7 +131,7 @@ def plot(curves: dict[str, list[Point]], front: list[tuple[float, float]], refer
 
 
 def point_rows(found: list[Point], front: list[int], points: dict[str, dict]) -> list[dict]:
-    """Every point with its settings, measurements and times."""
+    """Return a row per point: settings, measurements and times."""
     rows = []
     for i, point in enumerate(found):
         row = {"method": point.curve, "point": point.name, "scale": point.scale, "pareto": i in front}
@@ -156,6 +156,10 @@ def write_comparison(
     steps: int,
     small: bool,
 ) -> None:
+    """Write the page, its pictures, the plot, `points.csv` and `comparison.json` to the folder `out`.
+
+    Raises ValueError without points.
+    """
     if not points:
         raise ValueError("comparison.methods: there is nothing to compare; name at least one method")
     page = Path(out)

@@ -1,7 +1,7 @@
-"""Distances of two sets of pictures by their unit embeddings: base and tuned model.
+"""Distances between the pictures of base and tuned model as two sets of unit embeddings.
 
-Base and tuned pictures start from the same noise, pair by pair. KID and coverage leave a picture's own twin out. 1-NNA
-does not, and falls below one half where little changed: 0 says that every picture lies nearest to its own twin.
+Pictures are pairs of twins, drawn from the same noise. KID and coverage exclude a picture's own twin. 1-NNA does not,
+and falls below one half if little changed: it is 0 if every picture is nearest to its own twin.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class _Given(nn.Module):
-    """Stands for an encoder where the features are there already."""
+    """Stand-in for an encoder, which passes precomputed features through."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -22,7 +22,7 @@ class _Given(nn.Module):
 
 
 def frechet_distance(base: Tensor, tuned: Tensor) -> float:
-    """FID (arXiv 1706.08500) of features `[n, d]`, by torchmetrics. Biased upwards where n is not far above d."""
+    """FID (arXiv 1706.08500) of features `[n, d]`, by torchmetrics. Biased upwards unless n is far above d."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(_Given(base.shape[1])).set_dtype(torch.float64)
@@ -32,11 +32,11 @@ def frechet_distance(base: Tensor, tuned: Tensor) -> float:
 
 
 def kernel_distance(base: NDArray, tuned: NDArray) -> float:
-    """KID (arXiv 1801.01401) of features `[n, d]` that belong together row by row, from the same noise.
+    """KID (arXiv 1801.01401) of features `[n, d]` whose rows are twins, drawn from the same noise.
 
-    A picture is compared with all others of both sets, but not with its own twin (the U-statistic of pairs: Gretton et
-    al., JMLR 2012, lemma 6), as twins are alike whatever the two distributions are. Unbiased, so the distance to read
-    below 10,000 pictures: about 0, of either sign, where the distributions are the same.
+    A picture is compared with all others of both sets, but not with its own twin (U-statistic of pairs: Gretton et al.,
+    JMLR 2012, lemma 6), because twins are alike whatever the distributions are. It is unbiased, and therefore the
+    distance to use below 10,000 pictures: about 0, with either sign, for equal distributions.
     """
     n = len(base)
     x, y = np.asarray(base, np.float64), np.asarray(tuned, np.float64)
@@ -46,7 +46,7 @@ def kernel_distance(base: NDArray, tuned: NDArray) -> float:
 
 
 def squared_distances(x: NDArray, y: NDArray) -> NDArray:
-    """`[n, m]` squared Euclidean distances of rows, float64, not negative."""
+    """Return the squared Euclidean distances of rows, `[n, m]` float64, not negative."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     return np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T, 0)
 
@@ -59,8 +59,8 @@ def mean_discrepancy(base: NDArray, tuned: NDArray, bandwidth: float = 1.0) -> f
 
 
 def coverage(base: NDArray, tuned: NDArray, k: int = 5) -> float:
-    """Share of base pictures with a tuned one, not their own twin, no farther than their k-th neighbour of the base's
-    (arXiv 2002.09797). Where nothing changed it is 1; a twin would make it 1 for sets that have lost their variety."""
+    """Share of base pictures that have a tuned picture other than their twin within the distance of their k-th base
+    neighbour (arXiv 2002.09797). It is 1 if nothing changed; with twins, it would be 1 for sets without variety too."""
     k = min(k, len(base) - 1)
     radius = np.sort(squared_distances(base, base), 1)[:, k]
     others = squared_distances(base, tuned)
@@ -69,7 +69,7 @@ def coverage(base: NDArray, tuned: NDArray, k: int = 5) -> float:
 
 
 def nearest_neighbour_accuracy(base: NDArray, tuned: NDArray) -> float:
-    """1-NNA (arXiv 1610.06545): how often a picture's nearest other one is of its own set. Ties go to the base."""
+    """1-NNA (arXiv 1610.06545): share of pictures whose nearest neighbour is in their own set. Ties go to the base."""
     both = np.concatenate((base, tuned))
     distance = squared_distances(both, both)
     np.fill_diagonal(distance, np.inf)
@@ -78,7 +78,7 @@ def nearest_neighbour_accuracy(base: NDArray, tuned: NDArray) -> float:
 
 
 def jensen_shannon(base: NDArray, tuned: NDArray, bins: int = 10) -> float:
-    """Jensen-Shannon divergence in bits of the histograms of each embedding dimension, the mean over dimensions."""
+    """Jensen-Shannon divergence in bits of the histograms of each embedding dimension, averaged over dimensions."""
     found = []
     for x, y in zip(np.asarray(base, np.float64).T, np.asarray(tuned, np.float64).T, strict=True):
         edges = np.histogram_bin_edges(np.concatenate((x, y)), bins)

@@ -1,4 +1,4 @@
-"""Folders of pictures, drawn from noise that belongs to prompt and number, with maps of attention."""
+"""Folders of pictures, drawn from noise that depends only on prompt and number, with attention maps."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from nullbooth.storage.progress import reporter
 
 
 def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str], draw) -> list[dict]:
-    """Draw `wanted` once more, and save where each word acts that stands in its prompt; says which files show what."""
+    """Draw `wanted` again, save an attention map for each of `words` in a prompt, and return a list of the files."""
     denoiser = loading.denoiser_of(pipeline)
     with recording_attention(denoiser, len(wanted), denoiser.config.sample_size) as maps:
         pictures = draw(wanted)
@@ -25,7 +25,7 @@ def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str],
     for i, (entry, picture, found) in enumerate(zip(wanted, pictures, maps.mean(), strict=True)):
         for k, word in enumerate(words):
             tokens = word_tokens(pipeline.tokenizer, entry["prompt"], word)
-            if not tokens or tokens[-1] >= len(found):  # not in this prompt, or behind what the text encoder reads
+            if not tokens or tokens[-1] >= len(found):  # not in this prompt, or truncated by the text encoder
                 continue
             heat, name = found[tokens].mean(0), f"attention-{i}-{k}.png"
             to_pil(overlay(picture, heat)).save(folder / name)
@@ -36,6 +36,7 @@ def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str],
 def draw_prompts(
     out: str, adapters: list[str], prompts: dict, sampler: dict, sampling: dict, identity: dict, config: dict
 ) -> None:
+    """Draw prompts, by group, to the folder `out` with `images.json` and, if `sampling` names words, attention maps."""
     pipeline = load_tuned(config, sampler, adapters, identity["model"], sampling.get("scale", 1.0))
 
     def draw(wanted: list[dict], progress=lambda done, total: None) -> torch.Tensor:
@@ -66,7 +67,7 @@ def draw_prompts(
             to_pil(picture).save(folder / entry["file"])
         found = {"identity": {**identity, "sampler": digest(sampler)}, "images": wanted}
         if (words := sampling.get("attention")) and (why := without_maps(loading.denoiser_of(pipeline))):
-            print(f"no maps of attention: {why}")
+            print(f"no attention maps: {why}")
         elif words:
             looked_at = [w for w in wanted if w["group"] == "subject"][:: sampling["per_prompt"]][:2]
             found["attention"] = attention_maps(folder, pipeline, looked_at, words, draw)

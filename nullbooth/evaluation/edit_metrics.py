@@ -1,4 +1,4 @@
-"""Measurements of edits: efficacy, generality in other contexts, and specificity, the drift of everything else."""
+"""Measurements of edits: efficacy, generality (other contexts) and specificity (drift of everything else)."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ KEPT = ("unrelated", "protected")
 
 
 def measure_edit(encoders: dict, x: torch.Tensor, pairs: list[tuple[str, str]]) -> dict[str, list[float | None]]:
-    """Of pictures `[n, 3, h, w]` of one edit, drawn for the first prompt of each pair and meant as the second."""
+    """Measure pictures `[n, 3, h, w]` of one edit, drawn for the first prompt of each pair and meant as the second."""
     sources, targets = (list(texts) for texts in zip(*pairs, strict=True))
     found = embed_images(encoders["clip"], x)
     to, of = (embed_texts(encoders["clip"], texts) for texts in (targets, sources))
@@ -35,6 +35,7 @@ def measure_edit(encoders: dict, x: torch.Tensor, pairs: list[tuple[str, str]]) 
 def measure_edits(
     json_path: str, csv_path: str, edited: str, base: list[str], identity: dict, edits, contexts, config: dict
 ) -> None:
+    """Measure the pictures in the folders `edited` and `base`, and write the rows as JSON and CSV."""
     encoders = load_encoders(config["evaluate"], identity, pick_device(config["device"]))
     drawn = read_drawn(Path(edited))
     ours = {Path(edited): drawn["images"]}
@@ -62,14 +63,14 @@ def measure_edits(
                     every.setdefault(metric, []).extend(values)
             for metric, values in every.items():
                 row("all", model, group, metric, values)
-    # What the base model makes of the targets themselves: the most that an edit can reach.
+    # What the base model draws for the targets themselves is the most that an edit can reach.
     asked = {t: (s, t) for texts in contexts.values() for edit in edits_of(edits) for s, t in map(edit.filled, texts)}
     entries, x = read_group(theirs, "meant")
     for metric, values in measure_edit(encoders, x, [asked[entry["prompt"]] for entry in entries]).items():
         row("all", "base", "meant", metric, values)
     for group in KEPT:
         if not any(entry["group"] == group for entry in drawn["images"]):
-            print(f"every {group} prompt speaks of what is edited: nothing to measure there")
+            print(f"every {group} prompt mentions an edited concept: nothing to measure")
             continue
         entries, x = read_group(ours, group)
         wanted = {(entry["prompt"], entry["seed"]) for entry in entries}

@@ -1,4 +1,4 @@
-"""Image encoders that pictures are measured with: CLIP-shaped and DINO-shaped models, by folder or Hub id."""
+"""Image encoders for measuring pictures: models like CLIP and DINO, from a folder or the Hub."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _EMBEDDED = "nullbooth-embeddings-1"
 
 @dataclass(frozen=True)
 class Encoder:
-    """An image encoder and how it wants its images; `tokenizer` and `heads` where it has them."""
+    """An image encoder with the size and normalisation of its images, and `tokenizer` and `heads` if it has any."""
 
     model: nn.Module
     size: int
@@ -30,20 +30,21 @@ class Encoder:
     attributes: dict[str, list[str]] | None = None
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Images `[n, 3, h, w]` in [-1, 1], resized (bicubic, antialiased) and normalised."""
+        """Return images `x: [n, 3, h, w]` in [-1, 1] resized (bicubic, antialiased) and normalised."""
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
         return (x.clamp(-1, 1) / 2 + 0.5 - self.mean[:, None, None]) / self.std[:, None, None]
 
 
 def load_encoder(path: str, revision: str | None = None, device: torch.device | str = "cpu") -> Encoder:
-    """A CLIP- or DINO-shaped encoder, float32; attribute heads from `heads.safetensors` and `heads.json` beside it."""
+    """Load a CLIP- or DINO-like encoder in float32, with attribute heads from `heads.safetensors` and `heads.json` if
+    its folder has them. Raises InputError."""
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import cached_file
 
     options = {"revision": revision, "trust_remote_code": False}
-    # DINO of 2021 is a ViT that was published without the pooler that transformers gives to one.
+    # DINO of 2021 is a ViT published without the pooler that transformers expects.
     model = load_whole(AutoModel, path, f"evaluate: {path}", ("pooler",), dtype=torch.float32, **options).eval()
     preprocessor = Path(cached_file(path, "preprocessor_config.json", revision=revision))
     size = picture_size(about := read_json(preprocessor), f"evaluate: {preprocessor}")
@@ -66,17 +67,17 @@ def load_encoder(path: str, revision: str | None = None, device: torch.device | 
 
 
 def load_encoders(paths: dict[str, str], identity: dict[str, str], device: torch.device | str) -> dict[str, Encoder]:
-    """The encoders `clip` and `dino` of the config's `evaluate`, of the revisions that `identity` names."""
+    """Load the encoders `clip` and `dino` of the config's `evaluate`, at revisions of `identity`. Raises InputError."""
     found = {
         name: load_encoder(paths[name], identity[name].partition("@")[2] or None, device) for name in ("clip", "dino")
     }
-    if found["clip"].tokenizer is None:  # of the Hub: preflight sees folders alone
+    if found["clip"].tokenizer is None:  # for models of the Hub: preflight checks folders only
         raise InputError(f"evaluate.clip: {paths['clip']} has no text encoder; give a CLIP or SigLIP model")
     return found
 
 
 def features_of(output: object) -> Tensor:
-    """Features `[n, d]` of a model's output: the pooled ones, or where none are those of the class token."""
+    """Return the features `[n, d]` of a model's output: pooled ones, or without these, the class token's."""
     if isinstance(output, Tensor):
         return output
     pooled = output.get("pooler_output")
@@ -85,7 +86,7 @@ def features_of(output: object) -> Tensor:
 
 @torch.no_grad()
 def embed_images(encoder: Encoder, x: Tensor, batch: int = 16) -> Tensor:
-    """Unit embeddings `[n, d]`, on the CPU, of images `[n, 3, h, w]` in [-1, 1]; `batch` of them in one pass."""
+    """Return unit embeddings `[n, d]` on the CPU of images `x: [n, 3, h, w]` in [-1, 1], `batch` images per pass."""
     features = []
     for part in x.split(batch):
         pixels = encoder.prepare(part).to(encoder.model.device)
@@ -103,19 +104,19 @@ def save_embeddings(path: Path | str, found: dict[tuple[str, str], Tensor]) -> N
 
 
 def read_embeddings(path: Path | str) -> dict[tuple[str, str], Tensor]:
-    """What `save_embeddings` wrote. Raises InputError that names the file if it is damaged."""
-    mend = f"delete {path} and run the same command again"
-    tensors, _ = load_tensors(path, _EMBEDDED, "embeddings of pictures", mend)
+    """Read a file of `save_embeddings`. Raises InputError that names it if it is damaged."""
+    hint = f"delete {path} and run the same command again"
+    tensors, _ = load_tensors(path, _EMBEDDED, "embeddings of pictures", hint)
     return {tuple(key.split(".", 1)): part for key, part in tensors.items()}
 
 
 @torch.no_grad()
 def embed_texts(encoder: Encoder, texts: list[str]) -> Tensor:
-    """Unit embeddings `[n, d]`, on the CPU, of texts by a CLIP-shaped encoder."""
-    # Some tokenizers do not say how many tokens the model reads.
+    """Return unit embeddings `[n, d]` on the CPU of texts by a CLIP-like encoder."""
+    # Some tokenizers do not know how many tokens the model reads.
     most = min(encoder.tokenizer.model_max_length, encoder.model.config.get_text_config().max_position_embeddings)
     tokens = encoder.tokenizer(texts, padding="max_length", max_length=most, truncation=True, return_tensors="pt")
-    # SigLIP's has no attention mask: it was trained with the padding in sight.
+    # SigLIP has no attention mask: it was trained with visible padding.
     known = {key: tokens[key].to(encoder.model.device) for key in ("input_ids", "attention_mask") if key in tokens}
     features = encoder.model.get_text_features(**known)
     return F.normalize(features_of(features).cpu(), dim=-1)

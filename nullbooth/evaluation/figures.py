@@ -1,4 +1,4 @@
-"""Plots: vector, in colours that everyone can tell apart (Okabe and Ito 2008; viridis for heat maps)."""
+"""Plots in vector format, with colours for colour-blind readers (Okabe and Ito 2008; viridis for heat maps)."""
 
 import io
 from pathlib import Path
@@ -14,8 +14,8 @@ from nullbooth.storage.atomic import whole
 matplotlib.use("Agg")
 matplotlib.rcParams.update(
     {
-        "svg.fonttype": "none",  # text stays text: small files, and readers can search it
-        "svg.hashsalt": "nullbooth",  # the same plot is the same file
+        "svg.fonttype": "none",  # keep text as text: smaller files that can be searched
+        "svg.hashsalt": "nullbooth",  # equal plots give equal files
         "font.family": "sans-serif",
         "font.size": 11,
         "axes.spines.top": False,
@@ -30,7 +30,7 @@ MARKERS = "osD^vP*X"
 
 
 def save(figure: plt.Figure, *paths: Path | str) -> None:
-    """Write a figure, by the suffix of each path, without the date that would make every file another."""
+    """Write a figure in the format of each path's suffix, without a date, so that equal figures give equal files."""
     for path in paths:
         dated = {"Date": None} if Path(path).suffix == ".svg" else None
         with whole(path) as partial:
@@ -39,7 +39,7 @@ def save(figure: plt.Figure, *paths: Path | str) -> None:
 
 
 def svg(figure: plt.Figure) -> str:
-    """A figure as the text of an <svg> element, to stand in a page."""
+    """Return a figure as the text of an <svg> element for a page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
@@ -47,7 +47,7 @@ def svg(figure: plt.Figure) -> str:
 
 
 def style(i: int) -> dict:
-    """Colour, marker and line of the i-th series; 8 colours, then the same again dashed."""
+    """Return colour, marker and line style of the i-th series: 8 colours solid, then dashed, then dotted."""
     dashes = ("-", "--", ":")[i // len(COLORS) % 3]
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[(i + i // 8) % 8], "linestyle": dashes}
 
@@ -55,9 +55,10 @@ def style(i: int) -> dict:
 def retention(
     fidelity: dict[str, dict[str, list[tuple[int, dict]]]], drift: dict[str, list[tuple[int, dict]]]
 ) -> plt.Figure:
-    """A column for each method: above, each subject's fidelity by how many are known, below, the drift of all else.
+    """Plot each subject's fidelity (top) and the drift of other prompts (bottom) against the number of learned
+    subjects, with a column per method.
 
-    Points are (number of subjects known, {value, low, high}).
+    Points are (number of learned subjects, {value, low, high}).
     """
     figure, axes = plt.subplots(
         2, len(fidelity), figsize=(1.4 + 2.5 * len(fidelity), 5.4), sharex=True, sharey="row", squeeze=False
@@ -78,14 +79,14 @@ def retention(
 
 
 def with_bars(axes: plt.Axes, points: list[tuple[int, dict]], **options) -> None:
-    """A line through points (x, {value, low, high}) with their intervals."""
+    """Plot a line through points (x, {value, low, high}) with error bars."""
     x, y = [count for count, _ in points], [p["value"] for _, p in points]
     bars = np.clip([[p["value"] - p["low"] for _, p in points], [p["high"] - p["value"] for _, p in points]], 0, None)
     axes.errorbar(x, y, bars, capsize=2, markersize=5, linewidth=1.4, elinewidth=0.8, **options)
 
 
 def rooms(free: dict[str, list[float]], label: str) -> plt.Figure:
-    """Shares of free directions by kind of layer, against how many subjects were known before."""
+    """Plot shares of free directions by kind of layer against the number of subjects learned before."""
     figure, axes = plt.subplots(figsize=(6, 4))
     for i, (kind, shares) in enumerate(free.items()):
         axes.plot(range(len(shares)), shares, label=kind, **style(i))
@@ -100,9 +101,8 @@ def rooms(free: dict[str, list[float]], label: str) -> plt.Figure:
 def trade_off(
     curves: dict[str, list[list[dict]]], front: list[tuple[float, float]], landmarks: dict[str, float]
 ) -> plt.Figure:
-    """Subject fidelity against drift. A curve has lines, each a list of {drift, fidelity}, each {value, low, high}, in
-    the order that it is drawn in; `front` are the Pareto-optimal (drift, fidelity); `landmarks` are fidelities with a
-    name."""
+    """Plot subject fidelity against drift. curves: lines by name, each a list of {drift, fidelity} in drawing order,
+    with {value, low, high} each; front: Pareto-optimal points (drift, fidelity); landmarks: fidelities by name."""
     figure, axes = plt.subplots(figsize=(8, 6.4))
     for i, (name, lines) in enumerate(curves.items()):
         for k, points in enumerate(lines):
@@ -129,9 +129,10 @@ def trade_off(
 
 
 def spectra(values: dict[str, NDArray], timesteps: list[float]) -> plt.Figure:
-    """Eigenvalues of the second moments, as shares of their sum, largest first.
+    """Plot the eigenvalues of second moments as shares of their sum, largest first: a panel per layer, a line per
+    timestep.
 
-    values: by layer `[timesteps or 1, width]`, ascending. One panel a layer, one line a timestep.
+    values: by layer `[timesteps or 1, width]`, ascending.
     """
     columns = min(4, len(values))
     rows = -(-len(values) // columns)
@@ -156,13 +157,13 @@ def spectra(values: dict[str, NDArray], timesteps: list[float]) -> plt.Figure:
 
 
 def leaks(prompts: list[int], mean: list[float], features: list[list[float]]) -> plt.Figure:
-    """Leak on prompts held out against the number of protected ones: the mean over sites, and faintly each feature."""
+    """Plot the leak of held-out prompts against the number of protected prompts: its mean, and faintly each feature."""
     figure, axes = plt.subplots(figsize=(6.6, 3.8))
     for curve in features:
         axes.semilogy(prompts, np.maximum(curve, 1e-12), color="#999999", linewidth=0.7, alpha=0.5)
     axes.semilogy(prompts, np.maximum(mean, 1e-12), label="mean over layers", markersize=7, linewidth=1.8, **style(0))
     axes.set_xlabel("protected prompts")
-    axes.set_ylabel("leak on other prompts")
+    axes.set_ylabel("leak of other prompts")
     axes.legend(frameon=False)
     return figure
 
@@ -170,7 +171,7 @@ def leaks(prompts: list[int], mean: list[float], features: list[list[float]]) ->
 def heat_map(
     values: NDArray, rows: list[str], timesteps: list[float], label: str, log: bool = False, limits=(None, None)
 ) -> plt.Figure:
-    """`values: [rows, timesteps]`, noise on the left; rows that do not depend on the timestep repeat their value."""
+    """Plot `values: [rows, timesteps]`, from noise (left) to picture; log: use a logarithmic scale."""
     figure, axes = plt.subplots(figsize=(6.6, 1.1 + 0.2 * len(rows)))
     positive = values[values > 0]
     norm = LogNorm(limits[0] or positive.min(), limits[1] or positive.max()) if log else Normalize(*limits)

@@ -1,4 +1,4 @@
-"""The page that shows base and tuned model side by side, and a contact sheet per concept."""
+"""The gallery: a page with pictures of base and tuned model side by side, and a contact sheet per concept."""
 
 import csv
 import shutil
@@ -19,10 +19,10 @@ from nullbooth.storage.atomic import read_json
 from nullbooth.storage.pictures import read_drawn
 
 GROUPS = {
-    "subject": "The subject, in new places",
+    "subject": "The subject in new places",
     "class": "The same prompts without its name",
-    "unrelated": "Everything else: prompts that were not protected",
-    "unprotected": "Prompts with words that no protected prompt has",
+    "unrelated": "Everything else: unprotected prompts",
+    "unprotected": "Prompts with words that no protected prompt contains",
     "names": "Other names",
     "protected": "Protected prompts",
 }
@@ -31,16 +31,16 @@ STATISTICS = {
     "free": "free_directions.svg",
     "spectra": "spectra.svg",
     "leak": "leak.svg",
-}  # figures, by what the template calls them
-CHANGES = {"change_protected.svg": "protected prompts", "change_heldout.svg": "prompts that were not protected"}
+}  # figures by their names in the template
+CHANGES = {"change_protected.svg": "protected prompts", "change_heldout.svg": "unprotected prompts"}
 SHEET = {"subject": 7, "class": 2, "unrelated": 3, "names": 2}  # prompts of each group on the contact sheet
-COLUMNS = 7  # of the contact sheet, so that its captions can be read in a README
+COLUMNS = 7  # columns of the contact sheet, few enough for legible captions in a README
 TILE = 128
 Shown = tuple[str, str, int]  # group, prompt and seed of a picture
 
 
 def collect_images(folder: Path, page: Path, name: str, seeds: set[int] | None = None) -> dict[Shown, str]:
-    """Copy a folder of pictures beside the page, or those of some seeds; their addresses by group, prompt and seed."""
+    """Copy pictures of a folder (of all or some seeds) to the page; return addresses by group, prompt and seed."""
     drawn = read_drawn(folder)
     (page / name).mkdir(parents=True)
     images = [entry for entry in drawn["images"] if seeds is None or entry["seed"] in seeds]
@@ -50,13 +50,13 @@ def collect_images(folder: Path, page: Path, name: str, seeds: set[int] | None =
 
 
 def figure(metrics: list[dict], model: str, group: str, metric: str) -> dict | None:
-    """One measured value with its interval, or None where it was not measured."""
+    """Return a measured value with its interval, or None if it was not measured."""
     matches = [m for m in metrics if (m["model"], m["group"], m["metric"]) == (model, group, metric)]
     return matches[0] if matches else None
 
 
 def leak_of(path: Path) -> list[str]:
-    """What mechanism.csv says of a run, if there is one."""
+    """Return sentences about a run's mechanism.csv, or none if it does not exist."""
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", newline="") as file:
@@ -64,7 +64,7 @@ def leak_of(path: Path) -> list[str]:
 
 
 def loss_curve(path: Path, width: int = 320, height: int = 72, window: int = 20) -> str:
-    """Points of an SVG polyline: the running mean of the training loss."""
+    """Return the points of an SVG polyline: the running mean of the training loss."""
     with open(path, encoding="utf-8", newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     means = [
@@ -79,7 +79,7 @@ def loss_curve(path: Path, width: int = 320, height: int = 72, window: int = 20)
 def contact_sheet(
     path: Path, page: Path, photographs: list[str], rows: list[tuple[str, list[str]]], captions: list[str]
 ) -> None:
-    """Photographs, if there are any, then a column per caption with a row per model, wrapped into lines."""
+    """Save a sheet of photographs, if any, and of pictures with a column per caption and a row per model, wrapped."""
     font = ImageFont.load_default(11)
     margin, head, pitch = 104, 64, TILE + 6
     lines = [slice(i, i + COLUMNS) for i in range(0, len(captions), COLUMNS)]
@@ -112,7 +112,7 @@ def contact_sheet(
 
 
 def attention_maps(drawn: dict[str, tuple[Path, str]]) -> list[dict]:
-    """Maps by prompt. drawn: by the label of who drew it, a folder of pictures and the address of its copy."""
+    """Return attention maps by prompt. drawn: folder of pictures and address of its copy, by label of the model."""
     found: dict[str, list[dict]] = {}
     for label, (folder, address) in drawn.items():
         for entry in read_drawn(folder).get("attention", []):
@@ -123,7 +123,7 @@ def attention_maps(drawn: dict[str, tuple[Path, str]]) -> list[dict]:
 
 
 def plot_of_methods(results: Path, concepts: list[str], methods: list[str], seeds: list[int]) -> str | None:
-    """The trade-off of the methods of a gallery as SVG text, or None if there is but one."""
+    """Return the trade-off plot of a gallery's methods as SVG text, or None for a single method."""
     if len(methods) < 2:
         return None
     named = [{"curve": name, "name": name, "run": name, "line": name, "scale": 1.0} for name in methods]
@@ -148,9 +148,9 @@ def write_samples(
     small: bool,
     **sections: Any,
 ) -> None:
-    """Write the gallery of a config (`write_gallery`, which takes `sections`), with a plot if it has several methods.
+    """Write the gallery of a config with `write_gallery`, with a plot if it has several methods.
 
-    small: whether the page enlarges its pictures pixel by pixel.
+    small: enlarge pictures without smoothing; sections: further arguments of `write_gallery`.
     """
     about = {
         "model": model,
@@ -178,14 +178,14 @@ def write_gallery(
     contexts: dict[str, list[str]] | None = None,
     lifelong: bool = False,
 ) -> None:
-    """Write `page/index.html`, the pictures that it shows and `page/<concept>.png`; everything by relative address.
+    """Write `page/index.html`, the pictures that it shows and `page/<concept>.png`, with relative addresses.
 
-    Heat maps of a run are shown where they are, and so are figures of the statistics, if these are `protecting` the
-    runs; `trade_off` is SVG text; edits: those of the config, if there are any, with contexts of each group of their
-    pictures; lifelong: whether some method learned the concepts one after another.
+    Shows a run's heat maps if it has any, and the statistics figures if `protecting`. trade_off: SVG text; edits: those
+    of the config, if any; contexts: their contexts by group of pictures; lifelong: some method learned the concepts in
+    sequence.
     """
     page.mkdir(parents=True, exist_ok=True)
-    # Of each prompt the base model drew one picture more, which has no partner to stand beside.
+    # The base model drew an extra picture of each prompt, which has no partner.
     paired = {e["seed"] for run in runs for e in read_drawn(results / "runs" / run / "images")["images"]}
     unrelated = collect_images(results / "images/base/unrelated", page, "base/unrelated", paired)
     sections = [concept_section(page, results, concept, runs, about, unrelated, paired) for concept in concepts]
@@ -210,8 +210,8 @@ def concept_section(
     unrelated: dict[Shown, str],
     paired: set[int],
 ) -> dict:
-    """What the page says of one concept; copies its files beside the page and draws its contact sheet. unrelated: the
-    base model's pictures of prompts that serve every concept; paired: seeds that tuned models drew from."""
+    """Return the page's section about a concept; copy its files to the page and save its contact sheet. unrelated: the
+    base model's pictures of prompts shared by all concepts; paired: seeds that tuned models drew from."""
     name = concept["name"]
     base = collect_images(results / "images/base" / name, page, f"base/{name}", paired) | unrelated
     photographs = list_images(concept["images"])
@@ -262,7 +262,7 @@ def concept_section(
 
 
 def shown_copy(photograph: Path, folder: Path) -> Path:
-    """A copy of a photograph that browsers can show: as it is, or as PNG."""
+    """Copy a photograph in a format that browsers show: unchanged, or as PNG."""
     if photograph.suffix.lower() in IN_BROWSERS:
         return Path(shutil.copy(photograph, folder / photograph.name))
     open_image(photograph).save(folder / f"{photograph.name}.png")
@@ -270,8 +270,8 @@ def shown_copy(photograph: Path, folder: Path) -> Path:
 
 
 def edits_section(page: Path, folder: Path, edits: list[dict[str, str]], contexts: dict[str, list[str]]) -> dict:
-    """What the page says of edits; copies their pictures beside it, and draws a contact sheet. folder: of the edits'
-    results; contexts: with {concept}, by group of pictures."""
+    """Return the page's section about edits; copy their pictures to the page and save a contact sheet. folder: results
+    of the edits; contexts: with {concept}, by group of pictures."""
     base, edited = (collect_images(folder / name, page, f"edits/{name}") for name in ("base", "images"))
     metrics = read_json(folder / "metrics.json")["metrics"]
     shutil.copy(folder / "metrics.csv", page / "edits.csv")
@@ -288,8 +288,8 @@ def edits_section(page: Path, folder: Path, edits: list[dict[str, str]], context
 
 
 def lifelong_section(page: Path, folder: Path, photographs: dict[str, str]) -> dict:
-    """What the page says of subjects learned one after another; copies its files, and draws contact sheets of what
-    became of each and of two at once. folder: of their results; photographs: one of each concept."""
+    """Return the page's section about subjects learned in sequence; copy its files and save contact sheets of each
+    subject over time and of two at once. folder: their results; photographs: one per concept."""
     found = read_json(folder / "lifelong.json")
     (page / "lifelong").mkdir()
     figures = [name for name in ("retention.svg", "room.svg") if (folder / name).is_file()]
@@ -324,7 +324,7 @@ def lifelong_section(page: Path, folder: Path, photographs: dict[str, str]) -> d
 
 
 def render(template: Path, path: Path, **context: Any) -> None:
-    """Write a page; templates of its folder may extend each other, and a missing value is an error."""
+    """Render a template to a page. It may extend templates in its folder; a missing value raises an error."""
     environment = Environment(
         loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

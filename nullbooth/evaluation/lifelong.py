@@ -1,4 +1,4 @@
-"""Subjects learned one after another: what became of each, what everything else did, and how much room is left."""
+"""Subjects learned in sequence: fidelity over time, drift of other prompts, and remaining free directions."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ COLORS_RIGHT = ("tuned", "unrelated", "color_accuracy")
 
 @dataclass(frozen=True)
 class Known:
-    """Measurements (metrics.json) of one concept where `count` concepts are known; 0 where it was learned alone, to be
+    """Measurements (metrics.json) of one concept after `count` concepts were learned; 0 if it was learned alone, to be
     merged with others."""
 
     method: str
@@ -27,13 +27,13 @@ class Known:
     metrics: dict[str, Any]
 
     def values(self, key: tuple[str, str, str]) -> list[float]:
-        """By prompt; empty where it was not measured."""
+        """Return the values by prompt, or none if they were not measured."""
         found = stacked([[self.metrics]]).get(key)
         return [] if found is None else found[0].tolist()
 
 
 def tidy(measured: list[Known]) -> list[dict[str, Any]]:
-    """One row per measurement of a tuned model."""
+    """Return one row per measurement of a tuned model."""
     return [
         {"method": known.method, "seed": known.seed, "known": known.count, "concept": known.concept}
         | {key: m[key] for key in ("group", "metric", "value", "low", "high", "n")}
@@ -44,8 +44,10 @@ def tidy(measured: list[Known]) -> list[dict[str, Any]]:
 
 
 def summary(method: str, measured: list[Known]) -> dict[str, Any]:
-    """Of one method: fidelity of all concepts when each was learned, and at the end, what was forgotten (differences of
-    the same prompts), and the drift of everything else by how many concepts are known. With intervals over prompts."""
+    """Summarise a method: fidelity of all concepts when each was learned and at the end, what was forgotten
+    (differences of the same prompts), and the drift of other prompts by the number of learned concepts; with intervals
+    over prompts.
+    """
     last = max(known.count for known in measured)
     order = list(dict.fromkeys(known.concept for known in measured))
     alone = any(known.count == 0 for known in measured)
@@ -70,7 +72,7 @@ def summary(method: str, measured: list[Known]) -> dict[str, Any]:
 
 
 def fidelities(measured: list[Known], method: str, concepts: list[str]) -> dict[str, list[tuple[int, dict]]]:
-    """By concept, its fidelity with an interval for each number of concepts known, from its own on."""
+    """Return by concept its fidelity, with an interval, for each number of learned concepts from its own on."""
     found: dict[str, dict[int, list[float]]] = {concept: {} for concept in concepts}
     for known in measured:
         if known.method == method and known.count:
@@ -82,8 +84,8 @@ def fidelities(measured: list[Known], method: str, concepts: list[str]) -> dict[
 
 
 def free_counts(path: str, rule: str, value: float) -> dict[str, Any]:
-    """Of projectors in a store, under a rank rule: the mean share of free directions by kind of layer and over all
-    layers, and how many are free in each layer (of the soft rule, the sum of their weights)."""
+    """Return `kinds` and `mean`, the mean shares of free directions by kind of layer and over all layers, and `counts`,
+    their number in each layer (soft rule: the sum of weights), from an EigenStore under a rank rule."""
     store = EigenStore(path)
     kinds: dict[str, list[float]] = {}
     counts = []
@@ -99,9 +101,10 @@ def free_counts(path: str, rule: str, value: float) -> dict[str, Any]:
 
 
 def capacity(rooms: list[dict[str, Any]], rank: int | str) -> dict[str, Any]:
-    """How much room there was for each concept in turn, and for about how many more there is, in a straight line.
+    """Return the shares of free directions for each concept in turn, and a linear estimate of how many more concepts
+    they allow.
 
-    rooms: `free_counts` for one concept after the other. A change of rank r wants r free directions in a layer.
+    rooms: `free_counts` for each concept. A change of rank r needs r free directions in a layer.
     """
     means, counts = [room["mean"] for room in rooms], rooms[-1]["counts"]
     taken = (means[0] - means[-1]) / max(1, len(means) - 1)
@@ -111,8 +114,8 @@ def capacity(rooms: list[dict[str, Any]], rank: int | str) -> dict[str, Any]:
     said = "free directions, mean of all layers: " + ", ".join(f"{mean:.1%}" for mean in means)
     if short == len(counts):
         more = 0
-        said += f"; no layer has as many left as the rank, {wanted}: raise protect.rule, or add to protect.sites"
+        said += f"; no layer has as many left as the rank, {wanted}: raise protect.rule or add to protect.sites"
     else:
-        said += "; the subjects take none" if more is None else f"; at this pace there is room for about {more} more"
+        said += "; the subjects use none" if more is None else f"; at this pace they last for about {more} more"
         said += f"; {short} of {len(counts)} layers have fewer than the rank, {wanted}" if short else ""
     return {"means": means, "short": short, "layers": len(counts), "more": more, "said": said}

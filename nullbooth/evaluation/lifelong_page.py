@@ -1,4 +1,4 @@
-"""What became of each subject as others were learned after it, as table, figures and JSON."""
+"""Results of subjects learned in sequence, as table, figures and JSON."""
 
 import json
 import shutil
@@ -23,9 +23,10 @@ def write_lifelong(
     ranks: dict[str, int | str],
     concepts: list[str],
 ) -> None:
+    """Write `lifelong.csv`, `lifelong.json`, figures, and pictures of two subjects to the new folder `out`."""
     measured = [Known(*key, read_json(path)) for key, path in zip(stages, metrics, strict=True)]
     methods = list(dict.fromkeys(known.method for known in measured))
-    free: dict[str, list[dict]] = {}  # by method, of its first seed, for one concept after the other
+    free: dict[str, list[dict]] = {}  # by method, for its first seed: one entry per concept in turn
     for (method, seed, _), path in zip(rooms, rooms_at, strict=True):
         if seed == min(known.seed for known in measured if known.method == method):
             free.setdefault(method, []).append(free_counts(path, *next(iter(rules[method].items()))))
@@ -53,6 +54,6 @@ def write_lifelong(
             for kind in found[0]["kinds"]:
                 name = kind if len(free) == 1 else f"{method}, {kind}"
                 kinds[name] = [counts["kinds"][kind] for counts in found]
-        figures.save(figures.rooms(kinds, "share of directions that are free"), folder / "room.svg")
+        figures.save(figures.rooms(kinds, "share of free directions"), folder / "room.svg")
     for run, path in zip(runs, together, strict=True):
         shutil.copytree(path, folder / "together" / run)

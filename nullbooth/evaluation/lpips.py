@@ -1,4 +1,4 @@
-"""LPIPS, from weights in a safetensors file."""
+"""LPIPS, with weights from a safetensors file."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# AlexNet's five convolutions: name, stride, padding, and whether a pooling comes before.
+# AlexNet's five convolutions: name, stride, padding, pooling before it.
 _ALEXNET = (
     ("features.0", 4, 2, False),
     ("features.3", 1, 2, True),
@@ -17,7 +17,7 @@ _ALEXNET = (
 
 
 def load_lpips(path: Path | str) -> dict[str, Tensor]:
-    """Weights for `lpips` from a safetensors file. Raises ValueError if one is missing."""
+    """Load the weights of `lpips` from a safetensors file. Raises ValueError if one is missing."""
     from safetensors.torch import load_file
 
     weights = load_file(path)
@@ -34,8 +34,8 @@ def load_lpips(path: Path | str) -> dict[str, Tensor]:
 def lpips(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     """LPIPS distance `[n]` (arXiv 1801.03924, AlexNet, version 0.1) of images `[n, 3, h, w]` in [-1, 1].
 
-    `weights` holds the trunk by torchvision's names (`features.0.weight`, ...) and the heads by those of the lpips
-    package (`lin0.model.1.weight`, ...). Pictures below 64 pixels are enlarged: the trunk needs 31 at least.
+    weights: the trunk with torchvision's names (`features.0.weight`, ...) and the heads with those of the lpips package
+    (`lin0.model.1.weight`, ...). Pictures below 64 pixels are enlarged, because the trunk needs at least 31.
     """
     mean = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
     std = torch.tensor([0.458, 0.448, 0.450])[:, None, None]

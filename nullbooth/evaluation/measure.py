@@ -1,4 +1,4 @@
-"""How well a subject was learned and how far everything else moved, from unit embeddings, picture by picture."""
+"""Subject fidelity, drift and diversity of pictures, from their unit embeddings."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def possible(metric: str) -> tuple[float, float]:
-    """The least and the greatest value that a metric can have; intervals are cut to them. Not for differences."""
+    """Return the smallest and largest possible value of a metric, to clip intervals. Not for differences."""
     if metric.endswith("_accuracy") or metric in ("as_meant", "gone", "clip_prefers"):
         return 0.0, 1.0
     positive = metric in ("pixel_mse", "lpips") or metric.endswith(("_drift", "_div"))
@@ -20,16 +20,16 @@ def subject_fidelity(images: Tensor, references: Tensor) -> Tensor:
 
 
 def paired_drift(tuned: Tensor, base: Tensor) -> Tensor:
-    """(1 - cos)/2 `[n]` of unit embeddings of images drawn from the same noise by tuned and base model. As a square it
-    is never below 0, and exact where little changed."""
+    """(1 - cos)/2 `[n]` between unit embeddings `[n, d]` of images drawn from the same noise by tuned and base model.
+    Computed as a square, it is never negative, and exact for small changes."""
     return (tuned - base).square().sum(1) / 4
 
 
 def diversity(embeddings: Tensor, groups: list[str]) -> dict[str, Tensor]:
     """(1 - cos)/2 of every pair of unit embeddings `[n, d]` within a group, by group.
 
-    DIV of DreamBooth (arXiv 2208.12242), which takes LPIPS in place of an encoder: pictures of one prompt, another
-    noise. Groups of one picture have no pair and are left out.
+    DIV of DreamBooth (arXiv 2208.12242), which uses LPIPS instead of an encoder, for pictures of one prompt from
+    different noise. Groups of one picture are left out.
     """
     found = {}
     for name in dict.fromkeys(groups):

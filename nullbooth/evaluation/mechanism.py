@@ -1,4 +1,4 @@
-"""What an adapter does inside: how much it changes the output of each protected layer, at each timestep."""
+"""How much an adapter changes the output of each protected layer at each timestep."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nullbooth.storage.progress import reporter
 from nullbooth.storage.tables import write_csv
 
-if TYPE_CHECKING:  # the gallery reads the table without torch and Zarr
+if TYPE_CHECKING:  # the gallery reads the table without importing torch and zarr
     from nullbooth.adapters.loaded import LoadedAdapter
     from nullbooth.statistics.records import MomentStore
 
@@ -18,26 +18,26 @@ COLUMNS = ("site", "step", "timestep", "protected", "heldout", "norm", "largest"
 
 
 def output_change(weight: NDArray, change: NDArray, moment: NDArray) -> float:
-    """Relative change of a layer's output, root mean square over the features that a moment was taken of.
+    """Relative change of a layer's output, root mean square over the features behind a second moment.
 
     sqrt(tr(D C D^T) / tr(W C W^T)) for weight `W: [out, in]`, its change `D: [out, in]` and the uncentred second
-    moment `C: [in, in]`, since E|D x|^2 = tr(D C D^T): no feature needs to be run through the layer again.
+    moment `C: [in, in]`. Since E|D x|^2 = tr(D C D^T), no feature needs to pass the layer again.
     """
     changed, before = (((m @ moment) * m).sum() for m in (change, weight))
     return float(np.sqrt(max(0.0, changed) / before))
 
 
 def relative_norm(weight: NDArray, change: NDArray) -> float:
-    """Frobenius norm of a change beside that of the weight."""
+    """Frobenius norm of a change relative to that of the weight."""
     return float(np.linalg.norm(change) / np.linalg.norm(weight))
 
 
-LEAK = 0.1  # relative change of a protected output that is worth a warning
-CONCENTRATED = 0.9  # share of a feature's energy in one direction, from which on `energy` says little of all others
+LEAK = 0.1  # relative change of a protected output that causes a warning
+CONCENTRATED = 0.9  # share of energy in one direction above which the rule `energy` barely protects the others
 
 
 def largest_share(moment: NDArray, iterations: int = 30) -> float:
-    """Share of the trace of `moment: [n, n]` that its largest eigenvalue holds, by power iteration."""
+    """Share of the largest eigenvalue in the trace of `moment: [n, n]`, by power iteration."""
     x = np.ones(len(moment))
     for _ in range(iterations):
         x = moment @ x
@@ -46,8 +46,8 @@ def largest_share(moment: NDArray, iterations: int = 30) -> float:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Sentences about a table of mechanism.csv: how much protected outputs and the weights change, and warnings where a
-    layer leaks more than LEAK or one direction holds more than CONCENTRATED of what it reads."""
+    """Return sentences about rows of mechanism.csv: the change of protected outputs and weights, and warnings if a
+    layer leaks more than LEAK, or if one direction holds more than CONCENTRATED of the energy of its inputs."""
     changes = np.array([float(row["protected"]) for row in rows])
     norms = np.array([float(row["norm"]) for row in rows])
     worst = rows[int(changes.argmax())]
@@ -63,21 +63,21 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         said.append(
             f"Warning: {len(leaking)} of {len(every)} layers change protected outputs by more than {LEAK:.0%} at some "
             f"timestep ({', '.join(map(short_name, leaking[:3]))}{', ...' if leaking[3:] else ''}). A smaller "
-            "protect.rule, fewer training steps or a smaller scale lowers this."
+            "protect.rule, fewer training steps or a smaller scale reduces this."
         )
     if narrow := sorted({row["site"] for row in rows if float(row.get("largest") or 0) > CONCENTRATED}):
         named = f"{', '.join(map(short_name, narrow[:3]))}{', ...' if narrow[3:] else ''}"
         said.append(
-            f"Warning: one direction holds more than {CONCENTRATED:.0%} of what {len(narrow)} of {len(every)} layers "
-            f"read ({named}). The energy that may leak is a share of that direction, and may be much of all others: "
-            "take a smaller protect.rule energy."
+            f"Warning: one direction holds more than {CONCENTRATED:.0%} of the input energy of {len(narrow)} of "
+            f"{len(every)} layers ({named}). The leak that protect.rule energy allows is a share of the total, and may "
+            "be a large share of the other directions: use a smaller value."
         )
     return said
 
 
 def short_name(site: str) -> str:
-    """A site's name without what all sites share: `down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q` is
-    `down 0.1 to_q`; a second transformer block in a row keeps its number."""
+    """Return a site's name without the parts that all sites share: `down 0.1 to_q` for
+    `down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q`. Numbers of further transformer blocks are kept."""
     name = site.replace("attentions.", "")
     name = re.sub(r"(?<=\d)\.transformer_blocks(\.0)?(?=\.)|\.attn\d*(?=\.)", "", name)
     return re.sub(r"_blocks?\.|\.(?=to_)", " ", name)
@@ -86,10 +86,10 @@ def short_name(site: str) -> str:
 def measure(
     adapter: "LoadedAdapter", covariances: list["MomentStore"], heldout: "MomentStore", weights: dict[str, NDArray]
 ) -> list[dict[str, Any]]:
-    """A row (`COLUMNS`) per site and cached timestep.
+    """Return a row (`COLUMNS`) per site and cached timestep.
 
-    covariances: second moments of the protected prompts by timestep; heldout: those of other prompts; weights: by site,
-    `[out, in]`.
+    covariances: second moments of the protected prompts, one store per timestep; heldout: those of other prompts;
+    weights: `[out, in]` by site.
     """
     rows, report = [], reporter("timesteps")
     for step, timestep in enumerate(heldout.timesteps):

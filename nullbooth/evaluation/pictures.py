@@ -1,4 +1,4 @@
-"""Pictures that the workflow drew, as they lie in results."""
+"""Tensors of the pictures that the workflow drew."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,15 +7,15 @@ from PIL import Image
 
 from nullbooth.models.pixels import load_image
 
-if TYPE_CHECKING:  # late below: the workflow lists and checks photographs without torch
+if TYPE_CHECKING:  # imported late below: the workflow lists and checks photographs without torch
     from torch import Tensor
 
 
 def read_group(
     folders: dict[Path, list[dict]], group: str, only: set[tuple[str, int]] | None = None
 ) -> tuple[list[dict], "Tensor"]:
-    """Entries and pictures `[n, 3, h, w]` in [-1, 1] of one group of prompts. folders: what each of them lists; only:
-    prompts and seeds to read, or None for all."""
+    """Read the pictures of one group of prompts: their entries, and tensors `[n, 3, h, w]` in [-1, 1]. folders: entries
+    by folder; only: prompts and seeds to read (None: all)."""
     import torch
 
     listed = [(entry, folder / entry["file"]) for folder, entries in folders.items() for entry in entries]

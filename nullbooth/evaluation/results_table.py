@@ -1,4 +1,4 @@
-"""All measurements as one tidy table: by seed, over seeds, and as paired differences of methods."""
+"""All measurements as one tidy table: by seed, over seeds, and as paired differences between methods."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,10 @@ COLUMNS = ("concept", "method", "seed", "group", "metric", "value", "low", "high
 
 
 def rows_of(concept: str, methods: dict[str, list[dict]], seeds: list[int]) -> list[dict]:
-    """Rows of one concept. methods: metrics.json of each seed by method.
+    """Return the rows of one concept. methods: metrics.json of each seed, by method.
 
-    Base model and photographs stand beside them as methods of their own. Seed `all`: intervals over prompts and
-    seeds. Method `a - b`: differences prompt by prompt and seed by seed, for each method `a` and the first, `b`.
+    Base model and photographs appear as methods. Seed `all`: intervals over prompts and seeds. Method `a - b`:
+    differences of each method `a` from the first, `b`, prompt by prompt and seed by seed.
     """
     rows = []
 
@@ -46,7 +46,7 @@ def rows_of(concept: str, methods: dict[str, list[dict]], seeds: list[int]) -> l
 def write_results(
     csv_path: str, json_path: str, results: Path, concepts: list[str], methods: list[str], seeds: list[int]
 ) -> None:
-    """Write the rows of all concepts as CSV and JSON. results: a folder with the measurements of all runs."""
+    """Write the rows of all concepts as CSV and JSON. results: folder with the measurements of all runs."""
     rows = []
     for concept in concepts:
         runs = {m: [run for [run] in read_runs(results, m, [concept], seeds)] for m in methods}

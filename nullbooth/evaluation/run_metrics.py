@@ -1,4 +1,4 @@
-"""Measurements of a run: subject fidelity, drift from the base model, attributes, as intervals over prompts."""
+"""Measurements of a run: subject fidelity, drift from the base model, and attributes, with intervals over prompts."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ GROUPS = (*OF_CONCEPT, *OF_ALL)
 
 
 def by_prompt(prompts: list[str], values: list[float | None]) -> list[float | None]:
-    """Mean of each prompt's pictures, in the order of the prompts; None for a prompt without a value."""
+    """Return the mean of each prompt's pictures, in the order of the prompts; None for a prompt without values."""
     found: dict[str, list[float]] = {prompt: [] for prompt in prompts}
     for prompt, value in zip(prompts, values, strict=True):
         if value is not None:
@@ -32,14 +32,14 @@ def by_prompt(prompts: list[str], values: list[float | None]) -> list[float | No
 
 
 def spoken_class(prompt: str, identifier: str) -> str:
-    """A prompt without the identifier, which no encoder knows: what it can judge is the class."""
+    """Return a prompt without the identifier, which encoders do not know: they can judge the class only."""
     return " ".join(word for word in prompt.split() if word != identifier)
 
 
 def measure_group(group, prompts, pictures, embedded, spare, encoders, reference, weights, identifier, row) -> None:
-    """Rows of one group. pictures: base and tuned `[n, 3, h, w]`, pair by pair from the same noise; embedded: those of
-    the base model, by encoder; spare: prompts of more pictures by the base model from other noise, and by encoder their
-    embeddings. What a new seed changes is the scale of drift.
+    """Add the rows of one group of prompts. pictures: `base` and `tuned`, `[n, 3, h, w]`, in pairs from the same noise;
+    embedded: embeddings of the base model's, by encoder; spare: prompts of extra pictures by the base model from other
+    noise, and their embeddings by encoder. How much these differ is the scale of drift.
     """
     features = {
         name: {"base": embedded[name], "tuned": embed_images(encoder, pictures["tuned"])}
@@ -81,6 +81,11 @@ def measure_group(group, prompts, pictures, embedded, spare, encoders, reference
 def measure_run(
     out: str, tuned: str, base: list[str], embedded: list[str], identity: dict, concept: dict, config: dict
 ) -> None:
+    """Measure a run's pictures against the base model's, and write metrics.json to `out`.
+
+    tuned, base: folders of pictures; embedded: files of the base model's embeddings. Raises ValueError if prompts or
+    seeds differ.
+    """
     encoders = config["evaluate"]
     [folders] = [entry for entry in config["concepts"] if entry["name"] == concept["name"]]
     loaded = load_encoders(encoders, identity, pick_device(config["device"]))
@@ -93,14 +98,14 @@ def measure_run(
     rows, spoken = [], {}
 
     def row(model: str, group: str, metric: str, values, interval: dict | None = None) -> None:
-        """A mean over prompts, or an interval that is known."""
+        """Add a row: the mean over prompts with its interval, or a given interval."""
         per_prompt = by_prompt(spoken.get(group) or [str(i) for i in range(len(values))], values) if len(values) else []
         if interval is None:
             known = [value for value in per_prompt if value is not None]
             interval = bootstrap_mean(known, within=possible(metric))
         rows.append({"model": model, "group": group, "metric": metric, **interval, "values": per_prompt})
 
-    if folders["holdout"]:  # what real pictures of the subject reach: the scale of the fidelity
+    if folders["holdout"]:  # fidelity of real pictures of the subject, as its scale
         for name, encoder in loaded.items():
             x = torch.stack([load_image(path, encoder.size) for path in list_images(folders["images"])])
             fidelity = subject_fidelity(embed_images(encoder, x), reference[name])
@@ -115,7 +120,7 @@ def measure_run(
         places = {(entry["prompt"], entry["seed"]): i for i, entry in enumerate(base_entries)}
         paired = [places.pop((entry["prompt"], entry["seed"]), None) for entry in entries]
         if None in paired:
-            raise ValueError(f"{tuned} and {base[0]} do not show the same {group} prompts and seeds: draw both again")
+            raise ValueError(f"{tuned} and {base[0]} differ in their {group} prompts or seeds: draw both again")
         spoken[group], rest = [entry["prompt"] for entry in entries], list(places.values())
         every = {name: torch.cat([part[name, group] for part in known if (name, group) in part]) for name in loaded}
         pictures, vectors = {"base": y[paired], "tuned": x}, {name: found[paired] for name, found in every.items()}

@@ -1,4 +1,4 @@
-"""Spectra of the second moments, and the directions that a rank rule leaves free, as table and figures."""
+"""Spectra of second moments, and free directions under a rank rule, as table and figures."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from nullbooth.storage.tables import write_csv
 
 
 def write_spectra(out: dict[str, str], covariances: list[str], rule: dict[str, float], identity: dict) -> None:
-    """Write the `table` of free directions, and the figures `spectra` and `free`, from the moments of all timesteps."""
+    """Write the `table` of free directions and the figures `spectra` and `free`, from the moments of all timesteps."""
     [(name, value)] = rule.items()
     stores = [MomentStore(path, identity) for path in covariances]
     features, timesteps = stores[0].features, stores[0].timesteps
@@ -38,6 +38,6 @@ def write_spectra(out: dict[str, str], covariances: list[str], rule: dict[str, f
 
 
 def label(feature: Feature) -> str:
-    """The name of the first site that reads a feature, and how many others do."""
+    """Return the name of the first site that reads a feature, and the number of others."""
     more = len(feature.sites) - 1
     return short_name(feature.name) + (f" + {more}" if more else "")

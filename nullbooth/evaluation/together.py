@@ -1,4 +1,4 @@
-"""Two subjects in one picture, each prompt in its own half, with all their adapters at work."""
+"""Pictures of two subjects, each prompt in its own half, with all adapters loaded."""
 
 import json
 
@@ -10,12 +10,13 @@ from nullbooth.storage.atomic import whole
 from nullbooth.storage.digests import digest
 from nullbooth.storage.progress import reporter
 
-EACH = 3  # pictures of each pair, from other noise
+EACH = 3  # pictures of each pair, from different noise
 
 
 def draw_together(
     out: str, adapters: list[str], pairs: list[list[str]], sampler: dict, sampling: dict, identity: dict, config: dict
 ) -> None:
+    """Draw pairs of prompts to the folder `out` with `images.json`; none if the pipeline cannot draw halves."""
     pipeline = load_tuned(config, sampler, adapters, identity["model"])
     report, listed = reporter("pictures"), []
     if why := without_halves(pipeline):

@@ -330,12 +330,12 @@ def test_free_directions_are_counted_by_kind_and_layer(tmp_path):
 @pytest.mark.parametrize(
     ("means", "counts", "rank", "more", "says"),
     [
-        ([1.0, 0.75, 0.5], [9, 9], 4, 2, "50.0%; at this pace there is room for about 2 more"),
+        ([1.0, 0.75, 0.5], [9, 9], 4, 2, "50.0%; at this pace they last for about 2 more"),
         ([1.0, 0.75, 0.5], [9, 3], 4, 2, "; 1 of 2 layers have fewer than the rank, 4"),
         ([0.5, 0.4, 0.3], [3, 3], 4, 0, "no layer has as many left as the rank, 4: raise protect.rule"),
-        ([1.0, 0.75, 0.5], [1, 1], "full", 2, "room for about 2 more"),
-        ([0.5, 0.5], [9, 9], 4, None, "the subjects take none"),
-        ([0.5], [9, 9], 4, None, "the subjects take none"),
+        ([1.0, 0.75, 0.5], [1, 1], "full", 2, "they last for about 2 more"),
+        ([0.5, 0.5], [9, 9], 4, None, "the subjects use none"),
+        ([0.5], [9, 9], 4, None, "the subjects use none"),
     ],
 )
 def test_capacity_in_words(means, counts, rank, more, says):

@@ -75,5 +75,6 @@ def test_what_a_table_says_of_leaks():
     assert warning.startswith("Warning: 1 of 2 layers change protected outputs by more than 10%")
     assert "down 0.0 to_k" in warning
     _, warning = summary([row("to_q", 0.02, 0.95), row("to_k", 0.02)])
-    assert warning.startswith("Warning: one direction holds more than 90% of what 1 of 2 layers read (down 0.0 to_q)")
+    assert warning.startswith("Warning: one direction holds more than 90% of the input energy of 1 of 2 layers")
+    assert "(down 0.0 to_q)" in warning
     assert len(summary([row("to_q", 0.02, None)])) == 1, "tables from before have no such column"
