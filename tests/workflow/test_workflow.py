@@ -108,8 +108,8 @@ def test_the_gallery_works_in_a_browser(finished, tmp_path, size):
         browser.assert_sound(driver)
         browser.assert_slider_works(driver)
         titles = [e.text for e in driver.find_elements("css selector", "h2, h3")]
-    assert "Where its words act" in titles
-    assert "Room to learn" in titles
+    assert "Attention to the words" in titles
+    assert "Free directions" in titles
     assert "Methods side by side" in titles, "there are two methods"
 
 

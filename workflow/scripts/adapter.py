@@ -1,4 +1,4 @@
-"""Rule adapter: learn a concept from its photographs, within the free directions or as a rival does."""
+"""Rule adapter: train a concept on its photographs, in the free directions or by a rival method."""
 
 from nullbooth.learning.job import learn_concept
 from nullbooth.storage.progress import log_to

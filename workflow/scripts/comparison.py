@@ -1,4 +1,4 @@
-"""Rule comparison: the trade-off of all methods as a plot, a table and a page."""
+"""Rule comparison: compare all methods on a page with a plot and a table."""
 
 from nullbooth.evaluation.comparison_page import write_comparison
 from nullbooth.storage.atomic import whole

@@ -1,4 +1,4 @@
-"""Rule edit: solve the edits of the config, one after another, for all cross-attention keys and values."""
+"""Rule edit: solve the edits of the config, in order, for all cross-attention keys and values."""
 
 from nullbooth.editing.job import write_edits
 from nullbooth.storage.progress import log_to

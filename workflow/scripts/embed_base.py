@@ -1,4 +1,4 @@
-"""Rule embed_base: embeddings of the base model's pictures, once for all runs that are compared with them."""
+"""Rule embed_base: embed the base model's pictures, once for all runs that are compared with them."""
 
 from pathlib import Path
 

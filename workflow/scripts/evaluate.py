@@ -1,4 +1,4 @@
-"""Rule evaluate: subject fidelity, drift from the base model, and, where the encoder has heads, attributes."""
+"""Rule evaluate: measure subject fidelity, drift from the base model and, if the encoder has heads, attributes."""
 
 from nullbooth.evaluation.run_metrics import measure_run
 from nullbooth.storage.progress import log_to

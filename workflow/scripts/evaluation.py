@@ -1,4 +1,4 @@
-"""Rule evaluation: all measurements as one tidy table, by seed, over seeds, and as paired differences of methods."""
+"""Rule evaluation: write all measurements as a tidy table: by seed, over seeds, and as paired differences."""
 
 from nullbooth.evaluation.results_table import write_results
 from nullbooth.storage.progress import log_to

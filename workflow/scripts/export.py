@@ -1,4 +1,4 @@
-"""Rule export: an adapter as LoRA files for other tools, with a card that says what they are."""
+"""Rule export: export an adapter as LoRA files for other tools, with a model card."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rule export_edits: the edited model as a pipeline folder, and the edits as LoRA files, for other tools."""
+"""Rule export_edits: export the edited model as a pipeline folder, and the edits as LoRA files for other tools."""
 
 from pathlib import Path
 

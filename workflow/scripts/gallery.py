@@ -1,4 +1,4 @@
-"""Rule gallery: copy the pictures to one folder and write the page around them."""
+"""Rule gallery: copy the pictures to one folder and write the page that shows them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rule heldout_moments: second moments for prompts that are not protected, at all timesteps, to compare with."""
+"""Rule heldout_moments: collect second moments of unprotected prompts at all timesteps, for comparison."""
 
 import torch
 

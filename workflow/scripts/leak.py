@@ -1,4 +1,4 @@
-"""Rule leak: how much of what prompts held out give the layers would pass, if the first shards alone were protected."""
+"""Rule leak: compute the leak of held-out prompts if only the first shards were protected."""
 
 from nullbooth.statistics.leak import write_leak
 from nullbooth.storage.progress import log_to

@@ -1,4 +1,4 @@
-"""Rule leaks: the leak on prompts held out against the number of protected prompts, as a table and a figure."""
+"""Rule leaks: write the leak of held-out prompts against the number of protected prompts as a table and a figure."""
 
 from nullbooth.evaluation import figures
 from nullbooth.storage.atomic import read_json

@@ -1,4 +1,4 @@
-"""Rule lifelong: what became of each subject as others were learned after it, as table, figures and JSON."""
+"""Rule lifelong: write the results of subjects learned in sequence as table, figures and JSON."""
 
 from nullbooth.evaluation.lifelong_page import write_lifelong
 from nullbooth.storage.atomic import whole

@@ -1,5 +1,5 @@
-"""Rule measure_edits: does an edited prompt give the target (efficacy), in other contexts too (generality), and does
-everything else stay (specificity)?"""
+"""Rule measure_edits: measure how well edited prompts show the target (efficacy), also in other contexts (generality),
+and how far everything else drifts (specificity)."""
 
 from nullbooth.evaluation.edit_metrics import measure_edits
 from nullbooth.storage.progress import log_to

@@ -1,5 +1,5 @@
-"""Rule mechanism: what an adapter changes in the output of each protected layer, at each timestep, and how much of it
-protected and other prompts see."""
+"""Rule mechanism: compute how much an adapter changes the output of each protected layer at each timestep, for
+protected and for other prompts."""
 
 from nullbooth.adapters.file import read_adapter
 from nullbooth.adapters.loaded import LoadedAdapter

@@ -1,4 +1,4 @@
-"""Rule moments: second moments of the inputs of all protected sites at one timestep, over the prompts of one shard."""
+"""Rule moments: collect second moments of the inputs of all sites at one timestep, over the prompts of one shard."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Rule packed: projectors under the rank rule as one file, for others to train with."""
+"""Rule packed: write the projectors under the rank rule to one file, for use by others."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rule plan: what the config will cost, before anything runs."""
+"""Rule plan: estimate the cost of the config before anything runs."""
 
 from nullbooth.planning.report import print_plan
 

@@ -1,4 +1,4 @@
-"""Rules pool and shard_pool: the mean of all timesteps' second moments."""
+"""Rules pool and shard_pool: average the second moments over all timesteps."""
 
 from nullbooth.statistics.sums import pool_timesteps
 from nullbooth.storage.progress import log_to

@@ -1,4 +1,4 @@
-"""Rules base_images, class_images and tuned_images: draw prompts from noise that belongs to prompt and number."""
+"""Rules base_images, class_images and tuned_images: draw prompts from noise that depends on prompt and number."""
 
 from nullbooth.evaluation.drawing import draw_prompts
 from nullbooth.storage.progress import log_to

@@ -1,4 +1,4 @@
-"""Rule spectra: eigenvalues of all second moments, and the directions that they leave free under the rank rule."""
+"""Rule spectra: plot the eigenvalues of all second moments and the free directions under the rank rule."""
 
 from nullbooth.evaluation.spectra import write_spectra
 from nullbooth.storage.progress import log_to

@@ -1,5 +1,5 @@
-"""Rule subject_moments: second moments of a learned subject's prompts under the model that knows it, at all timesteps,
-for later subjects to leave it alone."""
+"""Rule subject_moments: collect second moments of a learned subject's prompts with the model that has learned it, at
+all timesteps, to protect it from later subjects."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Rule together: two subjects in one picture, each prompt in its own half, with all their adapters at work."""
+"""Rule together: draw two subjects in one picture, each prompt in its own half, with all adapters loaded."""
 
 from nullbooth.evaluation.together import draw_together
 from nullbooth.storage.progress import log_to

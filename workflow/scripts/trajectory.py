@@ -1,4 +1,4 @@
-"""Rule trajectory: sample the protected prompts of one shard and keep what the denoiser was given."""
+"""Rule trajectory: sample the protected prompts of one shard and store the inputs of the denoiser."""
 
 from nullbooth.models import loading, schedulers
 from nullbooth.models.precision import passes_in, pick_device
