@@ -11,6 +11,7 @@ from torch import Tensor
 from nullbooth.adapters.file import AdapterInfo, read_adapter, split_word
 from nullbooth.adapters.loaded import LoadedAdapter
 from nullbooth.errors import InputError
+from nullbooth.models.families import family_of
 from nullbooth.models.loading import denoiser_of, pipeline_class
 from nullbooth.storage.atomic import whole, write_text
 from nullbooth.storage.tensorfile import save_tensors
@@ -28,7 +29,8 @@ def export_lora(path: Path | str, out: Path | str, keys: str = "diffusers") -> N
     """
     tensors, info = read_adapter(path)
     tensors, word = split_word(tensors)
-    if word and not of_unet(info):
+    family = family_of(info.denoiser, str(path))
+    if word and not family.kohya:
         raise InputError(
             f"{path}: {_has_word(info)}, which other tools cannot use with a {info.denoiser}; load it with {_LOADER}"
         )
@@ -36,14 +38,14 @@ def export_lora(path: Path | str, out: Path | str, keys: str = "diffusers") -> N
         raise InputError(f"{out}: this is the adapter itself; give the LoRA another name")
     if keys not in KEYS:
         raise InputError(f"keys {keys!r}: use one of {', '.join(KEYS)}")
-    if keys == "kohya" and not of_unet(info):
+    if keys == "kohya" and not family.kohya:
         raise InputError(f"{path}: kohya's keys exist for UNets only, not for {info.denoiser}; use the keys diffusers")
     factors = low_rank(path, tensors, info)
     rank = max(len(down) for down, _ in factors.values())
     lora: dict[str, Tensor] = {}
     for site, (down, up) in factors.items():
         if keys == "diffusers":
-            name = f"{'unet' if of_unet(info) else 'transformer'}.{site}"
+            name = f"{family.part}.{site}"
             lora |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
         else:
             name = f"lora_unet_{site.replace('.', '_')}"
@@ -68,7 +70,8 @@ def architecture(factors: dict[str, tuple[Tensor, Tensor]], info: AdapterInfo) -
     """Return metadata that name a LoRA's base model: keys of kohya's scripts and required keys of ModelSpec 1.0.1."""
     said = {"modelspec.sai_model_spec": "1.0.1", "modelspec.implementation": "diffusers"}
     read = {down.shape[1] for site, (down, _) in factors.items() if site.endswith(("attn2.to_k", "attn2.to_v"))}
-    version, name, side = UNETS.get(read.pop(), ("", "", None)) if of_unet(info) and len(read) == 1 else ("", "", None)
+    unet = family_of(info.denoiser).part == "unet" and len(read) == 1
+    version, name, side = UNETS.get(read.pop(), ("", "", None)) if unet else ("", "", None)
     if version:
         said |= {"ss_base_model_version": version, "ss_v2": str(version == "sd_v2")}
     if side:
@@ -92,8 +95,9 @@ def token_of(info: AdapterInfo) -> str:
     return f"<{info.identifier}>"
 
 
-def of_unet(info: AdapterInfo) -> bool:
-    return info.denoiser.startswith("UNet")
+def keys_of(info: AdapterInfo) -> list[str]:
+    """Return the kinds of keys that LoRA files of an adapter can have, some of KEYS."""
+    return [keys for keys in KEYS if keys == "diffusers" or family_of(info.denoiser).kohya]
 
 
 def low_rank(path: Path | str, tensors: dict[str, Tensor], info: AdapterInfo) -> dict[str, tuple[Tensor, Tensor]]:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nullbooth.models.families import FAMILIES
+
 
 class Maps:
     """The running mean of attention over blocks, heads and steps: `[n, tokens, size, size]` of the last `n` rows."""
@@ -38,7 +40,7 @@ def without_maps(denoiser: nn.Module) -> str | None:
     name = type(denoiser).__name__
     if any(getattr(module, "added_kv_proj_dim", None) is not None for module in denoiser.modules()):
         return f"{name} attends to prompt and picture together"
-    if name == "SanaTransformer2DModel":
+    if name in FAMILIES and not FAMILIES[name].words_in_place:
         return f"{name} is given an instruction around the prompt, so that words have no fixed place"
     return None
 

@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from nullbooth.errors import InputError
-from nullbooth.models.loading import denoiser_of, device_of, latents_name, packed, resolution_of
+from nullbooth.models.families import constants
+from nullbooth.models.loading import denoiser_of, device_of, family, latents_name, packed, resolution_of
 from nullbooth.models.noise import prompt_seed, seeded_noise, step_generators
 from nullbooth.models.prompt_length import check_read
 
 Resolution = int | tuple[int, int] | None  # pixels of a picture's side, its height and width, or the model's own
-
-
-# Where tokens are: the same for all prompts, and without an axis for them.
-POSITIONS = ("txt_ids", "img_ids")
 
 
 # Arguments of a pipeline's call that are ours.
@@ -62,8 +59,8 @@ class _Recorder:
         if self.conditions:
             return
         for key, value in flatten(given).items():
-            kept = self.constants if key in POSITIONS else self.conditions
-            if key not in POSITIONS and (not value.ndim or len(value) != len(sample)):
+            kept = self.constants if key in constants() else self.conditions
+            if key not in constants() and (not value.ndim or len(value) != len(sample)):
                 raise ValueError(
                     f"{type(denoiser).__name__} is given {key} of shape {tuple(value.shape)}, not one row for each of "
                     f"{len(sample)} samples: this pipeline is not supported yet"
@@ -116,7 +113,7 @@ def initial_latents(pipeline: Any, seeds: list[int], resolution: Resolution = No
     """Initial noise `[n, c, h, w]` of unit variance, one CPU generator per seed; `[n, tokens, c]` where latents are
     packed."""
     height, width = (pixels // pipeline.vae_scale_factor for pixels in shape_of(pipeline, resolution))
-    channels = denoiser_of(pipeline).config.in_channels // (4 if hasattr(pipeline, "_pack_latents") else 1)
+    channels = denoiser_of(pipeline).config.in_channels // family(pipeline).square
     return packed(pipeline, torch.stack([seeded_noise(seed, (channels, height, width)) for seed in seeds]))
 
 

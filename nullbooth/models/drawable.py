@@ -9,6 +9,7 @@ from typing import Any
 
 from nullbooth.errors import InputError
 from nullbooth.inputs.text import shown
+from nullbooth.models.families import FAMILIES
 
 # Known to nullbooth beside what diffusers lists as text-to-image.
 _MORE = ("SanaSprintPipeline", "StableDiffusionSAGPipeline", "StableDiffusionPanoramaPipeline")
@@ -56,8 +57,8 @@ def check_given(denoiser: Mapping[str, Any], vae: Mapping[str, Any], where: str)
     denoiser, vae: their configs; what they leave out is not looked at.
     """
     channels, latents = denoiser.get("in_channels"), vae.get("latent_channels")
-    if denoiser.get("_class_name") == "FluxTransformer2DModel" and isinstance(latents, int):
-        latents *= 4  # squares of 2x2 are one token
+    if (family := FAMILIES.get(denoiser.get("_class_name", ""))) and isinstance(latents, int):
+        latents *= family.square
     if isinstance(channels, int) and isinstance(latents, int) and channels != latents:
         raise InputError(
             f"{where}: in_channels: {channels}, but latents of the VAE have {latents}: this denoiser is given a "

@@ -12,6 +12,7 @@ from typing import Any
 from nullbooth.errors import InputError, SettingsError
 from nullbooth.inputs.text import shown
 from nullbooth.models.drawable import check_class, check_given, check_roles
+from nullbooth.models.families import FAMILIES, known
 from nullbooth.models.parts import (
     LIBRARIES,
     UNUSED,
@@ -26,8 +27,6 @@ from nullbooth.models.parts import (
 )
 
 DENOISERS = ("unet", "transformer")
-# Of which a tiny one goes through the whole workflow in the tests.
-TRANSFORMERS = ("PixArtTransformer2DModel", "SanaTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
 # Image encoders that read pictures of one size alone, and that mask parts of them at random.
 _FIXED = ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "vit", "deit")
 _RANDOM = ("vit_mae",)
@@ -142,15 +141,15 @@ def places_of(part: str, cls: str = "") -> tuple[str, ...]:
 
 def check_denoiser(config: dict[str, Any], where: str) -> None:
     """Refuse a denoiser that does not read prompts in a way that is known."""
-    name = config.get("_class_name")
+    name = config.get("_class_name", "denoiser")
     blocks = [
         config.get(f"{place}_type{s}") for place, s in (("down_block", "s"), ("mid_block", ""), ("up_block", "s"))
     ]
-    unet = name == "UNet2DConditionModel" and config.get("cross_attention_dim")
-    if not (name in TRANSFORMERS or (unet and (not any(blocks) or "CrossAttn" in str(blocks)))):
+    reads = config.get("cross_attention_dim") and (not any(blocks) or "CrossAttn" in str(blocks))
+    if name not in FAMILIES or (FAMILIES[name].part == "unet" and not reads):
         raise InputError(
-            f"{where}: this {name} has no cross-attention, where a subject is learned, or none that is known; use a "
-            f"model with a cross-attention UNet, such as Stable Diffusion, or with {' or '.join(TRANSFORMERS)}"
+            f"{where}: this {name} has no cross-attention, where a subject is learned, or none that is known; use "
+            f"{known()}"
         )
 
 

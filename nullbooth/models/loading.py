@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nullbooth.errors import InputError
 from nullbooth.models.drawable import check_class, check_given
+from nullbooth.models.families import Family, family_of
 from nullbooth.models.files import DENOISERS, check_file, components, places_of, shapes_of
 from nullbooth.models.identity import CONFIGS, known_configs
 from nullbooth.models.parts import UNUSED, has_variant, lacking_words, read_json
@@ -347,6 +348,12 @@ def denoiser_of(pipeline: Any) -> nn.Module:
     raise ValueError(f"{type(pipeline).__name__} has no component named {' or '.join(DENOISERS)}")
 
 
+def family(pipeline: Any) -> Family:
+    """Return the family of a pipeline's denoiser. Raises InputError for an unknown class."""
+    denoiser = denoiser_of(pipeline)
+    return family_of(type(getattr(denoiser, "_orig_mod", denoiser)).__name__)  # what torch.compile wraps
+
+
 def fitting_batch(passes: Callable[[int], object], batch: int | None, most: int) -> int:
     """Samples in a pass: `batch`, or where that is None, as many as the GPU has room for, up to `most`.
 
@@ -380,5 +387,6 @@ def resolution_of(pipeline: Any) -> int:
 
 
 def packed(pipeline: Any, latents: Tensor) -> Tensor:
-    """Latents `[n, c, h, w]` as the denoiser takes them: for some, squares of 2x2 are one token, `[n, hw / 4, 4c]`."""
-    return pipeline._pack_latents(latents, *latents.shape) if hasattr(pipeline, "_pack_latents") else latents
+    """Return latents `[n, c, h, w]` as the denoiser takes them; `[n, hw / 4, 4c]` for families that pack them."""
+    pack = family(pipeline).pack
+    return getattr(pipeline, pack)(latents, *latents.shape) if pack else latents

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nullbooth.errors import InputError
 from nullbooth.models.calls import call_options, for_each, initial_latents
-from nullbooth.models.loading import denoiser_of, device_of
+from nullbooth.models.loading import denoiser_of, device_of, family
 from nullbooth.models.noise import step_generators
 from nullbooth.models.precision import passes_in
 
@@ -49,7 +49,7 @@ def sample(
 
 def without_halves(pipeline: Any) -> str | None:
     """Why a pipeline cannot draw two prompts in one picture, or None if it can."""
-    if hasattr(pipeline, "_pack_latents"):
+    if family(pipeline).pack:
         return f"{type(pipeline).__name__} packs its latents, which have no left and right"
     if "callback_on_step_end" not in inspect.signature(pipeline.__call__).parameters:
         return f"{type(pipeline).__name__} lets nobody in between its steps (callback_on_step_end)"

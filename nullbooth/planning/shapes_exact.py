@@ -5,6 +5,7 @@ Models are built on torch's `meta` device, or of fake tensors: these have shapes
 
 import weakref
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from nullbooth.models.calls import POSITIONS, flatten
+from nullbooth.models.calls import flatten
+from nullbooth.models.families import constants, family_of, known
 from nullbooth.models.loading import DENOISERS
 from nullbooth.models.precision import DTYPES, autocast
 from nullbooth.models.sites import find_sites, read_inputs
@@ -139,7 +141,8 @@ def denoiser_shapes(
     The denoiser is made of fake tensors afterwards.
     """
     with torch.device("meta"):
-        given = {k: v.numel() for k, v in flatten(inputs(denoiser, 1)).items() if v.ndim > 1 and k not in POSITIONS}
+        tensors = flatten(inputs(denoiser, 1)).items()
+        given = {k: v.numel() for k, v in tensors if v.ndim > 1 and k not in constants()}
     latent = given.pop("sample" if "sample" in given else "hidden_states")
     shapes = {
         "parameters": count(denoiser),
@@ -252,13 +255,10 @@ def flux_inputs(tokens: int, side: int) -> Inputs:
     return inputs
 
 
-INPUTS: dict[str, Callable[[int, int], Inputs]] = {
-    "UNet2DConditionModel": unet_inputs,
-    "PixArtTransformer2DModel": pixart_inputs,
-    "SanaTransformer2DModel": pixart_inputs,
-    "SD3Transformer2DModel": sd3_inputs,
-    "FluxTransformer2DModel": flux_inputs,
-}
+def inputs_of(denoiser: str, tokens: int, side: int) -> Inputs:
+    """Return the arguments of one call of a denoiser, by the function that its family names."""
+    module, _, function = family_of(denoiser).inputs.partition(":")
+    return getattr(import_module(module), function)(tokens, side)
 
 
 def pipeline_shapes(
@@ -280,9 +280,8 @@ def pipeline_shapes(
     listed = diffusers.DiffusionPipeline.load_config(model, revision=revision)
     parts = {name: entry for name, entry in listed.items() if isinstance(entry, (list, tuple)) and entry[0]}
     name = next((name for name in DENOISERS if name in parts), None)
-    if name is None or parts[name][1] not in INPUTS:
-        found = parts[name][1] if name else "no denoiser"
-        raise ValueError(f"model: {model!r} has {found}; costs are known for {', '.join(INPUTS)}")
+    if name is None:
+        raise ValueError(f"model: {model!r} has no denoiser; costs are known for {known()}")
 
     def built(name: str) -> nn.Module:
         library, kind = parts[name]
@@ -298,7 +297,7 @@ def pipeline_shapes(
     clip = max(getattr(text.config, "max_position_embeddings", 0) for text in texts)
     tokens = tokens_of(parts[name][1], clip, most)
     side = resolution // scale_factor(vae.config) if resolution else latent_side(denoiser.config)
-    inputs = INPUTS[parts[name][1]](tokens, side)
+    inputs = inputs_of(parts[name][1], tokens, side)
     return Model(
         name=model,
         text_parameters=sum(map(count, texts)),

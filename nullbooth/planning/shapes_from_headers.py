@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nullbooth.models.families import family_of
 from nullbooth.models.files import DENOISERS, TEXTS, places_of, shapes_of
 from nullbooth.models.parts import has_variant, weight_files
 from nullbooth.models.sites_by_name import PROJECTIONS, select
@@ -22,14 +23,6 @@ _FEED_FORWARD = re.compile(r"\.ff(_context)?\.|^single_transformer_blocks\.\d+\.
 # pass, 87 to 260 in training, which also keeps a copy of the weights in half precision. Of the VAE, bytes per pixel.
 PASS, TRAINING, HALF, DECODING = 13, 260, 2, 1600
 LAYER = 12  # in training, of each layer of a transformer: 7.5 to 9.2 for FLUX.1 and Stable Diffusion 3.5
-# Tokens that pipelines let text encoders beside CLIP read by themselves.
-MOST = {
-    "PixArtTransformer2DModel": 300,
-    "SanaTransformer2DModel": 300,
-    "SD3Transformer2DModel": 256,
-    "FluxTransformer2DModel": 512,
-}
-FLUX_SIDE = 128  # of its latents, which stands in no config
 
 
 def shapes_in(folder: Path, variant: str | None = None) -> dict[str, list[int]]:
@@ -98,13 +91,14 @@ class Sample(NamedTuple):
 
 def sample_of(config: dict[str, Any], side: int, tokens: int) -> Sample:
     """A denoiser's sample of `side` x `side` latents and so many tokens of text, by its config."""
-    if config["_class_name"] == "UNet2DConditionModel":
+    family = family_of(config["_class_name"])
+    if family.part == "unet":
         stream = 4.0 * config["block_out_channels"][0] * side**2
         return Sample(config["in_channels"] * side**2, tokens * config["cross_attention_dim"], stream, TRAINING)
     # Attention of text and picture together has both in its stream; packed latents are patches already.
-    joint, packed = config.get("joint_attention_dim"), config["_class_name"] == "FluxTransformer2DModel"
-    latent = config["in_channels"] * side**2 // (4 if packed else 1)
-    patches = side**2 // (4 if packed else config["patch_size"] ** 2)
+    joint = config.get("joint_attention_dim")
+    latent = config["in_channels"] * side**2 // family.square
+    patches = side**2 // (family.square if family.pack else config["patch_size"] ** 2)
     width = config["num_attention_heads"] * config["attention_head_dim"]
     layers = config["num_layers"] + config.get("num_single_layers", 0)
     given = tokens * (joint or config["caption_channels"]) + (config.get("pooled_projection_dim") or 0)
@@ -112,7 +106,10 @@ def sample_of(config: dict[str, Any], side: int, tokens: int) -> Sample:
 
 
 def latent_side(config: dict[str, Any]) -> int:
-    return config.get("sample_size") or FLUX_SIDE
+    side = config.get("sample_size") or family_of(config["_class_name"]).side
+    if side is None:
+        raise ValueError(f"{config['_class_name']} has no sample_size; set resolution")
+    return side
 
 
 def scale_factor(vae: dict[str, Any]) -> int:
@@ -123,9 +120,10 @@ def scale_factor(vae: dict[str, Any]) -> int:
 def tokens_of(denoiser: str, clip: int, most: int | None) -> int:
     """Tokens that a denoiser of this class is given for a prompt. clip: what CLIP reads; most: what the user lets
     other text encoders read at most (`max_sequence_length`), None takes the pipeline's own."""
-    if denoiser == "SD3Transformer2DModel":  # T5's stand behind CLIP's
-        return clip + (most or MOST[denoiser])
-    return (most or MOST[denoiser]) if denoiser in MOST else clip
+    family = family_of(denoiser)
+    if family.tokens is None:
+        return clip
+    return (most or family.tokens) + (clip if family.behind_clip else 0)
 
 
 def read(

@@ -54,8 +54,10 @@ def moments_at(
         return None if found is None else found.bool()
 
     calls, n = calls_of(timesteps, cached, step), store.shape[1]
-    # Probe with the first and the last timestep at every step: neighbours may be equal in half precision.
-    probe = [given(0, t, slice(0, 1)) for t in (cached[0], cached[-1])]
+    # Probe with the first and the last timestep at every step: neighbours may be equal in half precision. A sampler of
+    # one step has a single timestep, of which half is another one.
+    last = cached[-1] if len(cached) > 1 else cached[0] / 2
+    probe = [given(0, t, slice(0, 1)) for t in (cached[0], last)]
     found = find_features(found_sites, lambda i: denoiser(**probe[i]))
     features = [f for f in found if step == 0 or not f.static]
     read = {f.name: found_sites[f.name] for f in features}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nullbooth.adapters.export import KEYS, export_lora, export_word, of_unet, write_card
+from nullbooth.adapters.export import export_lora, export_word, keys_of, write_card
 from nullbooth.adapters.file import read_adapter
 from nullbooth.storage.atomic import whole
 from nullbooth.storage.progress import log_to
@@ -10,7 +10,7 @@ from nullbooth.storage.progress import log_to
 
 def main(out: str, adapter: str, model: str, configs: str | None = None, revision: str | None = None) -> None:
     _, info = read_adapter(adapter)
-    files = {keys: f"{keys}.safetensors" for keys in KEYS if keys == "diffusers" or of_unet(info)}
+    files = {keys: f"{keys}.safetensors" for keys in keys_of(info)}
     with whole(out) as folder:
         folder.mkdir()
         for keys, name in files.items():

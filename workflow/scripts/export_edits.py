@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nullbooth.adapters.export import KEYS, export_lora, fuse, of_unet
+from nullbooth.adapters.export import export_lora, fuse, keys_of
 from nullbooth.adapters.file import read_adapter
 from nullbooth.models import loading
 from nullbooth.models.precision import pick_device
@@ -17,9 +17,8 @@ def main(out: dict, edit: str, config: dict) -> None:
         fuse(loading.load_pipeline(config["model"], device, **given), edit, folder)
     _, info = read_adapter(edit)
     with whole(Path(out["lora"]).parent) as folder:
-        for keys in KEYS:
-            if keys == "diffusers" or of_unet(info):
-                export_lora(edit, Path(folder) / f"{keys}.safetensors", keys)
+        for keys in keys_of(info):
+            export_lora(edit, Path(folder) / f"{keys}.safetensors", keys)
 
 
 if __name__ == "__main__":

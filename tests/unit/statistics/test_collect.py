@@ -20,11 +20,11 @@ IDENTITY = {"model": "abc"}
 STEPS = 3
 
 
-def write_trajectories(pipeline, folder, prompts: list[list[str]]) -> list[str]:
+def write_trajectories(pipeline, folder, prompts: list[list[str]], steps: int = STEPS) -> list[str]:
     """One store per shard, as rule trajectory writes them."""
     paths = []
     for i, shard in enumerate(prompts):
-        found = record(pipeline, shard, steps=STEPS, guidance=4.0, seed=0, batch=2)
+        found = record(pipeline, shard, steps=steps, guidance=4.0, seed=0, batch=2)
         arrays = {"latents": found.latents.numpy(), "timesteps": found.timesteps, "cached": found.timesteps}
         arrays |= {f"condition:{name}": value.numpy() for name, value in found.conditions.items()}
         paths.append(str(folder / f"{i:02d}.zarr"))
@@ -73,6 +73,13 @@ def test_static_features_belong_to_the_first_step(pipeline, tmp_path):
         assert len(features) == 8 + len(static)
         assert set(moments) == {f.name for f in features}
         assert timesteps == zarrstore.read(paths[0])["timesteps"][:].tolist()
+
+
+def test_a_sampler_of_one_step_tells_static_features_from_others(pipeline, tmp_path):
+    """Its only timestep is compared with another one, not with itself."""
+    _, features, _ = collect(pipeline, write_trajectories(pipeline, tmp_path, [PROMPTS], steps=1), 0)
+    assert [f.static for f in features].count(True) == 1
+    assert len(features) == 9
 
 
 def test_every_step_asks_the_same_whether_features_depend_on_the_timestep(pipeline, tmp_path):
