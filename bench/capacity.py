@@ -26,7 +26,7 @@ from nullbooth.evaluation.lifelong import capacity, free_counts
 from nullbooth.evaluation.measure import paired_drift, subject_fidelity
 from nullbooth.inputs.photographs import list_images
 from nullbooth.inputs.prompts import read_prompts
-from nullbooth.models.loading import load_pipeline
+from nullbooth.models.loading import ModelSource, load_pipeline
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.pixels import load_image, to_pil
 from nullbooth.models.sampling import sample
@@ -83,7 +83,8 @@ def learn(folder: Path, entries: list[dict], args) -> Path:
 
 class Judge:
     def __init__(self, steps: int):
-        self.pipeline, self.steps = load_pipeline(str(ROOT / "resources/tinyworld"), torch.device("cpu")), steps
+        self.pipeline = load_pipeline(ModelSource(str(ROOT / "resources/tinyworld")), torch.device("cpu"))
+        self.steps = steps
         self.dino = load_encoder(str(ROOT / "resources/evaluators/dino"))
         self.unrelated = read_prompts(ROOT / "config/prompts/unrelated.txt")
         self.base = self.draw(self.unrelated)

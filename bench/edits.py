@@ -30,7 +30,7 @@ from nullbooth.evaluation.intervals import bootstrap_mean
 from nullbooth.evaluation.measure import paired_drift
 from nullbooth.inputs.edits import Edit, not_concerned
 from nullbooth.inputs.prompts import read_prompts
-from nullbooth.models.loading import load_pipeline
+from nullbooth.models.loading import ModelSource, load_pipeline
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.sampling import sample
 from nullbooth.storage.progress import reporter
@@ -67,7 +67,7 @@ def methods(c: Tensor, rows: int) -> dict[str, Callable]:
 
 class Bench:
     def __init__(self, steps: int):
-        self.pipeline = load_pipeline(str(ROOT / "resources" / "tinyworld"), torch.device("cpu"))
+        self.pipeline = load_pipeline(ModelSource(str(ROOT / "resources" / "tinyworld")), torch.device("cpu"))
         self.dino = load_encoder(str(ROOT / "resources" / "evaluators" / "dino"))
         self.texts, self.steps = TextFeatures(self.pipeline), steps
         [self.feature] = self.texts.features

@@ -23,7 +23,7 @@ from nullbooth.evaluation.encoders import embed_images, load_encoder
 from nullbooth.evaluation.intervals import bootstrap_mean
 from nullbooth.evaluation.measure import paired_drift, possible
 from nullbooth.inputs.prompts import read_prompts
-from nullbooth.models.loading import load_pipeline
+from nullbooth.models.loading import ModelSource, load_pipeline
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.sampling import sample
 from nullbooth.models.schedulers import set_sampler
@@ -44,7 +44,7 @@ def draw(pipeline: object, prompts: list[str], negative: str, seed: int = 0) -> 
 
 def main(folders: dict[str, Path], concepts: list[str], method: str) -> list[dict]:
     """Rows of the table. folders: results by the kind of their statistics."""
-    pipeline = load_pipeline(str(ROOT / "resources/tinyworld"), torch.device("cpu"))
+    pipeline = load_pipeline(ModelSource(str(ROOT / "resources/tinyworld")), torch.device("cpu"))
     set_sampler(pipeline, None, {})
     encoder = load_encoder(str(ROOT / "resources/evaluators/dino"))
     prompts, rows = read_prompts(ROOT / "config/prompts/unrelated.txt"), []

@@ -15,8 +15,8 @@ VARIANTS = {
     "import numpy": "import numpy",
     "projector and pool jobs": "from nullbooth.statistics import projector; from nullbooth.storage import zarrstore",
     "import torch": "import torch",
-    "denoiser loaded": f"{CPU}; loading.load_denoiser('{MODEL}', cpu)",
-    "pipeline loaded": f"{CPU}; loading.load_pipeline('{MODEL}', cpu)",
+    "denoiser loaded": f"{CPU}; loading.load_denoiser(loading.ModelSource('{MODEL}'), cpu)",
+    "pipeline loaded": f"{CPU}; loading.load_pipeline(loading.ModelSource('{MODEL}'), cpu)",
 }
 
 

@@ -46,9 +46,9 @@ def pipeline_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def pipeline(pipeline_folder):
-    from nullbooth.models.loading import load_pipeline
+    from nullbooth.models.loading import ModelSource, load_pipeline
 
-    return load_pipeline(str(pipeline_folder), torch.device("cpu"))
+    return load_pipeline(ModelSource(str(pipeline_folder)), torch.device("cpu"))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from nullbooth.evaluation.attributes import attribute_accuracy, only_named
 from nullbooth.evaluation.encoders import load_encoder
 from nullbooth.evaluation.intervals import bootstrap_mean
 from nullbooth.inputs.photographs import list_images
-from nullbooth.models.loading import load_pipeline
+from nullbooth.models.loading import ModelSource, load_pipeline
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.pixels import load_image, to_pil
 from nullbooth.models.sampling import sample
@@ -39,7 +39,7 @@ def held_out(n: int) -> list[Scene]:
 
 def drawn_accuracy(resources: Path, n: int, steps: int, guidance: float, sheet: Path | None) -> dict:
     """Accuracy of every attribute on pictures drawn for held-out captions, with 95% intervals."""
-    pipeline = load_pipeline(str(resources / "tinyworld"), torch.device("cpu"))
+    pipeline = load_pipeline(ModelSource(str(resources / "tinyworld")), torch.device("cpu"))
     prompts = [caption(scene) for scene in held_out(n)]
     seeds = [prompt_seed(prompt, 0) for prompt in prompts]
     drawn = sample(

@@ -349,7 +349,7 @@ def load_tuned(
     Raises InputError like `load_adapter`, and if the pipeline cannot be loaded.
     """
     device = pick_device(config["device"])
-    pipeline = loading.load_pipeline(config["model"], device, **{key: config[key] for key in loading.OF_PIPELINE})
+    pipeline = loading.load_pipeline(loading.ModelSource.of(config), device, config["offload"])
     schedulers.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     for path in adapters:
         load_adapter(pipeline, path, scale, model)

@@ -16,7 +16,7 @@ from nullbooth.storage.progress import reporter
 def write_edits(out: dict, recipe: dict, config: dict) -> None:
     """Write the adapter of the edits, facts about it as JSON, and the recipe as YAML. out: paths by kind."""
     device = pick_device(config["device"])
-    pipeline = loading.load_pipeline(config["model"], device, **{key: config[key] for key in loading.OF_PIPELINE})
+    pipeline = loading.load_pipeline(loading.ModelSource.of(config), device, config["offload"])
     edits, [(rule, value)] = edits_of(recipe["edits"]), recipe["rule"].items()
     texts = TextFeatures(pipeline, recipe["resolution"], recipe["arguments"])
     protected = [*recipe["protected"], ""]  # and the unconditional branch of guidance

@@ -122,8 +122,8 @@ def learn(
 
     # Offload until latents and conditions are computed: these do not need the denoiser, training needs nothing else.
     inverting = method["train"]["inversion_steps"] > 0
-    given = {key: config[key] for key in loading.OF_TRAINING}
-    pipeline = loading.load_pipeline(config["model"], device, **given, offload=not inverting)
+    source = replace(loading.ModelSource.of(config), attention=None)  # not every back end has gradients
+    pipeline = loading.load_pipeline(source, device, offload=not inverting)
     # The model's own schedule determines the objective, not the sampler used for drawing.
     scheduler = schedulers.training_scheduler(pipeline.scheduler, sampler["options"])
     schedulers.set_sampler(pipeline, sampler["scheduler"], sampler["options"])

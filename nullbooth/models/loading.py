@@ -4,8 +4,9 @@ import functools
 import gc
 import importlib
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,66 +23,86 @@ from nullbooth.models.identity import CONFIGS, known_configs
 from nullbooth.models.parts import UNUSED, has_variant, lacking_words, read_json
 from nullbooth.models.precision import DTYPES
 
-# Settings of the config by the names of arguments here: of the denoiser alone, and of pipelines.
-OF_DENOISER = ("revision", "variant", "model_config", "weights", "attention")
-OF_PIPELINE = (*OF_DENOISER, "offload")
-OF_TRAINING = ("revision", "variant", "model_config", "weights")
 MOST_SAMPLES = {"cuda": 64, "cpu": 16}  # in a pass: more gain nothing, and a CPU does not say when memory ends
 
 
-def load_pipeline(
-    model: str,
-    device: torch.device,
-    revision: str | None = None,
-    variant: str | None = None,
-    model_config: str | None = None,
-    weights: str = "fp32",
-    offload: bool = False,
-    attention: str | None = None,
-):
-    """A text-to-image pipeline from a folder, the Hub or one file, safetensors only, silent, on `device`.
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is, and how it is loaded.
 
-    It has neither safety checker nor watermark: what it draws is learned from and measured.
-
-    variant: of the files, such as `fp16`; model_config: folder or Hub id with configs and tokenizers for one file, None
-    takes what diffusers knows for it; revision: of what is on the Hub; weights: what weights become, `fp32`, `bf16` or
-    `fp16`, but for the VAE, which stays float32; offload: keep the parts on the CPU, and let each come to the GPU for
-    as long as it works; attention: as `set_attention`.
-
-    Raises InputError if a part of it is not wholly in its files, or if it brings code of its own.
+    model: a folder, a Hub id or one file. revision: of a model on the Hub, or of `model_config`. variant: of the files,
+    such as `fp16`. model_config: folder or Hub id with configs and tokenizers of a model in one file; None takes what
+    diffusers knows for it. weights: type of the loaded weights, `fp32`, `bf16` or `fp16`; the VAE stays float32.
+    attention: as in `set_attention`.
     """
-    if Path(model).is_file():
-        pipeline = _pipeline_of_file(Path(model), _config_folder(model, model_config, revision), weights)
+
+    model: str
+    revision: str | None = None
+    variant: str | None = None
+    model_config: str | None = None
+    weights: str = "fp32"
+    attention: str | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "ModelSource":
+        """Return the source that the settings name."""
+        return cls(**{field.name: config[field.name] for field in fields(cls)})
+
+    @property
+    def file(self) -> Path | None:
+        """The file, for a model in one file."""
+        return Path(self.model) if Path(self.model).is_file() else None
+
+    def config_folder(self) -> Path:
+        """Return the folder with configs and tokenizers of a model in one file, downloaded if it is on the Hub."""
+        configs = self.model_config or known_configs(Path(self.model))
+        if Path(configs).is_dir():
+            return Path(configs)
+        from huggingface_hub import snapshot_download
+
+        patterns = [f"*{suffix}" for suffix in CONFIGS]
+        return Path(snapshot_download(configs, revision=self.revision, allow_patterns=patterns))
+
+
+def load_pipeline(source: ModelSource, device: torch.device, offload: bool = False) -> Any:
+    """Load a text-to-image pipeline on `device`: safetensors only, silent, without safety checker and watermark.
+
+    offload: keep the parts on the CPU, and move each to the GPU while it works. Raises InputError if a part is
+    incomplete or damaged, or if the model brings code of its own.
+    """
+    if source.file:
+        pipeline = _pipeline_of_file(source.file, source.config_folder(), source.weights)
     else:
-        pipeline = _pipeline_of_folder(model, revision, variant, weights)
-    _check_drawing(pipeline, model)
+        pipeline = _pipeline_of_folder(source)
+    _check_drawing(pipeline, source.model)
     _without_float16(pipeline.vae)
     if getattr(pipeline, "watermark", None) is not None:  # XL's, where its package is installed: no part of the model
         pipeline.watermark = None
     pipeline.set_progress_bar_config(disable=True)
-    set_attention(denoiser_of(pipeline), attention)
+    set_attention(denoiser_of(pipeline), source.attention)
     if offload and device.type != "cpu":
         pipeline.enable_model_cpu_offload(device=device)
         return pipeline
     return pipeline.to(device)
 
 
-def _pipeline_of_folder(model: str, revision: str | None, variant: str | None, weights: str) -> Any:
+def _pipeline_of_folder(source: ModelSource) -> Any:
     from diffusers import DiffusionPipeline
 
+    model, revision, dtype = source.model, source.revision, DTYPES[source.weights]
     parts = _classes(model, revision)
     accepted = inspect.signature(pipeline_class(model, revision).__init__).parameters
     left_out = {name: None for name in UNUSED if name in accepted}
     left_out |= {"requires_safety_checker": False} if "requires_safety_checker" in accepted else {}
     loaded = {
-        name: _load(model, name, cls, revision, variant, torch.float32 if name == "vae" else DTYPES[weights])
+        name: _load(source, name, cls, torch.float32 if name == "vae" else dtype)
         for name, cls in parts.items()
         if issubclass(cls, nn.Module)
     }
     return DiffusionPipeline.from_pretrained(
         model,
         revision=revision,
-        torch_dtype=DTYPES[weights],
+        torch_dtype=dtype,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=Path(model).exists(),
@@ -108,26 +129,19 @@ def _check_drawing(pipeline: Any, model: str) -> None:
                 )
 
 
-def load_denoiser(
-    model: str,
-    device: torch.device,
-    revision: str | None = None,
-    variant: str | None = None,
-    model_config: str | None = None,
-    weights: str = "fp32",
-    attention: str | None = None,
-) -> nn.Module:
-    """The denoiser alone, without text encoder and VAE, frozen and in evaluation mode. Raises as `load_pipeline`."""
-    folder = _config_folder(model, model_config, revision) if Path(model).is_file() else None
-    parts = _classes(str(folder or model), revision, DENOISERS)
+def load_denoiser(source: ModelSource, device: torch.device) -> nn.Module:
+    """Load the denoiser alone, frozen and in evaluation mode. Raises as `load_pipeline`."""
+    file, dtype = source.file, DTYPES[source.weights]
+    folder = source.config_folder() if file else None
+    parts = _classes(str(folder or source.model), source.revision, DENOISERS)
     name = next(name for name in DENOISERS if name in parts)
-    if folder is None:
-        module = _load(model, name, parts[name], revision, variant, DTYPES[weights])
+    if file and folder:
+        check_file(file, {name: parts[name].__name__})
+        module = _from_file(parts[name], file, folder, subfolder=name, torch_dtype=dtype)
+        _check_part(name, module, file)
     else:
-        check_file(Path(model), {name: parts[name].__name__})
-        module = _from_file(parts[name], Path(model), folder, subfolder=name, torch_dtype=DTYPES[weights])
-        _check_part(name, module, Path(model))
-    set_attention(module, attention)
+        module = _load(source, name, parts[name], dtype)
+    set_attention(module, source.attention)
     return module.to(device).eval().requires_grad_(False)
 
 
@@ -145,16 +159,6 @@ def _pipeline_of_file(file: Path, configs: Path, weights: str) -> Any:
         if isinstance(module, nn.Module):
             _check_part(name, module.eval(), file)  # T5 would come with dropout
     return pipeline
-
-
-def _config_folder(model: str, configs: str | None, revision: str | None) -> Path:
-    """The folder with configs and tokenizers of a single-file model, from the Hub where it is none."""
-    configs = configs or known_configs(Path(model))
-    if Path(configs).is_dir():
-        return Path(configs)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(configs, revision=revision, allow_patterns=[f"*{suffix}" for suffix in CONFIGS]))
 
 
 def _from_file(cls: Any, file: Path, configs: Path, **options: Any) -> Any:
@@ -290,14 +294,14 @@ def _classes(model: str, revision: str | None, wanted: Collection[str] | None = 
     return found
 
 
-def _load(model: str, name: str, cls: type, revision: str | None, variant: str | None, dtype: torch.dtype) -> nn.Module:
-    """One part of a pipeline, whose files must hold all of its weights and no others, all finite."""
+def _load(source: ModelSource, name: str, cls: type, dtype: torch.dtype) -> nn.Module:
+    """Load one part of a pipeline, whose files must hold all of its weights and no others, all finite."""
+    model, variant = source.model, source.variant
     if Path(model).is_dir() and not has_variant(Path(model) / name, variant):
-        variant = None  # some parts may have none of their own
-    dtypes = {"torch_dtype" if _of_diffusers(cls) else "dtype": dtype}
-    return load_whole(
-        cls, model, f"model: {model}/{name}", subfolder=name, revision=revision, variant=variant, **dtypes
-    )
+        variant = None  # some parts may have no variant of their own
+    options = {"subfolder": name, "revision": source.revision, "variant": variant}
+    options["torch_dtype" if _of_diffusers(cls) else "dtype"] = dtype
+    return load_whole(cls, model, f"model: {model}/{name}", **options)
 
 
 def _of_diffusers(cls: type) -> bool:

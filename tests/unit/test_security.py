@@ -22,7 +22,7 @@ from nullbooth.evaluation.drawing import attention_maps
 from nullbooth.evaluation.encoders import load_encoder
 from nullbooth.evaluation.gallery import render
 from nullbooth.models.files import check_encoder, check_pipeline
-from nullbooth.models.loading import load_denoiser, load_pipeline
+from nullbooth.models.loading import ModelSource, load_denoiser, load_pipeline
 
 CPU = torch.device("cpu")
 
@@ -60,11 +60,11 @@ def refusals(folder: Path, *readers) -> list[str]:
 
 
 def pipeline_of(folder: Path):
-    return load_pipeline(str(folder), CPU)
+    return load_pipeline(ModelSource(str(folder)), CPU)
 
 
 def denoiser_of(folder: Path):
-    return load_denoiser(str(folder), CPU)
+    return load_denoiser(ModelSource(str(folder)), CPU)
 
 
 def test_the_trap_works(mark):

@@ -14,7 +14,7 @@ from PIL import Image
 from running import Run, executed, planned
 
 from nullbooth import load_adapter
-from nullbooth.models.loading import load_pipeline
+from nullbooth.models.loading import ModelSource, load_pipeline
 
 EDITS = [{"from": "a moon", "to": "a yellow star"}, {"from": "a ring", "to": ""}]
 MADE = {"edit", "unedited_images", "edited_images", "measure_edits"}
@@ -123,7 +123,7 @@ def test_exports_are_a_pipeline_and_lora_files(edited, root):
         "kohya.safetensors",
     }
     plain = DiffusionPipeline.from_pretrained(folder / "pipeline", use_safetensors=True)
-    ours = load_pipeline(str(root / "resources/tinyworld"), torch.device("cpu"))
+    ours = load_pipeline(ModelSource(str(root / "resources/tinyworld")), torch.device("cpu"))
     before = draw(ours)
     load_adapter(ours, folder / "edit.safetensors")
     torch.testing.assert_close(draw(plain), draw(ours), rtol=0, atol=1e-5)

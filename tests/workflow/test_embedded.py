@@ -10,7 +10,7 @@ import torch
 from nullbooth.evaluation.attributes import attribute_accuracy, only_named
 from nullbooth.evaluation.encoders import embed_images, load_encoder
 from nullbooth.inputs.photographs import list_images
-from nullbooth.models.loading import load_pipeline
+from nullbooth.models.loading import ModelSource, load_pipeline
 from nullbooth.models.sampling import sample
 from world.evaluators import same_things
 from world.judge import held_out
@@ -67,7 +67,7 @@ def test_the_judge_knows_a_patterned_thing_again(judge):
 
 
 def test_it_draws_held_out_captions(judge):
-    pipeline = load_pipeline(str(RESOURCES / "tinyworld"), torch.device("cpu"))
+    pipeline = load_pipeline(ModelSource(str(RESOURCES / "tinyworld")), torch.device("cpu"))
     prompts = [caption(scene) for scene in held_out(40)]
     seeds = list(range(len(prompts)))
     drawn = sample(pipeline, prompts, seeds, steps=20, guidance=4.0, batch=20, precision="bf16")

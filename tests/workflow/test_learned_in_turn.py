@@ -17,7 +17,7 @@ from running import Run, executed, planned, snakemake
 
 from nullbooth import load_adapter
 from nullbooth.adapters.file import read_adapter
-from nullbooth.models.loading import load_pipeline
+from nullbooth.models.loading import ModelSource, load_pipeline
 from nullbooth.models.pixels import load_image
 from nullbooth.models.sampling import sample
 from nullbooth.storage import zarrstore
@@ -156,7 +156,7 @@ def test_pictures_of_later_stages_are_those_of_all_adapters_together(learned, ro
     [entry] = [e for e in told(learned)["shown"] if (e["method"], e["known"], e["concept"]) == ("side", 2, "starling")]
     listed = json.loads((Path(entry["images"]) / "images.json").read_text())["images"]
     shown = next(e for e in listed if e["group"] == "subject")
-    pipeline = load_pipeline(str(root / "resources/tinyworld"), torch.device("cpu"))
+    pipeline = load_pipeline(ModelSource(str(root / "resources/tinyworld")), torch.device("cpu"))
     how = {"steps": 3, "guidance": 3.0}
     load_adapter(pipeline, run_of(learned, "starling", "side") / "adapter.safetensors")
     one = sample(pipeline, [shown["prompt"]], [shown["seed"]], **how)[0]

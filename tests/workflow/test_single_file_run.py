@@ -4,7 +4,7 @@ import ldm
 import torch
 from running import ROOT, Run, executed, planned, snakemake
 
-from nullbooth.models.loading import load_pipeline
+from nullbooth.models.loading import ModelSource, load_pipeline
 
 CPU = torch.device("cpu")
 
@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 def test_the_whole_workflow(tmp_path):
     """With the embedded model: the pictures of the base model are those that its folder draws."""
     folder = ROOT / "resources/tinyworld"
-    one = ldm.save(load_pipeline(str(folder), CPU), tmp_path / "one/tinyworld.safetensors")
+    one = ldm.save(load_pipeline(ModelSource(str(folder)), CPU), tmp_path / "one/tinyworld.safetensors")
     run, method = Run(tmp_path), {"name": "pooled", "rank": 2, "rule": {"fraction": 0.25}}
     configs = str(ldm.without_weights(folder, tmp_path / "configs"))
     changes = {"model": str(one), "model_config": configs, "methods": [method], "sampler": {"steps": 1}}

@@ -12,9 +12,8 @@ from nullbooth.storage.progress import log_to
 
 def main(out: dict, edit: str, config: dict) -> None:
     device = pick_device("cpu")
-    given = {key: config[key] for key in loading.OF_PIPELINE if key != "offload"}
     with whole(Path(out["pipeline"]).parent) as folder:
-        fuse(loading.load_pipeline(config["model"], device, **given), edit, folder)
+        fuse(loading.load_pipeline(loading.ModelSource.of(config), device), edit, folder)
     _, info = read_adapter(edit)
     with whole(Path(out["lora"]).parent) as folder:
         for keys in keys_of(info):

@@ -2,7 +2,7 @@
 
 import torch
 
-from nullbooth.models.loading import OF_DENOISER, load_denoiser
+from nullbooth.models.loading import ModelSource, load_denoiser
 from nullbooth.models.precision import passes_in, pick_device
 from nullbooth.statistics.collect import store_all_moments
 from nullbooth.storage.progress import log_to, reporter
@@ -10,7 +10,7 @@ from nullbooth.storage.progress import log_to, reporter
 
 def main(out: str, trajectory: str, sites: list[str], steps: int, identity: dict, config: dict) -> None:
     device = pick_device(config["device"])
-    denoiser = load_denoiser(config["model"], device, **{key: config[key] for key in OF_DENOISER})
+    denoiser = load_denoiser(ModelSource.of(config), device)
     with torch.no_grad(), passes_in(device, config["precision"], denoiser.dtype):
         batch, report = config["protect"]["batch"], reporter("timesteps")
         store_all_moments(out, denoiser, trajectory, steps, sites, batch, identity, report)

@@ -8,7 +8,7 @@ from nullbooth.storage.progress import log_to, reporter
 
 def main(out: str, prompts: list[str], sampler: dict, seed: int, identity: dict, config: dict) -> None:
     device = pick_device(config["device"])
-    pipeline = loading.load_pipeline(config["model"], device, **{key: config[key] for key in loading.OF_PIPELINE})
+    pipeline = loading.load_pipeline(loading.ModelSource.of(config), device, config["offload"])
     schedulers.set_sampler(pipeline, sampler["scheduler"], sampler["options"])
     with passes_in(device, config["precision"], loading.denoiser_of(pipeline).dtype):
         write_trajectory(

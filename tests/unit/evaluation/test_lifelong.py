@@ -15,7 +15,7 @@ from nullbooth.evaluation.lifelong import COLORS_RIGHT, Known, capacity, fidelit
 from nullbooth.learning import job
 from nullbooth.learning.adapter import Adapter
 from nullbooth.models.calls import initial_latents
-from nullbooth.models.loading import OF_PIPELINE, load_pipeline
+from nullbooth.models.loading import ModelSource, load_pipeline
 from nullbooth.models.noise import prompt_seed
 from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
@@ -194,10 +194,9 @@ def test_a_subject_s_moments_are_those_of_the_model_that_knows_it(pipeline, pipe
         paths.append(str(saved(adapter, folder)))
     sampler = {"scheduler": None, "options": {}, "arguments": {}, "steps": 3, "guidance": 4.0}
     prompts, identity = ["a red star", "a small blue ring"], {"model": "abc", "run": "x"}
-    config = dict.fromkeys(OF_PIPELINE) | {"weights": "fp32", "offload": False, "precision": "fp32"}
+    config = vars(ModelSource(str(pipeline_folder))) | {"offload": False, "precision": "fp32"}
     config |= {
         "device": "cpu",
-        "model": str(pipeline_folder),
         "protect": {"batch": 1, "negatives": []},
         "resolution": None,
     }
@@ -240,7 +239,7 @@ def test_only_what_is_the_same_at_all_timesteps_becomes_part_of_the_weights(pipe
     build_on(pipeline, paths[:1], "abc")
     assert any(not p.equal(own[name]) for name, p in unet.state_dict().items())
     build_on(pipeline, paths[1:], "abc")
-    loaded = load_pipeline(str(pipeline_folder), torch.device("cpu"))
+    loaded = load_pipeline(ModelSource(str(pipeline_folder)), torch.device("cpu"))
     for path in paths:
         load_adapter(loaded, path)
     torch.testing.assert_close(
@@ -367,8 +366,8 @@ def test_no_room_for_the_next_subject_names_the_ones_that_took_it(monkeypatch, t
     monkeypatch.setattr(job, "training_data", lambda *_, **__: [])
     monkeypatch.setattr(job, "build_on", lambda *_: None)
     monkeypatch.setattr(job.loading, "denoiser_alone", lambda *_, **__: None)
-    config = dict.fromkeys(OF_PIPELINE) | {"weights": "fp32", "offload": False, "protect": {"pack": None}}
-    config |= {"device": "cpu", "model": str(pipeline_folder), "validate": {"every": 0}, "sampler": {"guidance": 3.0}}
+    config = vars(ModelSource(str(pipeline_folder))) | {"offload": False, "protect": {"pack": None}}
+    config |= {"device": "cpu", "validate": {"every": 0}, "sampler": {"guidance": 3.0}}
     config["concepts"] = [{"name": "cleo", "images": "photos"}]
     concept = {"name": "cleo", "identifier": "vbk", "class": "star", "prompt": "a {subject}", "class_prompts": []}
     method = {"train": {"inversion_steps": 0, "flip": False, "buckets": 1, "gpus": 1}, "method": "nullbooth"}

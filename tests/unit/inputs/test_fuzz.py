@@ -314,9 +314,9 @@ def adapters(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded_pipeline(pipeline_folder):
-    from nullbooth.models.loading import load_pipeline
+    from nullbooth.models.loading import ModelSource, load_pipeline
 
-    return load_pipeline(str(pipeline_folder), torch.device("cpu"))
+    return load_pipeline(ModelSource(str(pipeline_folder)), torch.device("cpu"))
 
 
 def used(pipeline, path) -> None:

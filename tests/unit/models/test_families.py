@@ -19,7 +19,7 @@ from nullbooth.adapters.file import AdapterInfo
 from nullbooth.learning.adapter import Adapter
 from nullbooth.learning.data import encode
 from nullbooth.models.calls import denoiser_inputs
-from nullbooth.models.loading import denoiser_of, load_pipeline, resolution_of
+from nullbooth.models.loading import ModelSource, denoiser_of, load_pipeline, resolution_of
 from nullbooth.models.schedulers import set_sampler
 from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
@@ -96,7 +96,7 @@ def collected(request, tmp_path_factory) -> Collected:
         script("moments").main(moments, trajectory, step, list(DEFAULT), {}, config)
         sum_shards(sums, [moments], {"all": {}}, {})
         decompose_store(folder / f"projector{step}.zarr", sums, {})
-    pipeline = load_pipeline(str(model), CPU)
+    pipeline = load_pipeline(ModelSource(str(model)), CPU)
     set_sampler(pipeline, scheduler, options)
     return Collected(pipeline, folder, small)
 
@@ -157,7 +157,7 @@ def test_protected_prompts_stay_with_weights_in_half_precision(family, tmp_path)
         script("moments").main(moments, tmp_path / "trajectory.zarr", step, list(DEFAULT), {}, config)
         sum_shards(sums, [moments], {"all": {}}, {})
         decompose_store(tmp_path / f"projector{step}.zarr", sums, {})
-    held = Collected(load_pipeline(str(folder), CPU, weights="bf16"), tmp_path, small)
+    held = Collected(load_pipeline(ModelSource(str(folder), weights="bf16"), CPU), tmp_path, small)
     stacks, timesteps = site_projectors(held.projectors(), {}, "energy", 1e-5)
     denoiser = denoiser_of(held.pipeline)
     assert {p.dtype for p in denoiser.parameters()} == {torch.bfloat16}

@@ -19,7 +19,7 @@ from nullbooth.errors import InputError
 from nullbooth.models import files
 from nullbooth.models.attention_maps import without_maps
 from nullbooth.models.families import FAMILIES, family_of
-from nullbooth.models.loading import denoiser_of, load_pipeline
+from nullbooth.models.loading import ModelSource, denoiser_of, load_pipeline
 from nullbooth.models.sites import find_sites
 from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.planning import shapes_exact, shapes_from_headers
@@ -88,7 +88,7 @@ def test_a_new_family_protects_prompts_from_its_pipeline_to_its_adapter(added, f
     sum_shards(tmp_path / "sums.zarr", [tmp_path / "moments.zarr"], {"all": {}}, {})
     decompose_store(tmp_path / "projectors.zarr", tmp_path / "sums.zarr", {})
     stacks, _ = site_projectors([str(tmp_path / "projectors.zarr")], {}, "energy", tiny.ENERGY)
-    pipeline = load_pipeline(str(folder), torch.device("cpu"))
+    pipeline = load_pipeline(ModelSource(str(folder)), torch.device("cpu"))
     assert set(stacks) == set(find_sites(denoiser_of(pipeline)))
     assert without_maps(denoiser_of(pipeline)) is None
     path = adapter_of(pipeline, tmp_path / "adapter.safetensors")

@@ -25,6 +25,7 @@ from nullbooth.learning.job import learn_concept
 from nullbooth.models.calls import first_call
 from nullbooth.models.files import attention_names, check_pipeline
 from nullbooth.models.loading import (
+    ModelSource,
     beside_denoiser,
     denoiser_alone,
     denoiser_of,
@@ -48,7 +49,7 @@ CPU = torch.device("cpu")
 def halved(tmp_path):
     """A pipeline in half precision alone, but for the VAE, which has no such variant."""
     tiny.save_pipeline(tmp_path / "model")
-    pipeline = load_pipeline(str(tmp_path / "model"), CPU)
+    pipeline = load_pipeline(ModelSource(str(tmp_path / "model")), CPU)
     for name in ("unet", "text_encoder"):
         for path in (tmp_path / "model" / name).glob("*.safetensors"):
             path.unlink()
@@ -58,13 +59,13 @@ def halved(tmp_path):
 
 def test_a_variant_is_loaded_where_there_is_one(halved, pipeline):
     check_pipeline(halved, variant="fp16")
-    loaded = load_pipeline(str(halved), CPU, variant="fp16")
+    loaded = load_pipeline(ModelSource(str(halved), variant="fp16"), CPU)
     for name in ("unet", "text_encoder", "vae"):
         known = getattr(pipeline, name).state_dict()
         for key, value in getattr(loaded, name).state_dict().items():
             expected = known[key] if name == "vae" else known[key].half().float()
             assert value.equal(expected), f"{name}.{key}"
-    assert load_denoiser(str(halved), CPU, variant="fp16").dtype == torch.float32
+    assert load_denoiser(ModelSource(str(halved), variant="fp16"), CPU).dtype == torch.float32
 
 
 def test_headers_are_those_of_the_variant(halved, pipeline_folder):
@@ -91,7 +92,7 @@ def censored(tmp_path):
     vision = {**tower, "image_size": 32, "patch_size": 16}
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, text_config=tower, projection_dim=16))
     checker.concept_embeds_weights.data.fill_(-2.0)
-    parts = load_pipeline(str(tiny_folder(tmp_path)), CPU).components
+    parts = load_pipeline(ModelSource(str(tiny_folder(tmp_path))), CPU).components
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     parts |= {"safety_checker": checker, "feature_extractor": processor}
     StableDiffusionPipeline(**parts, requires_safety_checker=True).save_pretrained(tmp_path / "censored")
@@ -107,20 +108,20 @@ def tiny_folder(folder):
 
 def test_a_safety_checker_is_never_loaded(censored, pipeline):
     check_pipeline(censored)
-    loaded = load_pipeline(str(censored), CPU)
+    loaded = load_pipeline(ModelSource(str(censored)), CPU)
     assert (loaded.safety_checker, loaded.feature_extractor) == (None, None)
     drawn, known = (sample(p, ["a red star"], [0], steps=2, guidance=3.0) for p in (loaded, pipeline))
     assert drawn.equal(known)
     for name in ("safety_checker", "feature_extractor"):
         shutil.rmtree(censored / name)
     check_pipeline(censored)
-    load_pipeline(str(censored), CPU)
+    load_pipeline(ModelSource(str(censored)), CPU)
 
 
 def test_a_safety_checker_among_configs_of_a_single_file_is_not_loaded(censored, tmp_path):
-    file = ldm.save(load_pipeline(str(censored), CPU), tmp_path / "one.safetensors")
+    file = ldm.save(load_pipeline(ModelSource(str(censored)), CPU), tmp_path / "one.safetensors")
     check_pipeline(censored, "model_config", file=file)
-    loaded = load_pipeline(str(file), CPU, model_config=str(censored))
+    loaded = load_pipeline(ModelSource(str(file), model_config=str(censored)), CPU)
     assert (loaded.safety_checker, loaded.feature_extractor) == (None, None)
 
 
@@ -136,7 +137,7 @@ def test_pictures_have_no_watermark(tmp_path, monkeypatch):
         self.watermark = "a mark"
 
     monkeypatch.setattr(drawing, "__init__", marked)
-    assert load_pipeline(str(tmp_path / "model"), CPU).watermark is None
+    assert load_pipeline(ModelSource(str(tmp_path / "model")), CPU).watermark is None
 
 
 @pytest.mark.parametrize(
@@ -152,14 +153,14 @@ def test_what_draws_from_more_than_a_prompt_is_refused_when_loaded(tmp_path, cha
     shutil.rmtree(tmp_path / "unet")
     tiny.unet(**changes).save_pretrained(tmp_path / "unet")
     with pytest.raises(InputError, match=said):
-        load_pipeline(str(tmp_path), CPU)
+        load_pipeline(ModelSource(str(tmp_path)), CPU)
 
 
 def test_a_tokenizer_that_knows_no_words_is_refused_when_loaded(tmp_path):
     tiny.save_pipeline(tmp_path)
     (tmp_path / "tokenizer/tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"tokenizer has .* tokens, but its text encoder has 450"):
-        load_pipeline(str(tmp_path), CPU)
+        load_pipeline(ModelSource(str(tmp_path)), CPU)
 
 
 # --- precision of weights ------------------------------------------------------------------------------
@@ -167,14 +168,14 @@ def test_a_tokenizer_that_knows_no_words_is_refused_when_loaded(tmp_path):
 
 @pytest.mark.parametrize(("weights", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_weights_are_loaded_as_asked_but_for_the_vae(pipeline_folder, pipeline, weights, dtype):
-    loaded = load_pipeline(str(pipeline_folder), CPU, weights=weights)
+    loaded = load_pipeline(ModelSource(str(pipeline_folder), weights=weights), CPU)
     for name in ("unet", "text_encoder", "vae"):
         known = getattr(pipeline, name).state_dict()
         for key, value in getattr(loaded, name).state_dict().items():
             expected = known[key].to(dtype) if known[key].is_floating_point() and name != "vae" else known[key]
             assert value.dtype == expected.dtype, f"{name}.{key}"
             assert value.equal(expected), f"{name}.{key}"
-    denoiser = load_denoiser(str(pipeline_folder), CPU, weights=weights)
+    denoiser = load_denoiser(ModelSource(str(pipeline_folder), weights=weights), CPU)
     assert all(p.equal(q) for p, q in zip(denoiser.parameters(), loaded.unet.parameters(), strict=True))
     assert denoiser.dtype == dtype
 
@@ -196,7 +197,7 @@ def test_a_vae_does_not_compute_in_float16(pipeline):
 
 @pytest.mark.parametrize("weights", ["bf16", "fp16"])
 def test_pictures_in_half_precision_are_near_those_in_full(pipeline_folder, pipeline, weights):
-    half = load_pipeline(str(pipeline_folder), CPU, weights=weights)
+    half = load_pipeline(ModelSource(str(pipeline_folder), weights=weights), CPU)
     how = {"steps": 3, "guidance": 3.0, "precision": weights}
     known, found = (sample(p, ["a red star"], [0], **how) for p in (pipeline, half))
     assert 0 < tiny.change(found, known) < 0.05
@@ -208,7 +209,7 @@ def test_pictures_in_half_precision_are_near_those_in_full(pipeline_folder, pipe
 @pytest.fixture
 def offloaded(pipeline_folder):
     """By accelerate's hooks, as on a GPU, but from the CPU to the CPU: what moves where is not tested."""
-    found = load_pipeline(str(pipeline_folder), CPU, offload=True)
+    found = load_pipeline(ModelSource(str(pipeline_folder)), CPU, offload=True)
     assert not hasattr(found.unet, "_hf_hook"), "without a GPU there is nothing to do"
     found.enable_model_cpu_offload(device="cpu")
     return found

@@ -18,7 +18,7 @@ from nullbooth.adapters.file import AdapterInfo
 from nullbooth.errors import InputError
 from nullbooth.models.files import check_pipeline
 from nullbooth.models.identity import known_configs, model_folder, single_identity
-from nullbooth.models.loading import load_denoiser, load_pipeline, resolution_of
+from nullbooth.models.loading import ModelSource, load_denoiser, load_pipeline, resolution_of
 from nullbooth.models.sites_by_name import DEFAULT
 from nullbooth.planning import shapes_from_headers
 from nullbooth.planning.cost import Model
@@ -47,11 +47,11 @@ class Single:
         pipeline = stable_diffusion_3(THREE[family]) if family in THREE else MAKE[family]()
         pipeline.save_pretrained(folder / "whole")
         self.whole = folder / "whole"
-        self.file = ldm.save(load_pipeline(str(self.whole), CPU), folder / "files/model.safetensors")
+        self.file = ldm.save(load_pipeline(ModelSource(str(self.whole)), CPU), folder / "files/model.safetensors")
         self.configs = ldm.without_weights(self.whole, folder / "configs")
 
     def load(self, **options):
-        return load_pipeline(str(self.file), CPU, model_config=str(self.configs), **options)
+        return load_pipeline(ModelSource(str(self.file), model_config=str(self.configs), **options), CPU)
 
     def edit(self, change) -> None:
         """Change the dictionary of the file's weights."""
@@ -98,7 +98,7 @@ def draw(pipeline) -> torch.Tensor:
 
 def test_a_file_draws_what_its_folder_draws(any_family):
     check_pipeline(any_family.configs, "model_config", file=any_family.file)
-    one, folder = any_family.load(), load_pipeline(str(any_family.whole), CPU)
+    one, folder = any_family.load(), load_pipeline(ModelSource(str(any_family.whole)), CPU)
     assert type(one) is type(folder)
     assert resolution_of(one) == resolution_of(folder)
     for name in [name for name, part in folder.components.items() if isinstance(part, torch.nn.Module)]:
@@ -110,7 +110,7 @@ def test_a_file_draws_what_its_folder_draws(any_family):
 
 
 def test_half_precision_spares_the_vae(any_family):
-    one, known = any_family.load(weights="bf16"), load_pipeline(str(any_family.whole), CPU, weights="bf16")
+    one, known = any_family.load(weights="bf16"), load_pipeline(ModelSource(str(any_family.whole), weights="bf16"), CPU)
     for name in [name for name, part in known.components.items() if isinstance(part, torch.nn.Module)]:
         expected = known.components[name].state_dict()
         assert all(value.equal(expected[key]) for key, value in one.components[name].state_dict().items()), name
@@ -120,8 +120,8 @@ def test_half_precision_spares_the_vae(any_family):
 
 def test_the_denoiser_alone(any_family, monkeypatch):
     monkeypatch.setattr("diffusers.AutoencoderKL.from_single_file", None)
-    found = load_denoiser(str(any_family.file), CPU, model_config=str(any_family.configs))
-    known = load_denoiser(str(any_family.whole), CPU)
+    found = load_denoiser(ModelSource(str(any_family.file), model_config=str(any_family.configs)), CPU)
+    known = load_denoiser(ModelSource(str(any_family.whole)), CPU)
     assert not found.training
     assert not any(p.requires_grad for p in found.parameters())
     assert found.state_dict().keys() == known.state_dict().keys()
@@ -130,7 +130,7 @@ def test_the_denoiser_alone(any_family, monkeypatch):
 
 def test_half_precision_becomes_what_is_asked_for(single):
     single.edit(lambda weights: weights.update({name: weight.half() for name, weight in weights.items()}))
-    known = load_pipeline(str(single.whole), CPU)
+    known = load_pipeline(ModelSource(str(single.whole)), CPU)
     for weights, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         loaded = single.load(weights=weights)
         for name in ("unet", "text_encoder"):
@@ -145,7 +145,7 @@ def saved_adapter(pipeline, protected, folder: Path) -> Path:
 
 
 def test_adapters_fit_either(single, protected, tmp_path):
-    folder, one = load_pipeline(str(single.whole), CPU), single.load()
+    folder, one = load_pipeline(ModelSource(str(single.whole)), CPU), single.load()
     path, before = saved_adapter(folder, protected, tmp_path), draw(folder)
     for pipeline in (folder, one):
         load_adapter(pipeline, path)
@@ -174,9 +174,9 @@ def test_configs_come_from_the_hub_where_none_are_named(single, tmp_path, monkey
     assert model_folder(name, commit) is None
     folder = model_folder(name, commit, weights=False)
     assert folder.name == commit
-    expected = draw(load_pipeline(str(single.whole), CPU))
+    expected = draw(load_pipeline(ModelSource(str(single.whole)), CPU))
     for configs, revision in ((None, commit), (name, commit), (None, None)):
-        assert draw(load_pipeline(str(single.file), CPU, revision, model_config=configs)).equal(expected)
+        assert draw(load_pipeline(ModelSource(str(single.file), revision, model_config=configs), CPU)).equal(expected)
 
 
 def test_what_diffusers_knows_is_remembered(single, monkeypatch):
@@ -289,13 +289,16 @@ def test_weights_that_are_not_the_models_are_refused(single, part, fault):
         single.load()
     if part == "unet":
         with pytest.raises(InputError, match=rf"model: .*model\.safetensors: .*{said}"):
-            load_denoiser(str(single.file), CPU, model_config=str(single.configs))
+            load_denoiser(ModelSource(str(single.file), model_config=str(single.configs)), CPU)
 
 
 def test_a_denoiser_with_more_than_the_config_says_is_refused(single):
     name = "model.diffusion_model.middle_block.1.transformer_blocks.1.attn2.to_k.weight"
     single.edit(lambda weights: weights.update({name: torch.ones(4, 4)}))
-    for load in (single.load, lambda: load_denoiser(str(single.file), CPU, model_config=str(single.configs))):
+    for load in (
+        single.load,
+        lambda: load_denoiser(ModelSource(str(single.file), model_config=str(single.configs)), CPU),
+    ):
         with pytest.raises(InputError, match=r"unet: [\d,]+ numbers in the file, [\d,]+ in the model; "):
             load()
 
@@ -305,7 +308,7 @@ def test_a_file_without_a_part_is_never_filled_up_from_elsewhere(single):
     single.edit(lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("cond_stage")])
     for load in (
         lambda: check_pipeline(single.whole, "model_config", file=single.file),
-        lambda: load_pipeline(str(single.file), CPU, model_config=str(single.whole)),
+        lambda: load_pipeline(ModelSource(str(single.file), model_config=str(single.whole)), CPU),
     ):
         with pytest.raises(
             InputError, match=r"has no text_encoder \(cond_stage_model\.\* or .*: it is not a whole pipe"
@@ -317,7 +320,7 @@ def test_a_pipeline_that_diffusers_reads_from_no_file(single):
     families.save("PixArt-Sigma", single.configs.parent / "sigma")
     single.edit(lambda weights: weights.update({"text_encoders.t5xxl.transformer.shared.weight": torch.ones(2)}))
     with pytest.raises(InputError, match="PixArtSigmaPipeline: diffusers reads none from one file; give the folder"):
-        load_pipeline(str(single.file), CPU, model_config=str(single.configs.parent / "sigma"))
+        load_pipeline(ModelSource(str(single.file), model_config=str(single.configs.parent / "sigma")), CPU)
 
 
 def test_a_pickle_is_refused_by_its_name(single):

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nullbooth.inputs.settings import complete, sweep_points
 from nullbooth.learning.replay import CACHED_BYTES
-from nullbooth.models.loading import load_denoiser, load_pipeline
+from nullbooth.models.loading import ModelSource, load_denoiser, load_pipeline
 from nullbooth.models.precision import autocast
 from nullbooth.models.sites import find_features, find_sites
 from nullbooth.models.sites_by_name import DEFAULT
@@ -253,7 +253,7 @@ def test_stored_shapes_are_those_of_the_configs():
 
 def test_shapes_without_weights_are_those_of_the_model(pipeline_folder, pipeline):
     model = pipeline_shapes(str(pipeline_folder), None, DEFAULT, "fp32")
-    unet = load_denoiser(str(pipeline_folder), torch.device("cpu"))
+    unet = load_denoiser(ModelSource(str(pipeline_folder)), torch.device("cpu"))
     given = tiny.protected_inputs(tokens_=tiny.TOKENS)
     calls = [lambda t=t: tiny.predict(unet, given.latents[0], t, given.prompts) for t in given.timesteps[:2]]
     features = find_features(find_sites(unet), lambda i: calls[i]())
@@ -310,7 +310,7 @@ def test_simulated_memory_of_half_precision_weights_is_that_of_real_tensors(site
 @pytest.mark.parametrize("weights", ["fp32", "bf16"])
 def test_weights_and_what_autocast_keeps_of_them(pipeline_folder, weights):
     """Of real tensors, from configs and from headers."""
-    pipeline = load_pipeline(str(pipeline_folder), torch.device("cpu"), weights=weights)
+    pipeline = load_pipeline(ModelSource(str(pipeline_folder), weights=weights), torch.device("cpu"))
     parts = [part.parameters() for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae)]
     held = sum(p.nbytes for part in parts for p in part)
     own = sum(p.nbytes for p in pipeline.unet.parameters())

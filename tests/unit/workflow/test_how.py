@@ -1,11 +1,12 @@
 """The first law of docs/architecture.md: what a job reads from the config does not change its result unseen."""
 
 import ast
+from dataclasses import fields
 from pathlib import Path
 
 from running import ROOT
 
-from nullbooth.models.loading import OF_DENOISER, OF_PIPELINE, OF_TRAINING
+from nullbooth.models.loading import ModelSource
 from nullbooth.workflow import HOW
 
 PACKAGES = ("statistics", "adapters", "learning", "editing", "evaluation")  # that work on a config in a job
@@ -27,7 +28,7 @@ def read_keys(path: Path) -> set[str]:
         named = getattr(at, "id", None) or getattr(at, "attr", None)  # `config` or `snakemake.config`
         if named == "config" and keys and id(node) not in inner:
             found.add(".".join(str(key) for key in reversed(keys) if key is not None))
-    return found - {""}  # a key by a variable: OF_DENOISER and its like, below
+    return found - {""}  # a key by a variable
 
 
 def test_jobs_read_from_the_config_only_how_a_result_is_made():
@@ -37,9 +38,9 @@ def test_jobs_read_from_the_config_only_how_a_result_is_made():
 
 
 def test_what_a_model_is_loaded_with_is_how_it_computes():
-    assert {*OF_DENOISER, *OF_PIPELINE, *OF_TRAINING} <= {*HOW}
+    assert {field.name for field in fields(ModelSource)} <= {*HOW}
 
 
 def test_no_key_is_allowed_that_nobody_reads():
-    read = {key for path in JOBS for key in read_keys(path)} | {*OF_PIPELINE}
+    read = {key for path in JOBS for key in read_keys(path)} | {field.name for field in fields(ModelSource)}
     assert {key for key in HOW if key not in read} <= {"plan", "results"}, "read by the rule plan"
