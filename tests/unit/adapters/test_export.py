@@ -1,4 +1,4 @@
-"""What is exported is, to tools that know nothing of NullBooth, the adapter itself."""
+"""Exports draw the same pictures in tools without NullBooth."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ from nullbooth.errors import InputError
 from nullbooth.models.loading import denoiser_of
 
 UNETS = ("Stable Diffusion 1", "Stable Diffusion 2", "Stable Diffusion XL", "LCM")
-SAME = 1e-4  # of pictures in [0, 1]: x W + x D is rounded otherwise than x (W + D)
+SAME = 1e-4  # of pictures in [0, 1]: x W + x D and x (W + D) are rounded differently
 
 
 LOADABLE = [f for f in families.FAMILIES if f not in ("PixArt-Sigma",)]  # whose pipelines load LoRA files
@@ -44,7 +44,7 @@ def test_a_lora_file_draws_the_same_pictures_in_plain_diffusers(tmp_path, family
     assert (ours - base).abs().max() > 100 * SAME
 
 
-def test_what_is_said_of_a_lora_file(tmp_path):
+def test_the_metadata_of_a_lora_file_describe_it(tmp_path):
     pipeline = families.FAMILIES["Stable Diffusion 1"]()
     path = adapter_of(pipeline, tmp_path / "adapter.safetensors", rank=5)
     export_lora(path, tmp_path / "lora.safetensors", "kohya")
@@ -71,8 +71,8 @@ def test_what_is_said_of_a_lora_file(tmp_path):
         (96, None, "UNet2DConditionModel/lora"),
     ],
 )
-def test_a_lora_file_says_what_model_it_is_for(tmp_path, width, version, name):
-    """AUTOMATIC1111 hides files for SD XL that do not: it takes them for SD 1."""
+def test_a_lora_file_names_its_base_model(tmp_path, width, version, name):
+    """AUTOMATIC1111 takes a file without a base model for SD 1 and hides it for SD XL."""
     tensors = {}
     for site, read in (("attn1.to_q", 8), ("attn2.to_k", width), ("attn2.to_v", width)):
         tensors[f"blocks.{site}.down"], tensors[f"blocks.{site}.up"] = torch.ones(1, 2, read), torch.ones(8, 2)
@@ -88,8 +88,8 @@ def test_a_lora_file_says_what_model_it_is_for(tmp_path, width, version, name):
 
 
 @pytest.mark.parametrize("with_word", [False, True], ids=["lora", "lora and word"])
-def test_the_program_of_a_card_runs_in_its_folder(tmp_path, monkeypatch, with_word):
-    """With the model in a folder that is named from elsewhere."""
+def test_the_code_of_a_card_runs_in_its_folder(tmp_path, monkeypatch, with_word):
+    """The model is a folder with a path relative to another folder."""
 
     monkeypatch.chdir(tmp_path)
     pipeline = families.FAMILIES["Stable Diffusion 1"]()
@@ -105,8 +105,8 @@ def test_the_program_of_a_card_runs_in_its_folder(tmp_path, monkeypatch, with_wo
         assert picture.size == (16, 16)
 
 
-def test_a_card_shows_any_prompt_and_model_as_it_is(tmp_path, pipeline):
-    """Neither is Markdown, HTML or YAML, and the program in the card is one."""
+def test_a_card_escapes_prompt_and_model(tmp_path, pipeline):
+    """Neither is interpreted as Markdown, HTML or YAML, and the code in the card stays valid."""
     prompt, model = "a `star` <script>\n# [x](y) ``` \"'", "odd: name # here"
     tensors, info = read_adapter(adapter_of(pipeline, tmp_path / "adapter.safetensors"))
     write_adapter(tmp_path / "odd.safetensors", tensors, replace(info, prompt=prompt))
@@ -144,7 +144,7 @@ def test_a_fused_pipeline_draws_the_same_pictures_in_plain_diffusers(tmp_path, f
         fuse(pipeline, path, tmp_path / "fused")
 
 
-def test_what_changes_with_the_timestep_cannot_be_fused(tmp_path, pipeline):
+def test_an_adapter_that_depends_on_the_timestep_cannot_be_fused(tmp_path, pipeline):
     path = adapter_of(pipeline, tmp_path / "adapter.safetensors", timesteps=2)
     before = {key: value.clone() for key, value in pipeline.unet.state_dict().items()}
     with pytest.raises(InputError, match="scope timestep has different weights at each timestep, which one pipe"):
@@ -153,8 +153,8 @@ def test_what_changes_with_the_timestep_cannot_be_fused(tmp_path, pipeline):
     assert all(value.equal(before[key]) for key, value in pipeline.unet.state_dict().items())
 
 
-def test_a_scale_of_a_trained_adapter_is_in_its_file(tmp_path, pipeline, protected):
-    """alpha / rank of training, which the loaders must not apply once more."""
+def test_the_file_of_an_adapter_includes_its_scale(tmp_path, pipeline, protected):
+    """Loaders must not apply alpha / rank of training again."""
     adapter = tiny.randomise(tiny.adapter(pipeline.unet, protected, "pooled", 4, alpha=2.0))
     site = adapter.site_adapters[0]
     assert adapter.tensors()[f"{adapter.names[0]}.up"].equal(0.5 * site.up.detach())

@@ -1,4 +1,4 @@
-"""Several adapters at work in one denoiser: changes add up, and each can be scaled and taken away by itself."""
+"""Several adapters in one denoiser: their changes add up, and each can be scaled and unloaded separately."""
 
 import pytest
 import tiny
@@ -11,7 +11,7 @@ from nullbooth.errors import InputError
 
 @pytest.fixture
 def paths(pipeline, tmp_path):
-    """One adapter that changes with the timestep, and one that does not, in files."""
+    """Files of an adapter that depends on the timestep, and of one that does not."""
     given, found = tiny.protected_inputs(), []
     for seed, scope in enumerate(("timestep", "pooled")):
         adapter = tiny.randomise(tiny.adapter(pipeline.unet, given, scope, 3 + seed))
@@ -21,7 +21,7 @@ def paths(pipeline, tmp_path):
 
 
 def weights(pipeline, timestep: float) -> dict[str, torch.Tensor]:
-    """After a pass at a timestep."""
+    """Return the weights after a pass at a timestep."""
     given = tiny.protected_inputs(seed=77)
     tiny.predict(pipeline.unet, given.latents[0], timestep, given.prompts)
     return {name: p.detach().clone() for name, p in pipeline.unet.named_parameters()}
@@ -40,12 +40,12 @@ def test_changes_of_two_adapters_add_up_at_every_timestep(pipeline, paths):
             expected = base[name] + (alone[0][i][name] - base[name]) + 0.5 * (alone[1][i][name] - base[name])
             torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
     changed = [name for name in base if not alone[0][0][name].equal(alone[0][1][name])]
-    assert changed, "one of the two changes with the timestep"
+    assert changed, "one of the two depends on the timestep"
     assert not first.alone
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_each_can_be_unloaded_and_the_other_stays_as_if_alone(pipeline, paths, order):
+def test_unloading_one_adapter_leaves_the_other_as_if_alone(pipeline, paths, order):
     base = weights(pipeline, 501.0)
     loaded = [load_adapter(pipeline, path) for path in paths]
     weights(pipeline, 501.0)
@@ -59,18 +59,18 @@ def test_each_can_be_unloaded_and_the_other_stays_as_if_alone(pipeline, paths, o
     assert any(not value.equal(base[name]) for name, value in left.items())
 
 
-def test_a_scale_can_be_set_while_at_work(pipeline, paths):
+def test_the_scale_of_a_loaded_adapter_can_be_set(pipeline, paths):
     base = weights(pipeline, 501.0)
     loaded = load_adapter(pipeline, paths[1], scale=1.0)
     whole = weights(pipeline, 501.0)
     loaded.scale = 0.25
-    for name, value in pipeline.unet.named_parameters():  # at once, without a pass
+    for name, value in pipeline.unet.named_parameters():  # takes effect without a pass
         torch.testing.assert_close(value - base[name], 0.25 * (whole[name] - base[name]), rtol=1e-4, atol=1e-6)
     loaded.scale = 0
     assert all(value.equal(base[name]) for name, value in weights(pipeline, 501.0).items())
 
 
-def test_unloading_twice_does_nothing_more(pipeline, paths):
+def test_unloading_twice_does_nothing(pipeline, paths):
     base = weights(pipeline, 501.0)
     first, second = (load_adapter(pipeline, path) for path in paths)
     first.unload()
@@ -79,7 +79,7 @@ def test_unloading_twice_does_nothing_more(pipeline, paths):
     assert all(value.equal(base[name]) for name, value in pipeline.unet.named_parameters())
 
 
-def test_fusing_takes_no_other_adapter_along(pipeline, paths, tmp_path):
+def test_fusing_with_another_adapter_loaded_is_refused(pipeline, paths, tmp_path):
     load_adapter(pipeline, paths[0])
     before = weights(pipeline, 501.0)
     with pytest.raises(InputError, match="another adapter is loaded in the pipeline"):
@@ -87,8 +87,8 @@ def test_fusing_takes_no_other_adapter_along(pipeline, paths, tmp_path):
     assert all(value.equal(before[name]) for name, value in weights(pipeline, 501.0).items())
 
 
-def test_a_merged_adapter_is_part_of_the_model(pipeline, paths):
-    """For what is loaded on top of it, and after that is unloaded again; with the scale that it had."""
+def test_a_merged_adapter_becomes_part_of_the_model(pipeline, paths):
+    """Its scale is kept, and another adapter can be loaded on top and unloaded."""
     _, pooled = paths
     loaded = load_adapter(pipeline, pooled, scale=0.5)
     at_work = weights(pipeline, 901.0)
@@ -101,7 +101,7 @@ def test_a_merged_adapter_is_part_of_the_model(pipeline, paths):
     assert all(value.equal(at_work[name]) for name, value in weights(pipeline, 101.0).items())
 
 
-def test_what_cannot_be_merged_stays_at_work(pipeline, paths):
+def test_an_adapter_that_cannot_be_merged_stays_loaded(pipeline, paths):
     timestep, pooled = paths
     first = load_adapter(pipeline, timestep)
     with pytest.raises(InputError, match="scope timestep has different weights at each timestep"):
@@ -115,7 +115,7 @@ def test_what_cannot_be_merged_stays_at_work(pipeline, paths):
     first.unload()
 
 
-# --- others at work in the same pipeline -----------------------------------------------------------------
+# --- other tools in the same pipeline --------------------------------------------------------------------
 
 
 def latents_of(pipeline) -> torch.Tensor:
@@ -164,7 +164,7 @@ def test_weights_that_others_set_are_noticed_at_the_next_pass(pipeline, paths, o
     with pytest.raises(InputError, match="they stay as they are"):
         loaded.unload()
     kept = [name for name, p in pipeline.unet.named_parameters() if p.equal(theirs[name])]
-    assert len(kept) == len(theirs) or others is fuse_lora, "what others set is theirs"
+    assert len(kept) == len(theirs) or others is fuse_lora, "weights set by others stay unchanged"
     assert all(name in kept for name in theirs if ".to_q.base_layer.weight" in name)
     latents_of(pipeline)
 
@@ -185,7 +185,7 @@ def test_nothing_overwrites_weights_that_others_set(pipeline, paths, act):
     assert all(p.equal(theirs[name]) for name, p in pipeline.unet.named_parameters())
 
 
-def test_moving_and_casting_a_pipeline_is_nobody_else(pipeline, paths):
+def test_moving_and_casting_a_pipeline_is_no_change_by_others(pipeline, paths):
     base = {name: p.detach().clone() for name, p in pipeline.unet.named_parameters()}
     loaded = load_adapter(pipeline, paths[1])
     latents_of(pipeline)
@@ -196,7 +196,7 @@ def test_moving_and_casting_a_pipeline_is_nobody_else(pipeline, paths):
     assert all(p.float().equal(base[name]) for name, p in pipeline.unet.named_parameters())
 
 
-def test_what_is_saved_is_what_draws_or_is_refused(pipeline, paths, tmp_path):
+def test_saved_weights_draw_the_same_or_saving_is_refused(pipeline, paths, tmp_path):
     from diffusers import UNet2DConditionModel
 
     loaded = load_adapter(pipeline, paths[1], scale=2.0)
@@ -250,14 +250,14 @@ def test_a_compiled_denoiser_sees_the_adapter(pipeline, paths):
         load_adapter(pipeline, paths[0])
 
 
-def test_an_adapter_acts_beside_a_lora_of_peft(pipeline, paths):
+def test_an_adapter_works_together_with_a_lora_of_peft(pipeline, paths):
     from peft import LoraConfig
 
     loaded = load_adapter(pipeline, paths[0])
     tuned = latents_of(pipeline)
     loaded.unload()
     base = latents_of(pipeline)
-    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))  # changes nothing
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))  # no effect yet
     loaded = load_adapter(pipeline, paths[0])
     torch.testing.assert_close(latents_of(pipeline), tuned)
     loaded.unload()
@@ -265,7 +265,7 @@ def test_an_adapter_acts_beside_a_lora_of_peft(pipeline, paths):
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
-def test_a_scale_that_is_no_number_is_refused(pipeline, paths, scale):
+def test_a_scale_that_is_not_finite_is_refused(pipeline, paths, scale):
     with pytest.raises(InputError, match=r"scale .*finite"):
         load_adapter(pipeline, paths[1], scale)
     loaded = load_adapter(pipeline, paths[1])
@@ -290,7 +290,7 @@ def test_weights_that_cannot_be_set_are_refused_with_the_reason(pipeline, paths)
         load_adapter(pipeline, paths[1])
 
 
-def test_errors_are_where_users_look_for_them():
+def test_errors_can_be_imported_from_the_package():
     import nullbooth
 
     assert nullbooth.InputError is InputError

@@ -1,4 +1,4 @@
-"""Edits in closed form against the formula as the paper prints it, its reference implementation, and minimisers."""
+"""Closed-form edits agree with the formula of the paper, its reference implementation, and minimisers."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from nullbooth.editing.closed_form import edit_map, factors, free_factor, solve
 from nullbooth.errors import ProjectorError
 
 WIDTH = 12
-RULES = {"energy": 1e-9, "absolute": 1e-9, "relative": 1e-9, "fraction": 0.5}  # each leaves as much free, of these:
+RULES = {"energy": 1e-9, "absolute": 1e-9, "relative": 1e-9, "fraction": 0.5}  # all leave the same free, given:
 KEPT = 6  # directions that protected features span
 EYE = torch.eye(WIDTH, dtype=torch.float64)
 
@@ -30,7 +30,7 @@ def moment(x: Tensor) -> Tensor:
 
 
 def edits(count: int, rows: int = 2, seed: int = 7) -> list[tuple[Tensor, Tensor]]:
-    numbers = [1000 + 10 * seed + i for i in range(count)]  # others than those of what is protected
+    numbers = [1000 + 10 * seed + i for i in range(count)]  # other seeds than those of protected features
     return [(normal(rows, WIDTH, seed=i), normal(rows, WIDTH, seed=i + 5000)) for i in numbers]
 
 
@@ -47,8 +47,8 @@ def relative(l2: float, k1: Tensor) -> float:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("l2", [1e-4, 1.0])
-def test_one_edit_is_equation_14_as_printed(rule, l2):
-    """dW = R K1^T P (K1 K1^T P + Kp Kp^T P + l2 I)^-1, with its columns as our rows."""
+def test_one_edit_equals_equation_14(rule, l2):
+    """dW = R K1^T P (K1 K1^T P + Kp Kp^T P + l2 I)^-1; its columns are rows here."""
     free = free_factor(moment(protected()), rule, RULES[rule])
     p = dense(free)
     k1, v1, kp, w = normal(3, WIDTH, seed=3).T, normal(5, 3, seed=4), normal(4, WIDTH, seed=5).T, normal(5, WIDTH)
@@ -59,8 +59,8 @@ def test_one_edit_is_equation_14_as_printed(rule, l2):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_one_map_gives_every_layer_what_the_reference_solves_for_it_edit_by_edit(rule):
-    """Layers of several widths, each with residuals of its own weights as they are by then (AlphaEdit_main.py)."""
+def test_one_map_equals_the_reference_for_every_layer_edit_by_edit(rule):
+    """Layers have several widths, and residuals of their current weights (AlphaEdit_main.py)."""
     l2, free = 1e-2, free_factor(moment(protected()), rule, RULES[rule])
     p, pairs = dense(free), edits(3)
     m = edit_map(pairs, free, l2)
@@ -69,7 +69,7 @@ def test_one_map_gives_every_layer_what_the_reference_solves_for_it_edit_by_edit
         cache = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
         for k, t in pairs:
             k1 = k.T
-            r = original @ t.T - w @ k1  # targets are what the model itself makes of them
+            r = original @ t.T - w @ k1  # targets are outputs of the model itself
             ridge = relative(l2, k) * EYE
             w = w + torch.linalg.solve(p @ (k1 @ k1.T + cache) + ridge, p @ k1 @ r.T).T
             cache += k1 @ k1.T
@@ -78,8 +78,8 @@ def test_one_map_gives_every_layer_what_the_reference_solves_for_it_edit_by_edit
 
 
 @pytest.mark.parametrize("rho", [1e-2, 1.0, 30.0])
-def test_the_soft_rule_is_the_ridge_on_what_is_retained(rho):
-    """Normal equations of |D K1 - R|^2 + l2 (|D|^2 + tr(D C D^T) / rho), over every D."""
+def test_the_soft_rule_is_a_ridge_on_retained_features(rho):
+    """The reference solves the normal equations of |D K1 - R|^2 + l2 (|D|^2 + tr(D C D^T) / rho) over all D."""
     c, [(k, t)], l2 = moment(protected()), edits(1, rows=5), 1e-2
     m = edit_map([(k, t)], free_factor(c, "soft", rho), l2)
     a = relative(l2, k)
@@ -89,7 +89,7 @@ def test_the_soft_rule_is_the_ridge_on_what_is_retained(rho):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_no_change_within_the_free_directions_is_better(rule):
-    """The sum that the docstring says is minimised, at the solution and beside it."""
+    """The sum that the module docstring minimises is compared at the solution and near it."""
     free, l2 = free_factor(moment(protected()), rule, RULES[rule]), 0.3
     k1, kp, r = normal(3, WIDTH, seed=3), normal(4, WIDTH, seed=5), normal(3, 5, seed=6)
     found = r.T @ solve(k1, k1.T @ k1 + kp.T @ kp, free, l2)
@@ -102,21 +102,21 @@ def test_no_change_within_the_free_directions_is_better(rule):
         assert cost(found) < min(cost(found + 1e-2 * step), cost(found - 1e-2 * step))
 
 
-def test_what_is_retained_counts_as_if_edited_before():
+def test_retained_features_count_like_earlier_edits():
     free, [first, second] = EYE, edits(2)
-    unchanged = (first[0], first[0])  # meant as what it is: no change, but remembered
+    unchanged = (first[0], first[0])  # an edit to itself: no change, but it counts as edited
     after = edit_map([unchanged, second], free, 1e-3)
     retained = first[0].T @ first[0]
     torch.testing.assert_close(edit_map([second], free, 1e-3, retained), after)
     assert not torch.allclose(edit_map([second], free, 1e-3), after)
-    torch.testing.assert_close(retained, first[0].T @ first[0], rtol=0, atol=0)  # and it is left as it was
+    torch.testing.assert_close(retained, first[0].T @ first[0], rtol=0, atol=0)  # the argument is not modified
 
 
 # --- rules -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_hard_rules_give_a_projector_onto_what_nothing_protected_uses(rule):
+def test_hard_rules_give_a_projector_onto_directions_without_protected_features(rule):
     x = protected()
     p = dense(free_factor(moment(x), rule, RULES[rule]))
     u, _, _ = torch.linalg.svd(x.T, full_matrices=True)
@@ -124,13 +124,13 @@ def test_hard_rules_give_a_projector_onto_what_nothing_protected_uses(rule):
 
 
 @given(st.floats(1e-3, 1e3), st.integers(0, 99))
-def test_the_soft_rule_weakens_by_what_is_used(rho, seed):
+def test_the_soft_rule_weakens_directions_by_their_eigenvalues(rho, seed):
     c = moment(protected(seed))
     p = dense(free_factor(c, "soft", rho))
     torch.testing.assert_close(p, rho * torch.linalg.inv(c + rho * EYE), rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_free_is_an_error_that_names_the_site():
+def test_the_error_without_free_directions_names_the_site():
     with pytest.raises(ProjectorError, match=r"attn2\.to_k: no free direction under protect\.rule absolute: 1e-30"):
         free_factor(moment(normal(40, WIDTH)), "absolute", 1e-30, "attn2.to_k")
     broken = torch.full((3, 3), float("nan"))
@@ -142,7 +142,7 @@ def test_nothing_free_is_an_error_that_names_the_site():
 
 
 @given(st.integers(0, 99), st.integers(1, 4), st.sampled_from(list(RULES)), st.sampled_from([1e-6, 1e-2, 10.0]))
-def test_nothing_changes_for_what_is_protected(seed, count, rule, l2):
+def test_protected_features_do_not_change(seed, count, rule, l2):
     x = protected(seed)
     m = edit_map(edits(count, seed=seed), free_factor(moment(x), rule, RULES[rule]), l2)
     assert (x @ m.T).norm() < 1e-5 * x.norm() * m.norm()
@@ -150,8 +150,8 @@ def test_nothing_changes_for_what_is_protected(seed, count, rule, l2):
 
 
 @given(st.integers(0, 99), st.integers(1, 3))
-def test_without_a_conflict_edits_are_met(seed, count):
-    """As many rows as there is room for: one edit after another, and all of them in the end."""
+def test_edits_without_conflict_reach_their_targets(seed, count):
+    """There are free directions for all rows, so that every edit holds in the end."""
     pairs = edits(count, rows=2, seed=seed)
     m = edit_map(pairs, free_factor(moment(protected(seed)), "fraction", 0.5), 1e-12)
     for k, t in pairs:
@@ -167,7 +167,7 @@ def test_a_larger_ridge_changes_less(seed):
 
 
 @given(st.floats(1e-3, 1e3), st.integers(0, 99))
-def test_the_ridge_means_the_same_at_any_scale_and_for_any_number_of_rows(scale, seed):
+def test_the_ridge_does_not_depend_on_scale_or_number_of_rows(scale, seed):
     [(k, t)], free = edits(1, seed=seed), free_factor(moment(protected(seed)), "fraction", 0.5)
     m = edit_map([(k, t)], free, 0.1)
     torch.testing.assert_close(edit_map([(scale * k, scale * t)], free, 0.1), m)
@@ -175,8 +175,8 @@ def test_the_ridge_means_the_same_at_any_scale_and_for_any_number_of_rows(scale,
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_later_edit_leaves_earlier_ones_alone(seed):
-    """Less than one that knows nothing of them would, where there is no room for both."""
+def test_a_later_edit_preserves_earlier_ones(seed):
+    """It disturbs them less than an edit without memory, if free directions do not suffice for both."""
     first, second = edits(2, rows=4, seed=seed)
     free, l2 = free_factor(moment(protected(seed)), "fraction", 0.5), 1e-3
     one, both = edit_map([first], free, l2), edit_map([first, second], free, l2)
@@ -185,10 +185,10 @@ def test_a_later_edit_leaves_earlier_ones_alone(seed):
     forgetful = one + missing.T @ solve(k, k.T @ k, free, relative(l2, k))
     disturbed = [float((first[0] @ (m - one).T).norm()) for m in (both, forgetful)]
     assert disturbed[0] < 0.8 * disturbed[1]
-    assert (t - k - k @ both.T).norm() < (t - k - k @ one.T).norm(), "and is an edit itself"
+    assert (t - k - k @ both.T).norm() < (t - k - k @ one.T).norm(), "the later edit has an effect itself"
 
 
-def test_edits_of_lower_precision_are_solved_in_double():
+def test_edits_in_lower_precision_are_solved_in_float64():
     pairs, free = edits(2), free_factor(moment(protected()), "fraction", 0.5)
     m = edit_map([(k.float(), t.float()) for k, t in pairs], free, 1e-3)
     assert m.dtype == torch.float64
@@ -204,19 +204,19 @@ def root(c: Tensor) -> Tensor:
 
 
 @given(st.integers(0, 99), st.sampled_from([0.5, 0.1, 1e-2, 1e-6]))
-def test_factors_miss_no_more_than_they_may_with_the_smallest_rank(seed, tolerance):
+def test_factors_have_the_smallest_rank_within_the_tolerance(seed, tolerance):
     m = normal(WIDTH, WIDTH, seed=seed) * torch.logspace(0, -4, WIDTH, dtype=torch.float64)
     x = normal(50, WIDTH, seed=seed + 1) * torch.logspace(0, 1, WIDTH, dtype=torch.float64)
     left, right = factors(m, moment(x), tolerance)
     added = x @ m.T
     assert (added - x @ (left @ right).T).norm() <= (tolerance + 1e-9) * added.norm()
-    best = np.linalg.svd((m @ root(moment(x))).numpy(), compute_uv=False)  # Eckart and Young: no rank below does
+    best = np.linalg.svd((m @ root(moment(x))).numpy(), compute_uv=False)  # Eckart and Young: no smaller rank suffices
     rank = left.shape[1]
     assert right.shape == (rank, WIDTH)
     assert rank == 1 or np.sqrt((best[rank - 1 :] ** 2).sum()) > tolerance * np.sqrt((best**2).sum())
 
 
-def test_factors_have_the_rows_of_the_map_so_that_what_is_protected_stays():
+def test_factors_keep_protected_features_protected():
     x = protected()
     m = edit_map(edits(2), free_factor(moment(x), "energy", 1e-9), 1e-3)
     _, right = factors(m, moment(normal(50, WIDTH)), 0.3)
@@ -226,7 +226,7 @@ def test_factors_have_the_rows_of_the_map_so_that_what_is_protected_stays():
     torch.testing.assert_close(m.T @ rows, right.T, rtol=0, atol=1e-6)
 
 
-def test_what_no_feature_uses_need_not_be_stored():
+def test_directions_without_features_are_not_stored():
     m = torch.diag(torch.tensor([1.0, 1.0, 100.0], dtype=torch.float64))
     left, right = factors(m, torch.diag(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)))
     assert len(right) == 2

@@ -1,4 +1,4 @@
-"""Edits of pipelines of each family: what their layers read, what becomes of it, and what stays."""
+"""Edits of pipelines of each family: features of prompts, effects of edits, and protection."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ MASKED = ["PixArt-Sigma", "Sana"]
 TEMPLATES = ["{concept}", "a {concept}"]
 PROTECTED = ["a red star", "blue", ""]
 EDIT = Edit("moon", "yellow ring")
-FEW = ("fraction", 0.25)  # as many free directions as no protected feature uses
+FEW = ("fraction", 0.25)  # directions without protected features are free
 
 
 def small(family: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def texts_of(pipeline: Any, family: str) -> TextFeatures:
 
 @contextmanager
 def reading(pipeline: Any, layers: str) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """What layers read and say, in full, the last time that they are called."""
+    """Yield inputs and outputs of layers in their last call."""
     seen = {}
 
     def keep(name: str):
@@ -70,7 +70,7 @@ def draw(pipeline: Any, family: str, prompt: str, guidance: float = 3.0) -> Tens
 
 
 def keys(pipeline: Any, family: str, prompt: str) -> dict[str, Tensor]:
-    """What the layers make of a prompt's features, `[tokens, out]` by layer."""
+    """Return the outputs of the layers for a prompt, `[tokens, out]` by layer."""
     with reading(pipeline, "to_k") as seen:
         draw(pipeline, family, prompt)
     return {name: output[-1] for name, (_, output) in seen.items()}
@@ -86,12 +86,12 @@ def saved(pipeline: Any, tensors: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
-# --- what is read ------------------------------------------------------------------------------------------
+# --- features ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", CROSS)
-def test_features_are_what_the_layers_read_in_a_call_of_the_pipeline(family):
-    """With guidance, of which the last row is the prompt's; by every key and value, at the last timestep."""
+def test_features_equal_the_inputs_of_the_layers_in_a_call_of_the_pipeline(family):
+    """All keys and values are compared at the last timestep, with guidance; the last row is the prompt's."""
     pipeline = families.FAMILIES[family]()
     texts = texts_of(pipeline, family)
     texts.read(["a moon", "a red star on the left"])
@@ -131,12 +131,12 @@ def test_a_moment_is_over_the_rows_of_all_prompts(pipeline):
     torch.testing.assert_close(texts.moment(PROTECTED)[name], x.T @ x / len(x))
 
 
-def test_prompts_are_read_the_same_alone_and_in_any_company(pipeline):
+def test_features_do_not_depend_on_other_prompts_in_the_pass(pipeline):
     prompts = [f"a {color} {thing}" for color in ("red", "blue", "green") for thing in ("star", "ring", "moon")] * 2
     prompts += [f"{prompt} on the left" for prompt in prompts[:9]]
     many, calls = texts_of(pipeline, "Stable Diffusion 1"), []
     many.read(prompts, lambda done, total: calls.append((done, total)))
-    assert calls == [(16, 18), (18, 18)], "each prompt once"
+    assert calls == [(16, 18), (18, 18)], "each prompt is read once"
     alone = texts_of(pipeline, "Stable Diffusion 1")
     for prompt in (prompts[0], prompts[-1]):
         for name, x in alone.of(prompt)[0].items():
@@ -151,8 +151,8 @@ def test_joint_attention_is_refused(family):
     assert not any(module._forward_pre_hooks for module in denoiser_of(pipeline).modules())
 
 
-def test_instructions_before_every_prompt_are_refused():
-    """Sana's, which are its default."""
+def test_pipelines_with_instructions_before_prompts_are_refused():
+    """Sana has them by default."""
     pipeline, arguments = families.FAMILIES["Sana"](), families.SMALL["Sana"]["arguments"]
     with pytest.raises(InputError, match=r"set sampler\.arguments: \{complex_human_instruction: null\}"):
         TextFeatures(pipeline, arguments=arguments)
@@ -162,16 +162,16 @@ def test_instructions_before_every_prompt_are_refused():
 # --- rows of an edit ---------------------------------------------------------------------------------------
 
 
-def test_rows_are_the_tokens_that_change_and_what_stands_for_them(pipeline):
-    """A causal text encoder: words before the edit are read alike, all after it are not."""
+def test_rows_are_the_changed_tokens_and_their_targets(pipeline):
+    """With a causal text encoder, tokens before the edit do not change, all after it do."""
     texts = texts_of(pipeline, "Stable Diffusion 1")
     [(ours, theirs)] = texts.pairs(Edit("moon", "yellow ring"), ["a {concept} on"]).values()
     [x], [y] = (texts.of(prompt)[0].values() for prompt in ("a moon on", "a yellow ring on"))
-    torch.testing.assert_close(ours, x[2:])  # of begin, a, moon, on, end and padding
+    torch.testing.assert_close(ours, x[2:])  # without the tokens begin and a
     torch.testing.assert_close(theirs, y[[3, 4, 5, 6, 7, 7]])
 
 
-def test_what_is_the_same_to_the_model_is_refused(pipeline):
+def test_edits_that_change_no_feature_are_refused(pipeline):
     texts = texts_of(pipeline, "Stable Diffusion 1")
     with pytest.raises(InputError, match=r"edits: 'moon' and 'MOON' are the same to the model; name something else"):
         texts.pairs(Edit("moon", "MOON"), TEMPLATES)
@@ -179,8 +179,8 @@ def test_what_is_the_same_to_the_model_is_refused(pipeline):
         solved(pipeline, "Stable Diffusion 1", [EDIT, Edit("star", "Star")])
 
 
-def test_rounding_is_no_change(pipeline):
-    """Prompts that shared a pass with others may be read a little differently, on a GPU above all."""
+def test_rounding_is_not_a_change(pipeline):
+    """Features may differ a little if a pass includes other prompts, especially on a GPU."""
     texts = texts_of(pipeline, "Stable Diffusion 1")
     [(k, t)] = texts.pairs(EDIT, ["a {concept} on"]).values()
     [x] = texts.of("a moon on")[0].values()
@@ -194,12 +194,12 @@ def test_rounding_is_no_change(pipeline):
         texts.pairs(Edit("moon", "MOON"), ["a {concept}"])
 
 
-# --- what becomes of it ------------------------------------------------------------------------------------
+# --- effects of edits -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", CROSS)
-def test_an_edited_prompt_is_read_as_its_target_and_protected_ones_as_before(family, tmp_path):
-    """In every layer, in whole calls of the pipeline; and the pictures of protected prompts stay."""
+def test_edits_move_prompts_towards_targets_and_keep_protected_prompts(family, tmp_path):
+    """Compared in every layer, in complete calls of the pipeline; pictures of protected prompts do not change."""
     pipeline = families.FAMILIES[family]()
     texts = texts_of(pipeline, family)
     tensors, about = solved(pipeline, family, [EDIT])
@@ -209,7 +209,7 @@ def test_an_edited_prompt_is_read_as_its_target_and_protected_ones_as_before(fam
     loaded = load_adapter(pipeline, saved(pipeline, tensors, tmp_path / "edit.safetensors"))
     assert set(loaded.original) == set(texts.sites)
     after = {prompt: keys(pipeline, family, prompt) for prompt in before}
-    last = len(texts.tokens("a moon", tiny.TOKENS)) - 1  # where the text ends, which stands for the end of the target
+    last = len(texts.tokens("a moon", tiny.TOKENS)) - 1  # the end token, which is mapped to the end token of the target
     target = len(texts.tokens("a yellow ring", tiny.TOKENS)) - 1
     for site, x in before["a moon"].items():
         missing = [(at[site][last] - wanted[site][target]).norm() for at in (before["a moon"], after["a moon"])]
@@ -228,8 +228,8 @@ def test_an_edited_prompt_is_read_as_its_target_and_protected_ones_as_before(fam
 
 
 @pytest.mark.parametrize("family", ["Stable Diffusion 1", "PixArt-Sigma"])
-def test_with_all_free_and_no_ridge_the_target_is_met(family):
-    """In the features of the templates, by layer: the weights that are read off the adapter's tensors."""
+def test_the_target_is_reached_with_all_directions_free_and_no_ridge(family):
+    """Compared in the outputs of each layer for features of the templates, with the tensors of the adapter."""
     pipeline = families.FAMILIES[family]()
     texts = texts_of(pipeline, family)
     tensors, about = solve_edits(texts, [EDIT], ["{concept}"], PROTECTED, ("absolute", 1e9), 1e-12)
@@ -241,21 +241,21 @@ def test_with_all_free_and_no_ridge_the_target_is_met(family):
     assert about["edits"][0]["reached"] > 0.99
 
 
-def test_several_edits_hold_together(pipeline):
+def test_several_edits_hold_at_once(pipeline):
     edits = [EDIT, Edit("heart", "cross"), Edit("circle", "")]
     _, about = solved(pipeline, "Stable Diffusion 1", edits, rule=("soft", 1.0))
     assert [(found["from"], found["to"]) for found in about["edits"]] == [(e.source, e.target) for e in edits]
     assert min(found["reached"] for found in about["edits"]) > 0.3
 
 
-def test_nothing_free_is_an_error(pipeline):
+def test_no_free_direction_is_an_error(pipeline):
     with pytest.raises(ProjectorError, match=r"attn2\.to_k: no free direction under protect\.rule fraction: 0\.01"):
         solved(pipeline, "Stable Diffusion 1", [EDIT], rule=("fraction", 0.01))
 
 
 @pytest.mark.parametrize("family", ["Stable Diffusion 1", "Stable Diffusion XL", "PixArt-Sigma"])
 def test_a_fused_pipeline_and_a_lora_file_draw_the_same(family, tmp_path):
-    """In plain diffusers; PixArt's pipeline loads no LoRA files."""
+    """Both are loaded by plain diffusers; PixArt's pipeline loads no LoRA files."""
     pipeline = families.FAMILIES[family]()
     tensors, _ = solved(pipeline, family, [EDIT], rule=("fraction", 0.9))
     path, base = saved(pipeline, tensors, tmp_path / "edit.safetensors"), draw(pipeline, family, "a moon")

@@ -1,4 +1,4 @@
-"""Methods side by side: curves, equal fidelity, the Pareto front, pairing."""
+"""Comparison of methods: curves, drift at equal fidelity, the Pareto front, and pairing."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ from nullbooth.evaluation.comparison import (
 def point(
     curve: str, fidelity: float, drift: float, noise: float = 0.01, seeds: int = 3, line: str = "", scale: float = 1.0
 ) -> Point:
-    """A point whose values by prompt scatter around two means; all points scatter alike, as pairs do."""
+    """A point whose values by prompt scatter around two means, in the same way for all points, like paired values."""
     rng = np.random.default_rng(0)
     f, d = rng.normal(size=(seeds, 8)), rng.normal(size=(seeds, 16))
     f, d = f - f.mean(), d - d.mean()
@@ -42,13 +42,13 @@ def test_drift_at_a_fidelity_lies_on_the_line_between_points(target, drift, gap)
     assert found == pytest.approx((drift, gap))
 
 
-def test_a_better_point_counts_although_it_lies_beyond():
-    """More fidelity for less drift: nobody would stop before."""
+def test_a_better_point_beyond_the_fidelity_counts():
+    """It has more fidelity with less drift, so that nobody would choose the earlier points."""
     assert drift_at(np.array([0.4, 0.8]), np.array([0.1, 0.02]), 0.5) == (0.02, 0.0)
 
 
-def test_a_line_may_come_back_to_a_fidelity_that_it_had():
-    """Beyond its best scale a change spoils pictures: what lies behind is joined in the order of the scales."""
+def test_a_line_may_return_to_an_earlier_fidelity():
+    """Beyond the best scale, fidelity falls again; points are joined in the order of the scales."""
     fidelity, drift = np.array([0.4, 0.5, 0.46]), np.array([0.01, 0.02, 0.2])
     assert drift_at(fidelity, drift, 0.48) == pytest.approx((0.018, 0.1))
 
@@ -62,8 +62,8 @@ def test_points_of_one_adapter_are_joined_by_scale_and_others_by_fidelity():
     assert [round(p.values[FIDELITY].mean(), 6) for p in line] == [0.4, 0.5, 0.6]
 
 
-def test_no_drift_is_read_between_two_adapters():
-    """The scales of one reach 0.6, those of the other do not: nothing lies between them."""
+def test_no_drift_is_interpolated_between_two_adapters():
+    """One reaches 0.6, the other does not, and their points are not joined."""
     points = [point("ref", 0.6, 0.06)]
     points += [point("lora", f, d, line="slow", scale=s) for f, d, s in ((0.4, 0.001, 0.5), (0.5, 0.002, 1.0))]
     points += [point("lora", f, d, line="fast", scale=s) for f, d, s in ((0.58, 0.1, 0.5), (0.64, 0.4, 1.0))]
@@ -72,7 +72,7 @@ def test_no_drift_is_read_between_two_adapters():
     assert table["lora"]["gap"] == pytest.approx(0.06)
 
 
-def test_equal_fidelity_is_the_best_of_the_reference():
+def test_equal_fidelity_is_the_highest_of_the_reference():
     points = [
         point("prior", 0.4, 0.02), point("prior", 0.6, 0.06),
         point("ours", 0.56, 0.005), point("ours", 0.64, 0.015),
@@ -90,7 +90,7 @@ def test_equal_fidelity_is_the_best_of_the_reference():
     assert table["weak"]["reached"] == 0
 
 
-def test_across_a_wide_gap_nothing_is_measured():
+def test_no_drift_is_interpolated_across_a_wide_gap():
     points = [point("prior", 0.6, 0.06), point("ours", 0.5, 0.005), point("ours", 0.7, 0.015)]
     _, table = at_equal_fidelity(points, "prior", n=100)
     found = table["ours"]
@@ -105,7 +105,7 @@ def test_a_reference_without_drift_gives_no_ratio():
     assert np.isnan(table["still"]["ratio"])
 
 
-def test_a_method_that_gets_there_in_some_resamples_only_says_so():
+def test_the_share_of_resamples_that_reach_the_fidelity_is_reported():
     points = [point("prior", 0.5, 0.05)]
     rng = np.random.default_rng(5)
     ours = point("ours", 0.5, 0.01)
@@ -116,7 +116,7 @@ def test_a_method_that_gets_there_in_some_resamples_only_says_so():
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8, unique=True))
-def test_pareto_front_is_what_nothing_beats(points):
+def test_no_point_beats_one_on_the_pareto_front(points):
     def beaten(i: int) -> bool:
         (d, f) = points[i]
         return any((e <= d and g >= f) and (e, g) != (d, f) for e, g in points)
@@ -129,7 +129,7 @@ def run(prompts: list[str], values: list) -> dict:
     return {"prompts": {"subject": prompts}, "metrics": metrics}
 
 
-def test_runs_are_stacked_by_seed_with_the_prompts_of_all_concepts_in_a_row():
+def test_runs_are_stacked_by_seed_with_the_prompts_of_all_concepts():
     runs = [[run(["a", "b"], [i, None]), run(["c", "d"], [10 * i, 20 * i])] for i in (1, 2, 3)]
     found = stacked(runs)[("tuned", "subject", "m")]
     assert found.tolist() == [[1, 10, 20], [2, 20, 40], [3, 30, 60]]
@@ -141,7 +141,7 @@ def test_runs_on_different_prompts_are_not_paired():
 
 
 def listed(folder, entries: list[tuple[str, str, int, int]]):
-    """A folder of pictures of one grey each: group, prompt, seed, grey."""
+    """Write a folder of plain grey pictures from entries (group, prompt, seed, grey)."""
     folder.mkdir()
     for i, (*_, grey) in enumerate(entries):
         Image.new("RGB", (8, 8), (grey,) * 3).save(folder / f"{i}.png")
@@ -151,8 +151,8 @@ def listed(folder, entries: list[tuple[str, str, int, int]]):
     return folder
 
 
-def test_a_column_of_the_page_has_one_prompt_and_one_noise(tmp_path):
-    """The base model draws one more picture of each prompt, which is not beside any."""
+def test_a_column_of_the_page_has_one_prompt_and_the_same_noise(tmp_path):
+    """The base model's extra picture of each prompt is not shown."""
     tuned = listed(tmp_path / "tuned", [("subject", "a", 1, 10), ("subject", "b", 2, 20), ("unrelated", "c", 3, 30)])
     one = listed(tmp_path / "one", [("subject", "b", 2, 120), ("subject", "a", 9, 190), ("subject", "a", 1, 110)])
     rest = listed(tmp_path / "rest", [("unrelated", "c", 8, 180), ("unrelated", "c", 3, 130)])

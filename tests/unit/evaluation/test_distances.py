@@ -1,4 +1,4 @@
-"""Distances of sets of pictures against scikit-learn, SciPy and their formulas, on random features."""
+"""Distances between sets agree with scikit-learn, SciPy and their formulas, on random features."""
 
 import numpy as np
 import pytest
@@ -22,13 +22,13 @@ from nullbooth.evaluation.distances import (
 
 
 def features(n: int = 24, d: int = 6, shift: float = 0.4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Two sets of unit rows `[n, d]` float32 from different places."""
+    """Two sets of unit rows `[n, d]` float32 with different means."""
     rng = np.random.default_rng(seed)
     sets = rng.normal(size=(n, d)), rng.normal(size=(n, d)) + shift
     return tuple((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in sets)
 
 
-def test_fid_is_the_distance_of_two_gaussians():
+def test_fid_is_the_distance_between_two_gaussians():
     x, y = (z.astype(np.float64) for z in features())
     (m, s), (n, t) = ((z.mean(0), np.cov(z, rowvar=False)) for z in (x, y))
     expected = (m - n) @ (m - n) + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real)
@@ -46,7 +46,7 @@ def test_kid_compares_every_picture_with_all_but_its_twin():
 
 
 def test_kid_of_twins_from_one_distribution_is_zero_on_average():
-    """Pairs from the same noise are alike. With their twins, the pictures would be nearer than two sets can be."""
+    """Twins from the same noise are alike. With them, the sets would seem nearer than two independent sets."""
     found = []
     for seed in range(200):
         x, _ = features(shift=0.0, seed=seed)
@@ -63,11 +63,11 @@ def test_kid_of_two_halves_of_one_set_is_zero_on_average():
         x, y = features(shift=0.0, seed=seed)
         found.append(kernel_distance(x, y))
     assert abs(np.mean(found)) < 3 * np.std(found) / len(found) ** 0.5
-    assert min(found) < 0, "an unbiased estimate falls below zero at times"
+    assert min(found) < 0, "an unbiased estimate is sometimes negative"
 
 
 @pytest.mark.parametrize("bandwidth", [0.5, 1.0])
-def test_mmd_has_a_gaussian_kernel(bandwidth):
+def test_mmd_uses_a_gaussian_kernel(bandwidth):
     x, y = features()
     xx, yy, xy = (rbf_kernel(*pair, gamma=1 / (2 * bandwidth**2)).mean() for pair in ((x, x), (y, y), (x, y)))
     assert mean_discrepancy(x, y, bandwidth) == pytest.approx(np.sqrt(xx + yy - 2 * xy), rel=1e-4)
@@ -75,7 +75,7 @@ def test_mmd_has_a_gaussian_kernel(bandwidth):
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_coverage_asks_whether_a_neighbourhood_holds_a_tuned_picture_other_than_the_twin(k):
+def test_coverage_counts_neighbourhoods_with_a_tuned_picture_other_than_the_twin(k):
     x, noise = features()
     y = x + 0.5 * noise
     own = ((x - y) ** 2).sum(1)
@@ -113,13 +113,13 @@ def test_jsd_is_that_of_histograms():
     assert jensen_shannon(x, x + 10) == 1
 
 
-def test_squared_distances():
+def test_squared_distances_agree_with_scipy():
     x, y = features()
     expected = ((x[:, None] - y) ** 2).sum(-1)
     np.testing.assert_allclose(squared_distances(x, y), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_farther_sets_are_farther(name):
+def test_distances_grow_with_the_shift_between_sets(name):
     near, far = (DISTANCES[name](*features(40, 4, shift)) for shift in (0.1, 2.0))
     assert far < near if name == "coverage" else far > near

@@ -1,4 +1,4 @@
-"""Metrics against their formulas, and encoders against the models that they wrap."""
+"""Metrics agree with their formulas, and encoders with the models that they wrap."""
 
 import json
 import random
@@ -71,7 +71,7 @@ def test_paired_drift_is_half_of_one_minus_cosine_pair_by_pair():
     np.testing.assert_allclose(paired_drift(-base, base), 1, atol=1e-6)
 
 
-def test_diversity_pairs_pictures_of_one_prompt():
+def test_diversity_compares_pairs_of_pictures_of_one_prompt():
     x = unit(5, 6, 0)
     found = diversity(x, ["a", "b", "a", "c", "a"])
     assert list(found) == ["a"]
@@ -93,8 +93,8 @@ class AlexNetFeatures(torch.nn.Sequential):
 
 
 @pytest.mark.parametrize("size", [64, 97])
-def test_lpips_is_that_of_torchmetrics(monkeypatch, size):
-    """Same trunk, and the heads that come with torchmetrics."""
+def test_lpips_equals_that_of_torchmetrics(monkeypatch, size):
+    """Both use the same trunk, and the heads of torchmetrics."""
     from torchmetrics.functional.image import lpips as theirs
 
     trunk = AlexNetFeatures()
@@ -110,7 +110,7 @@ def test_lpips_is_that_of_torchmetrics(monkeypatch, size):
     assert (expected > 0).all()
 
 
-def test_lpips_weights_are_all_there_or_the_missing_one_is_named(tmp_path):
+def test_missing_lpips_weights_are_named(tmp_path):
     weights = {f"features.{name}": value for name, value in AlexNetFeatures().state_dict().items()}
     weights |= {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1) for i, n in enumerate((64, 192, 384, 256, 256))}
     save_file(weights, tmp_path / "whole.safetensors")
@@ -121,7 +121,7 @@ def test_lpips_weights_are_all_there_or_the_missing_one_is_named(tmp_path):
         load_lpips(tmp_path / "part.safetensors")
 
 
-def test_lpips_of_small_pictures_is_that_of_larger_ones():
+def test_lpips_of_small_pictures_equals_that_of_enlarged_ones():
     trunk = AlexNetFeatures()
     weights = {f"features.{name}": value for name, value in trunk.state_dict().items()}
     weights |= {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1) for i, n in enumerate((64, 192, 384, 256, 256))}
@@ -134,7 +134,7 @@ def test_lpips_of_small_pictures_is_that_of_larger_ones():
 
 
 @given(st.integers(0, 10**6))
-def test_a_full_caption_names_what_the_scene_shows(seed):
+def test_a_full_caption_names_all_attributes_of_the_scene(seed):
     scene = scenes.random_scene(random.Random(seed))
     text = scenes.caption(scene)
     for prompt in (text, f"a photo of {text}"):
@@ -144,7 +144,7 @@ def test_a_full_caption_names_what_the_scene_shows(seed):
 
 
 @given(st.integers(0, 10**6))
-def test_a_shorter_caption_names_nothing_else(seed):
+def test_a_shorter_caption_names_no_other_attributes(seed):
     rng = random.Random(seed)
     scene = scenes.random_scene(rng)
     prompt = scenes.caption(scene, rng)
@@ -167,7 +167,7 @@ def test_a_shorter_caption_names_nothing_else(seed):
         ("", {}),
     ],
 )
-def test_what_prompts_name(prompt, named):
+def test_attributes_are_recognised_in_prompts(prompt, named):
     found = {name: named_attribute(name, values, prompt) for name, values in ATTRIBUTES.items()}
     assert {name: value for name, value in found.items() if value} == named
 
@@ -199,7 +199,7 @@ def clip_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dino_folder(tmp_path_factory):
-    """Heads that see nothing: they answer star, blue, red, dotted, small, on the left, flat."""
+    """Heads with constant output: star, blue, red, dotted, small, on the left, flat."""
     folder = tmp_path_factory.mktemp("dino")
     torch.manual_seed(0)
     config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8)
@@ -233,7 +233,7 @@ def test_prepare_scales_to_unit_range_and_then_normalises():
 
 
 @torch.no_grad()
-def test_clip_embeddings_are_those_of_the_model(clip_folder):
+def test_clip_embeddings_equal_those_of_the_model(clip_folder):
     encoder = load_encoder(str(clip_folder))
     model = CLIPModel.from_pretrained(clip_folder).eval()
     x, texts = pictures(3, 16), ["a red star", "a photo of a small blue ring on a white background"]
@@ -246,7 +246,7 @@ def test_clip_embeddings_are_those_of_the_model(clip_folder):
 
 
 @torch.no_grad()
-def test_dino_embeddings_are_those_of_the_model(dino_folder):
+def test_dino_embeddings_equal_those_of_the_model(dino_folder):
     encoder = load_encoder(str(dino_folder))
     model = Dinov2Model.from_pretrained(dino_folder).eval()
     x = pictures(3, 16)
@@ -258,7 +258,7 @@ def test_dino_embeddings_are_those_of_the_model(dino_folder):
 
 
 def vit(folder, **about):
-    """As facebook/dino-vits16 lies on the Hub: a ViT without a pooler, whose preprocessor has one number for a size."""
+    """A ViT like facebook/dino-vits16 on the Hub: without a pooler, and with a single number as its size."""
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
@@ -280,7 +280,7 @@ def test_a_vit_without_pooler_gives_its_class_token(tmp_path):
 
 
 @torch.no_grad()
-def test_a_vit_with_a_pooler_gives_what_that_makes(tmp_path):
+def test_a_vit_with_a_pooler_gives_the_pooled_features(tmp_path):
     vit(tmp_path)
     pooled = ViTModel(ViTConfig.from_pretrained(tmp_path)).eval()
     pooled.save_pretrained(tmp_path)
@@ -289,7 +289,7 @@ def test_a_vit_with_a_pooler_gives_what_that_makes(tmp_path):
     torch.testing.assert_close(embed_images(encoder, x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_half_a_pooler_is_a_damaged_file(tmp_path):
+def test_an_incomplete_pooler_is_refused(tmp_path):
     vit(tmp_path)
     ViTModel(ViTConfig.from_pretrained(tmp_path)).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -300,7 +300,7 @@ def test_half_a_pooler_is_a_damaged_file(tmp_path):
 
 
 @torch.no_grad()
-def test_siglip_compares_texts_and_pictures_as_the_model_does(tmp_path):
+def test_siglip_compares_texts_and_pictures_like_the_model(tmp_path):
     words = tokenizer.build()
     torch.manual_seed(0)
     tower = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -309,7 +309,7 @@ def test_siglip_compares_texts_and_pictures_as_the_model_does(tmp_path):
     model.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     said = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    said["model_input_names"] = ["input_ids"]  # SigLIP was trained with the padding in sight
+    said["model_input_names"] = ["input_ids"]  # SigLIP was trained with visible padding
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
     about = PREPROCESSING | {"do_resize": True, "size": {"height": 16, "width": 16}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
@@ -332,7 +332,7 @@ def test_siglip_compares_texts_and_pictures_as_the_model_does(tmp_path):
         ({"size": {"height": 64}, "crop_size": None}, 64),
     ],
 )
-def test_the_size_of_pictures_is_read_in_every_form_it_has_on_the_hub(about, size):
+def test_the_size_of_pictures_is_read_in_all_forms_of_the_hub(about, size):
     assert picture_size(PREPROCESSING | about, "here") == size
 
 
@@ -350,21 +350,21 @@ def test_the_size_of_pictures_is_read_in_every_form_it_has_on_the_hub(about, siz
         ({"size": 32}, "pictures of 32 pixels, but config.json has image_size 16"),
     ],
 )
-def test_an_encoder_of_no_use_is_refused_before_the_first_job(tmp_path, about, said):
+def test_an_unusable_encoder_is_refused_before_the_first_job(tmp_path, about, said):
     vit(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING | about))
     with pytest.raises(InputError, match=f"^evaluate.dino: {tmp_path}/preprocessor_config.json: {said}"):
         check_encoder(tmp_path, "evaluate.dino")
 
 
-def test_without_normalisation_colours_stay_as_they_are(tmp_path):
+def test_colours_do_not_change_without_normalisation(tmp_path):
     vit(tmp_path, do_normalize=False, image_mean=None)
     check_encoder(tmp_path, "evaluate.dino")
     x = pictures(1, 16)
     torch.testing.assert_close(load_encoder(str(tmp_path)).prepare(x), x / 2 + 0.5)
 
 
-def test_texts_are_padded_to_what_the_model_reads_whatever_the_tokenizer_says(tmp_path, clip_folder):
+def test_texts_are_padded_to_the_length_that_the_model_reads(tmp_path, clip_folder):
     copy = shutil.copytree(clip_folder, tmp_path / "clip")
     said = json.loads((copy / "tokenizer_config.json").read_text())
     said.pop("model_max_length", None)
@@ -382,7 +382,7 @@ def test_texts_are_padded_to_what_the_model_reads_whatever_the_tokenizer_says(tm
         ({"image_size": 8, "model_type": "deit"}, "pictures of 16 pixels, but config.json has image_size 8"),
     ],
 )
-def test_configs_of_no_use_are_refused(tmp_path, change, said):
+def test_unusable_configs_are_refused(tmp_path, change, said):
     vit(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
@@ -406,7 +406,7 @@ def test_heads_without_weights_are_refused(dino_folder, tmp_path):
         check_encoder(copy, "evaluate.dino")
 
 
-def test_an_encoder_of_images_alone_compares_no_texts(tmp_path, clip_folder):
+def test_an_encoder_without_texts_is_refused_for_clip(tmp_path, clip_folder):
     vit(tmp_path)
     with pytest.raises(InputError, match=r"evaluate\.clip: .*model_type 'vit' has no text encoder"):
         check_encoder(tmp_path, "evaluate.clip")
@@ -421,7 +421,7 @@ def test_an_encoder_of_images_alone_compares_no_texts(tmp_path, clip_folder):
         check_encoder(copy, "evaluate.dino")
 
 
-def test_attribute_accuracy_counts_what_prompts_name(dino_folder):
+def test_attribute_accuracy_counts_attributes_that_prompts_name(dino_folder):
     encoder = load_encoder(str(dino_folder))
     prompts = ["a blue star on the left", "a small green star on a dotted red background", "a ring on a red background"]
     assert attribute_accuracy(encoder, pictures(3, 16), prompts) == {
@@ -438,10 +438,10 @@ def test_attribute_accuracy_counts_what_prompts_name(dino_folder):
     ("source", "target", "as_meant", "gone"),
     [
         ("a moon", "a blue star", 1, 1),
-        ("a moon", "a green star", 0, 1),  # all that the target names
+        ("a moon", "a green star", 0, 1),  # shows all attributes of the target
         ("a star", "a ring", 0, 0),
-        ("a green star", "a blue ring", 0, 0),  # nothing of the source's
-        ("a blue ring", "a green ring", 0, 0),  # of that in which they differ
+        ("a green star", "a blue ring", 0, 0),  # shows nothing of the source
+        ("a blue ring", "a green ring", 0, 0),  # of the attributes in which they differ
         ("a red moon on the left", "a blue star on the left", 1, 1),
         ("a star on a red background", "on a red background", None, 0),
         ("a moon", "", None, 1),
@@ -450,7 +450,7 @@ def test_attribute_accuracy_counts_what_prompts_name(dino_folder):
     ],
 )
 def test_edited_attributes_are_those_in_which_source_and_target_differ(dino_folder, source, target, as_meant, gone):
-    """Of a picture that shows a small blue star on the left, on a dotted red background."""
+    """The picture shows a small blue star on the left, on a dotted red background."""
     found = edited_attributes(load_encoder(str(dino_folder)), pictures(1, 16), [source], [target])
     assert found == {"as_meant": [as_meant], "gone": [gone]}
 
@@ -459,7 +459,7 @@ def test_edited_attributes_are_those_in_which_source_and_target_differ(dino_fold
 
 
 def drawn(folder, entries: list[dict]) -> str:
-    """A folder of pictures of noise, one for each entry's `noise`, as rule base_images leaves them."""
+    """Write a folder of noise pictures, one for each entry's `noise`, like rule base_images."""
     folder.mkdir()
     for i, entry in enumerate(entries):
         pixels = np.random.default_rng(entry.pop("noise")).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -469,8 +469,8 @@ def drawn(folder, entries: list[dict]) -> str:
     return str(folder)
 
 
-def test_a_picture_more_of_each_prompt_gives_the_scale_of_drift(tmp_path):
-    """Twins are paired by prompt and seed, whatever the order; what the base model drew besides is only a scale."""
+def test_an_extra_picture_of_each_prompt_gives_the_scale_of_drift(tmp_path):
+    """Twins are paired by prompt and seed in any order; further pictures of the base model only give the scale."""
     prompts = ["red circle", "blue square"]
     tuned = [{"group": "unrelated", "prompt": p, "seed": i, "noise": i} for i, p in enumerate(prompts)]
     base = [{"group": "unrelated", "prompt": p, "seed": s, "noise": s} for s, p in ((11, prompts[1]), (10, prompts[0]))]

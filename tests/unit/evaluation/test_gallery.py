@@ -1,4 +1,4 @@
-"""The page: every picture in place, everything escaped."""
+"""The gallery: all pictures are in place, and all texts are escaped."""
 
 import json
 import re
@@ -39,7 +39,7 @@ CONTEXTS = {"edited": ["{concept}", "a photo of {concept}"], "paraphrased": ["{c
 
 
 def edited_pictures(folder: Path) -> dict[str, list[str]]:
-    """Pictures and figures of EDITS in CONTEXTS, which are given back; of all but the last one of the taught."""
+    """Write pictures and measurements of EDITS in CONTEXTS, except in the last taught context; return CONTEXTS."""
     prompts = [
         (group, context.replace("{concept}", edit["from"]))
         for group, texts in CONTEXTS.items()
@@ -102,8 +102,8 @@ def test_prompts_and_names_are_escaped(page):
     assert "星" in html
 
 
-def test_edits_are_escaped_and_shown_with_their_own_pictures(tmp_path):
-    """The words of one stand in the prompts of the other."""
+def test_each_edit_is_escaped_and_shown_with_its_own_pictures(tmp_path):
+    """The prompts of the second edit contain the words of the first."""
     page = build(tmp_path, edits=EDITS)
     html = (page / "index.html").read_text()
     assert not re.search("<[bu]>(ring|there)|<i>&", html)
@@ -120,13 +120,13 @@ def test_edits_are_escaped_and_shown_with_their_own_pictures(tmp_path):
     assert (page / "edits.csv").is_file()
 
 
-def test_without_edits_the_page_has_none(page):
+def test_without_edits_the_page_has_no_section_for_them(page):
     html = (page / "index.html").read_text()
     assert 'id="edits"' not in html
     assert "#edits" not in html
 
 
-def test_base_and_tuned_stand_side_by_side(page):
+def test_base_and_tuned_pictures_are_side_by_side(page):
     html = (page / "index.html").read_text()
     for group, base in (("subject", "thing"), ("class", "thing"), ("unrelated", "unrelated")):
         assert f'src="base/{base}/{group}-000.png"' in html
@@ -134,14 +134,14 @@ def test_base_and_tuned_stand_side_by_side(page):
         assert (page / f"thing/pooled/0/{group}-000.png").is_file()
 
 
-def test_attention_maps_of_base_and_tuned_stand_together(page):
+def test_attention_maps_of_base_and_tuned_model_are_together(page):
     html = (page / "index.html").read_text()
     files = re.findall(r'src="([^"]*attention[^"]*)"', html)
     assert files == [f"{who}/attention-0-{i}.png" for who in ("base/thing", "thing/pooled/0") for i in (0, 1)]
     assert all((page / file).is_file() for file in files)
 
 
-def test_figures_of_run_and_statistics_are_beside_the_page(page):
+def test_figures_of_run_and_statistics_are_copied_to_the_page(page):
     html = (page / "index.html").read_text()
     for file in (
         "thing/pooled/0/change_protected.svg",
@@ -155,7 +155,7 @@ def test_figures_of_run_and_statistics_are_beside_the_page(page):
     assert (page / "metrics.csv").is_file()
 
 
-def test_leak_is_shown_where_shards_were_added(page, tmp_path):
+def test_the_leak_is_shown_if_shards_were_added(page, tmp_path):
     assert "Enough prompts?" not in (page / "index.html").read_text()
     (tmp_path / "more").mkdir()
     more = build(tmp_path / "more", ("spectra", "free_directions", "leak"))
@@ -163,8 +163,8 @@ def test_leak_is_shown_where_shards_were_added(page, tmp_path):
     assert (more / "leak.svg").is_file()
 
 
-def test_statistics_of_before_are_not_shown_beside_a_pack(tmp_path):
-    """Their figures may be there still."""
+def test_older_statistics_are_not_shown_with_a_pack(tmp_path):
+    """Their figures may still exist."""
     page = build(tmp_path, protecting=False)
     assert "spectra" not in (page / "index.html").read_text()
     assert not (page / "spectra.svg").exists()
@@ -206,7 +206,7 @@ def test_the_page_works_in_a_browser(page, tmp_path, size):
         browser.assert_sound(driver)
 
 
-def test_photographs_that_browsers_do_not_show_are_copied_as_png(tmp_path):
+def test_photographs_that_browsers_cannot_show_are_copied_as_png(tmp_path):
     folder = tmp_path / "page"
     folder.mkdir()
     for name in ("a.tif", "a.png", "b.ppm"):

@@ -1,4 +1,4 @@
-"""Intervals: do they cover what they should, over prompts, over seeds, for differences and for distances of sets."""
+"""Coverage of intervals over prompts and seeds, of differences, and of distances between sets."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_bootstrap_interval_covers_the_mean():
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=20))
-def test_bootstrap_of_a_few_values(values):
+def test_the_bootstrap_handles_few_values(values):
     found = bootstrap_mean(values, n=50)
     assert found["n"] == len(values)
     assert found["value"] == pytest.approx(np.mean(values), abs=1e-9)
@@ -30,8 +30,8 @@ def test_bootstrap_of_a_few_values(values):
 
 @pytest.mark.parametrize("spread", [(0.0, 1.0, 0.5), (0.3, 1.0, 0.3), (1.0, 1.0, 0.5), (1.0, 0.0, 0.3)], ids=str)
 @pytest.mark.parametrize(("seeds", "prompts"), [(1, 8), (3, 8), (3, 16)], ids=str)
-def test_intervals_cover_as_often_as_they_say(seeds, prompts, spread):
-    """Values of seeds and prompts with effects of both and a rest. One seed covers the mean of that training."""
+def test_intervals_cover_the_mean_in_95_percent_of_trials(seeds, prompts, spread):
+    """Values have effects of seeds and prompts, and a residual. With one seed, the interval is for that training."""
     rng = np.random.default_rng(3)
     of_seed, of_prompt, rest = spread
     covered = []
@@ -40,24 +40,24 @@ def test_intervals_cover_as_often_as_they_say(seeds, prompts, spread):
         values = shared + of_prompt * rng.normal(size=prompts) + rest * rng.normal(size=(seeds, prompts))
         found = bootstrap_mean(values, n=500, seed=i)
         covered.append(found["low"] <= (shared[0, 0] if seeds == 1 else 0.0) <= found["high"])
-    assert np.mean(covered) >= 0.915, "95% but for chance in 400 trials and a bootstrap's discreteness"
+    assert np.mean(covered) >= 0.915, "95% up to chance in 400 trials and the discreteness of a bootstrap"
 
 
-def test_intervals_of_few_skewed_values_cover_nearly_as_often():
+def test_intervals_of_few_skewed_values_cover_the_mean_nearly_as_often():
     rng = np.random.default_rng(4)
     found = [bootstrap_mean(rng.gamma(1.0, size=(3, 16)), n=500, seed=i) for i in range(400)]
     assert np.mean([f["low"] <= 1.0 <= f["high"] for f in found]) > 0.9
 
 
-def test_an_interval_is_cut_to_what_the_values_can_be():
+def test_an_interval_is_clipped_to_possible_values():
     values = np.array([[0.0, 0.9], [0.1, 0.0], [0.0, 0.0]])
     assert bootstrap_mean(values)["low"] < 0
     assert bootstrap_mean(values, within=(0.0, np.inf))["low"] == 0
     assert bootstrap_mean(1 - values, within=(0.0, 1.0))["high"] == 1
 
 
-def test_what_seeds_share_is_no_more_certain_for_more_seeds_and_the_other_way_round():
-    """Values that differ by prompt alone, or by seed alone: each axis is resampled as a whole."""
+def test_more_seeds_do_not_narrow_the_interval_of_prompts_and_vice_versa():
+    """Values differ only by prompt or only by seed; each axis is resampled as a whole."""
     by_prompt = np.tile(np.random.default_rng(0).normal(size=12), (5, 1))
     by_seed = np.tile(np.random.default_rng(1).normal(size=(5, 1)), (1, 12))
     for values, one in ((by_prompt, by_prompt[0]), (by_seed, by_seed[:, 0])):
@@ -71,7 +71,7 @@ def test_arrays_of_one_shape_are_resampled_alike():
     np.testing.assert_allclose(resampled_means(a) - resampled_means(b), resampled_means(a - b), atol=1e-12)
 
 
-def test_arrays_of_as_many_seeds_are_resampled_with_the_same_seeds():
+def test_arrays_with_equally_many_seeds_are_resampled_with_the_same_seeds():
     seeds = np.random.default_rng(0).normal(size=(3, 1))
     few, many = resampled_means(np.tile(seeds, (1, 4))), resampled_means(np.tile(seeds, (1, 9)))
     np.testing.assert_allclose(few, many, atol=1e-12)
@@ -86,7 +86,7 @@ def test_a_paired_difference_is_more_certain_than_its_parts():
     assert 0.3 < difference["low"] < difference["high"] < 0.7
 
 
-def test_nothing_has_no_mean():
+def test_no_values_have_no_mean():
     with pytest.raises(ValueError, match="nothing to take the mean of"):
         bootstrap_mean([])
 
@@ -102,13 +102,13 @@ def test_half_samples_are_as_wide_as_the_standard_error_of_a_mean():
     assert np.mean(widths) == pytest.approx(2 * 1.96 * 3.0 / 30**0.5, rel=0.1)
 
 
-def test_half_samples_repeat_nothing():
+def test_half_samples_repeat_no_item():
     seen = []
     half_samples(lambda rows: seen.append(rows) or 0.0, 10, n=20)
     assert len(seen) == 21
     assert all(len(set(rows)) == len(rows) == 5 for rows in seen[1:])
 
 
-def test_half_samples_of_too_few_are_refused():
+def test_half_samples_of_too_few_items_are_refused():
     with pytest.raises(ValueError, match="3 pictures are too few"):
         half_samples(lambda rows: 0.0, 3)

@@ -1,4 +1,4 @@
-"""Subjects one after another: what they add to the protected, what later ones leave alone, and what is said of it."""
+"""Subjects learned in sequence: joined moments, protection of earlier subjects, and reports."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def described(static: bool) -> dict:
 
 
 def write_subjects(folder, rows, static: bool) -> list[str]:
-    """As rule subject_moments does: sums of each timestep, but the first alone for what does not depend on it."""
+    """Write sums of each timestep like rule subject_moments; of static features only the first."""
     paths = []
     for name, identity in zip(("first", "second"), OF_SUBJECTS, strict=True):
         steps = rows[name][:1] if static else rows[name]
@@ -66,7 +66,7 @@ def write_subjects(folder, rows, static: bool) -> list[str]:
 
 
 def joined(folder, rows, step: str, static: bool, weight: float = 1.0) -> np.ndarray:
-    """The second moment `[width, width]` whose eigenvectors rule joined_projector writes."""
+    """Return the second moment `[width, width]` whose eigenvectors rule joined_projector writes."""
     if step == "pooled":
         mean = sum(x.T @ x / len(x) for x in rows["protected"]) / len(TIMESTEPS)
         arrays, count, timestep = {"a.to_k": zarrstore.pack_symmetric(mean)}, 1, None
@@ -89,7 +89,7 @@ def joined(folder, rows, step: str, static: bool, weight: float = 1.0) -> np.nda
 
 
 def mean_moment(xs: list[np.ndarray]) -> np.ndarray:
-    """By another way than the library's: an average of outer products."""
+    """Compute the mean moment independently of the library, as an average of outer products."""
     return np.mean([np.einsum("ni,nj->ij", x, x) / len(x) for x in xs], axis=0)
 
 
@@ -98,26 +98,26 @@ def mean_moment(xs: list[np.ndarray]) -> np.ndarray:
     ("step", "static", "taken"),
     [("01", False, [1]), ("pooled", False, [0, 1, 2]), ("00", True, [0])],
 )
-def test_each_earlier_subject_counts_as_one_mean_of_all_its_features(tmp_path, rows, step, static, taken, weight):
+def test_each_earlier_subject_adds_the_mean_moment_of_its_features(tmp_path, rows, step, static, taken, weight):
     expected = mean_moment([rows["protected"][i] for i in taken])
     expected += weight * sum(mean_moment([rows[name][i] for i in taken]) for name in ("first", "second"))
     np.testing.assert_allclose(joined(tmp_path, rows, step, static, weight), expected, atol=1e-5 * expected.max())
 
 
-def test_what_is_free_afterwards_is_orthogonal_to_the_features_of_all(tmp_path, rows):
-    """By the features themselves, which the workflow does not keep."""
+def test_remaining_free_directions_are_orthogonal_to_all_features(tmp_path, rows):
+    """Tested with the features themselves, which the workflow does not keep."""
     joined(tmp_path, rows, "02", False)
     found, _ = site_projectors([tmp_path / "joined.zarr"], {"model": "abc", "earlier": {}}, "relative", 1e-6)
     [p] = found["a.to_v"]
     assert p.free == WIDTH - 3 * 2, "each of the three takes two directions"
     for name in rows:
         assert np.abs(rows[name][2] @ p.dense()).max() < 1e-4
-        assert np.abs(rows[name][1] @ p.dense()).max() > 0.1, "features of other timesteps are not at stake here"
+        assert np.abs(rows[name][1] @ p.dense()).max() > 0.1, "features of other timesteps are not protected here"
 
 
 @pytest.mark.parametrize(("rule", "value"), [("energy", 0.05), ("relative", 0.1), ("absolute", 0.2)])
-def test_no_subject_loosens_what_protects_the_prompts(tmp_path, rows, rule, value):
-    """A share of all features together would be more, the more subjects there are."""
+def test_no_subject_weakens_the_protection_of_prompts(tmp_path, rows, rule, value):
+    """A share of the energy of all features together would grow with the number of subjects."""
     for x in (found for features in rows.values() for found in features):
         x += 0.3 * np.random.default_rng(len(x)).normal(size=x.shape)
     joined(tmp_path, rows, "02", False)
@@ -132,7 +132,7 @@ def test_no_subject_loosens_what_protects_the_prompts(tmp_path, rows, rule, valu
 
 
 def test_moments_of_another_run_are_refused(tmp_path, rows):
-    """A subject that was learned anew has other moments; those of before must not stand for them."""
+    """A subject that was trained again has other moments, which older ones must not replace."""
     joined(tmp_path, rows, "01", False)
     subjects = tuple(str(tmp_path / f"{name}.zarr") for name in ("first", "second"))
     identities, alone = (OF_SUBJECTS[0], {"run": "anew"}), str(tmp_path / "alone.zarr")
@@ -141,7 +141,7 @@ def test_moments_of_another_run_are_refused(tmp_path, rows):
         decompose_store(str(tmp_path / "x.zarr"), str(tmp_path / "01.zarr"), {}, earlier)
 
 
-# --- one learned on top of another ---------------------------------------------------------------------------
+# --- subjects on top of others -------------------------------------------------------------------------------
 
 
 def pooled_moments(unet, given: tiny.Protected) -> dict[str, torch.Tensor]:
@@ -157,9 +157,9 @@ def learned(unet, moments: dict[str, torch.Tensor], seed: int) -> Adapter:
     return adapter
 
 
-def test_what_is_learned_later_leaves_alone_what_was_learned_before(pipeline, tmp_path):
-    """Prompts of the first subject, and protected ones, give the same outputs before and after the second is learned;
-    where the first is not protected, its prompts change."""
+def test_later_subjects_leave_earlier_ones_unchanged(pipeline, tmp_path):
+    """Outputs for prompts of the first subject and protected ones do not change when the second is learned. Without
+    protection of the first, outputs for its prompts do."""
     unet = pipeline.unet
     protected, first, other = (tiny.protected_inputs(seed=seed, n=1, tokens_=2) for seed in (5, 6, 77))
     base = tiny.predictions(unet, protected)
@@ -174,14 +174,14 @@ def test_what_is_learned_later_leaves_alone_what_was_learned_before(pipeline, tm
     for name, adapter in second.items():
         loaded = load_adapter(pipeline, saved(adapter, tmp_path))
         assert tiny.change(tiny.predictions(unet, protected), base) < 10 * KEPT
-        assert tiny.change(tiny.predictions(unet, other), elsewhere) > CHANGED, "it has learned something"
+        assert tiny.change(tiny.predictions(unet, other), elsewhere) > CHANGED, "training has an effect"
         forgotten = tiny.change(tiny.predictions(unet, first), knows_first)
         assert forgotten < 10 * KEPT if name == "in turn" else forgotten > CHANGED
         loaded.unload()
 
 
-def test_a_subject_s_moments_are_those_of_the_model_that_knows_it(pipeline, pipeline_folder, protected, tmp_path):
-    """Against watching the pipeline draw its prompts with all adapters at work, as they were when it was learned."""
+def test_moments_of_a_subject_come_from_the_model_that_has_learned_it(pipeline, pipeline_folder, protected, tmp_path):
+    """The reference observes the pipeline while it draws the prompts with all adapters loaded."""
     paths = []
     for seed in (3, 4):
         folder = tmp_path / str(seed)
@@ -228,7 +228,7 @@ def test_a_subject_s_moments_are_those_of_the_model_that_knows_it(pipeline, pipe
             torch.testing.assert_close(found.double(), x.T @ x, rtol=1e-3, atol=1e-3 * float((x.T @ x).abs().max()))
 
 
-def test_only_what_is_the_same_at_all_timesteps_becomes_part_of_the_weights(pipeline, pipeline_folder, tmp_path):
+def test_only_adapters_that_do_not_depend_on_the_timestep_are_merged(pipeline, pipeline_folder, tmp_path):
     build_on, unet = job.build_on, pipeline.unet
     protected, other = tiny.protected_inputs(), tiny.protected_inputs(seed=77)
     own, paths = {name: p.clone() for name, p in unet.state_dict().items()}, []
@@ -247,11 +247,11 @@ def test_only_what_is_the_same_at_all_timesteps_becomes_part_of_the_weights(pipe
     )
 
 
-# --- what is told --------------------------------------------------------------------------------------------
+# --- reports -------------------------------------------------------------------------------------------------
 
 
 def measured(method: str, count: int, concept: str, fidelity: list[float], drift: list[float], right=None) -> Known:
-    """What metrics.json says of one concept."""
+    """Return the content of metrics.json of one concept."""
     values = {FIDELITY: fidelity, DRIFT: drift, ("base", "subject", "dino_fidelity"): [0.0] * len(fidelity)}
     if right is not None:
         values[COLORS_RIGHT] = right
@@ -284,15 +284,15 @@ def test_forgetting_is_the_mean_difference_of_the_same_prompts(in_turn):
     assert row["colors_right"]["value"] == pytest.approx(2 / 3)
 
 
-def test_of_merged_adapters_each_counts_as_learned_when_it_was_alone(in_turn):
+def test_adapters_to_be_merged_count_as_learned_when_alone(in_turn):
     alone = [measured("ours", 0, "ann", [0.6, 0.8], [0.1, 0.1]), measured("ours", 0, "bob", [1.0, 1.0], [0.1, 0.1])]
     row = summary("ours", alone + in_turn)
     assert row["when_learned"]["value"] == pytest.approx((0.6 + 0.8 + 2) / 4)
     assert row["forgotten"]["value"] == pytest.approx((0.1 + 0.3 + 0.1 + 0.3) / 4)
-    assert list(row["drift"]) == ["1", "2"], "drift is told by how many are known"
+    assert list(row["drift"]) == ["1", "2"], "drift is reported by number of learned subjects"
 
 
-def test_curves_begin_where_a_subject_is_learned(in_turn):
+def test_the_curve_of_a_subject_begins_when_it_is_learned(in_turn):
     found = fidelities(in_turn, "ours", ["ann", "bob"])
     assert {name: [(count, value["value"]) for count, value in points] for name, points in found.items()} == {
         "ann": [(1, pytest.approx(0.7)), (2, pytest.approx(0.5))],
@@ -303,7 +303,7 @@ def test_curves_begin_where_a_subject_is_learned(in_turn):
     assert curves == {"ann": [[1, pytest.approx(0.7)], [2, pytest.approx(0.5)]], "bob": [[2, pytest.approx(0.8)]]}
 
 
-def test_the_table_holds_tuned_models_alone(in_turn):
+def test_the_table_contains_tuned_models_only(in_turn):
     table = tidy(in_turn)
     assert len(table) == 2 + 1 + 3
     assert table[0] == {
@@ -337,27 +337,27 @@ def test_free_directions_are_counted_by_kind_and_layer(tmp_path):
         ([0.5], [9, 9], 4, None, "the subjects use none"),
     ],
 )
-def test_capacity_in_words(means, counts, rank, more, says):
+def test_capacity_is_described_in_words(means, counts, rank, more, says):
     rooms = [{"mean": mean, "counts": counts} for mean in means]
     found = capacity(rooms, rank)
     assert found["more"] == more
     assert says in found["said"]
 
 
-def test_the_room_is_drawn_by_how_many_were_known():
+def test_free_directions_are_plotted_by_number_of_learned_subjects():
     drawn = figures.rooms({"to_k": [0.5, 0.4], "to_v": [0.3, 0.1]}, "free")
     assert [list(line.get_ydata()) for line in drawn.axes[0].lines] == [[0.5, 0.4], [0.3, 0.1]]
 
 
-def test_layers_with_too_little_room_for_the_rank_are_named():
+def test_layers_with_too_few_free_directions_for_the_rank_are_named():
     rng = np.random.default_rng(0)
     few, many = (projector(*decompose(np.cov(rng.normal(size=(8, n)))), "relative", 1e-6) for n in (7, 3))
     assert short_of({"a": [few], "b": [many], "c": [many, few]}, 4) == ["a", "c"]
     assert short_of({"a": [few], "b": [many]}, 7) == ["a", "b"]
 
 
-def test_no_room_for_the_next_subject_names_the_ones_that_took_it(monkeypatch, tmp_path, pipeline_folder):
-    """What the tool says when the free directions are used up."""
+def test_the_error_without_free_directions_names_the_earlier_subjects(monkeypatch, tmp_path, pipeline_folder):
+    """Happens when earlier subjects have used up the free directions."""
 
     def full(*_):
         raise ProjectorError("a.to_q: no free direction under protect.rule energy: 0.001")

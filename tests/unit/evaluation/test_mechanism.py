@@ -1,4 +1,4 @@
-"""What an adapter changes in a layer, against running the features through it."""
+"""Changes of layers by an adapter, compared with passing the features through the layers."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from nullbooth.statistics.projector import RULES, decompose, free_share, project
 
 
 @given(st.integers(0, 10**6))
-def test_output_change_is_that_of_the_features_themselves(seed):
+def test_output_change_equals_that_of_the_features_themselves(seed):
     rng = np.random.default_rng(seed)
     x, weight, change = rng.normal(size=(50, 7)) + 1, rng.normal(size=(5, 7)), rng.normal(size=(5, 7))
     expected = np.sqrt(((x @ change.T) ** 2).sum() / ((x @ weight.T) ** 2).sum())
@@ -37,12 +37,12 @@ def test_a_change_in_the_null_space_changes_no_output():
         ("transformer_blocks.12.attn2.to_v", "transformer 12 to_v"),
     ],
 )
-def test_short_names(site, short):
+def test_short_names_omit_shared_parts(site, short):
     assert short_name(site) == short
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_free_share_is_the_projectors_trace(rule):
+def test_free_share_is_the_relative_trace_of_the_projector(rule):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 12)) * np.logspace(0, -3, 12)
     w, u = decompose(x.T @ x / 40)
@@ -51,7 +51,7 @@ def test_free_share_is_the_projectors_trace(rule):
 
 
 @pytest.mark.parametrize("top", [1.0, 8.0, 1000.0])
-def test_the_largest_direction_s_share_of_the_energy(top):
+def test_largest_share_is_that_of_the_largest_eigenvalue(top):
     q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))
     w = np.array([top, *np.linspace(0.9, 0.01, 11)])
     assert largest_share((q * w) @ q.T) == pytest.approx(top / w.sum(), rel=0.02)
@@ -66,7 +66,7 @@ def row(site: str, protected: float, largest: float | None = 0.2) -> dict:
     )
 
 
-def test_what_a_table_says_of_leaks():
+def test_the_summary_reports_changes_and_warns_of_leaks():
     [said] = summary([row("to_q", 0.02), row("to_k", 0.04), row("to_v", 0.06)])
     assert "change by 4.0% in the median" in said
     assert "6.0% at most (down 0.0 to_v, timestep 981)" in said
@@ -77,4 +77,4 @@ def test_what_a_table_says_of_leaks():
     _, warning = summary([row("to_q", 0.02, 0.95), row("to_k", 0.02)])
     assert warning.startswith("Warning: one direction holds more than 90% of the input energy of 1 of 2 layers")
     assert "(down 0.0 to_q)" in warning
-    assert len(summary([row("to_q", 0.02, None)])) == 1, "tables from before have no such column"
+    assert len(summary([row("to_q", 0.02, None)])) == 1, "older tables lack the column"

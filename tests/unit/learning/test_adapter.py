@@ -1,4 +1,4 @@
-"""Adapters keep protected outputs after real training, and are the same thing trained, saved, loaded and exported."""
+"""Adapters preserve protected outputs in real training, and act the same when trained, saved, loaded or exported."""
 
 import json
 import warnings
@@ -27,13 +27,13 @@ RANKS = (4, "full")
 
 
 def unlike(given: tiny.Protected) -> tiny.Protected:
-    """Other latents and prompts at the same timesteps."""
+    """Return other latents and prompts at the same timesteps."""
     return tiny.protected_inputs(seed=77)
 
 
 @contextmanager
 def watching(denoiser, names: list[str], seen: dict[str, tuple]):
-    """Inputs and outputs of modules."""
+    """Record inputs and outputs of modules."""
     handles = [
         denoiser.get_submodule(name).register_forward_hook(lambda _m, x, y, name=name: seen.update({name: (x[0], y)}))
         for name in names
@@ -43,7 +43,7 @@ def watching(denoiser, names: list[str], seen: dict[str, tuple]):
         handle.remove()
 
 
-# --- what training keeps and what it changes ---------------------------------------------------------
+# --- effects of training ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -61,7 +61,7 @@ def test_training_keeps_protected_outputs_at_every_cached_timestep(unet, protect
 
 @pytest.mark.parametrize("rank", RANKS)
 def test_shared_weights_leak_into_other_timesteps(unet, protected, rank):
-    """Mistake 5: one set of weights, each update projected for one timestep only."""
+    """Mistake 5: one set of weights, with each update projected for one timestep only."""
     adapter = tiny.adapter(unet, protected, "shared", rank)
     kept = tiny.predictions(unet, protected)
     tiny.fit(unet, adapter)
@@ -104,7 +104,7 @@ def test_soft_rule_leaks_less_the_smaller_rho(unet, protected):
     assert leaks[0] > 5 * leaks[1] > 25 * leaks[2] > 0
 
 
-def test_an_untrained_adapter_changes_nothing(unet, protected):
+def test_an_untrained_adapter_has_no_effect(unet, protected):
     for scope in SCOPES:
         for rank in RANKS:
             adapter, given = tiny.adapter(unet, protected, scope, rank), unlike(protected)
@@ -129,7 +129,7 @@ def test_a_mixed_batch_uses_each_sample_s_own_timestep(unet, protected):
 
 
 def test_gradients_in_a_mixed_batch_reach_each_timestep_alone(unet, protected):
-    """What a batch of mixed timesteps teaches is the mean of what its samples teach."""
+    """The gradient of a batch of mixed timesteps is the mean of the gradients of its samples."""
     adapter = tiny.randomise(tiny.adapter(unet, protected, "timestep"))
     given, t = unlike(protected), torch.tensor([901.0, 501.0, 101.0])
     prompts = given.prompts[:1].expand(3, -1, -1)
@@ -145,7 +145,7 @@ def test_gradients_in_a_mixed_batch_reach_each_timestep_alone(unet, protected):
         torch.testing.assert_close(whole, sum(parts), rtol=1e-3, atol=1e-4)
 
 
-def test_change_is_the_formula(unet, protected):
+def test_the_change_of_weights_follows_the_formula(unet, protected):
     """W + scale * B (A P[s]) and W + D P[s], at every site, with the site's own projectors."""
     stacks, given = tiny.projectors(unet, protected), unlike(protected)
     for rank, alpha, scale in ((4, None, 1.0), (4, 2.0, 0.5), ("full", None, 1.0)):
@@ -163,7 +163,7 @@ def test_change_is_the_formula(unet, protected):
                 assert expected.norm() > 0.1
 
 
-def test_base_denoiser_and_biases_stay_as_they_are(unet, protected):
+def test_training_leaves_base_weights_and_biases_unchanged(unet, protected):
     before = {name: p.detach().clone() for name, p in unet.named_parameters()}
     adapter = tiny.adapter(unet, protected, "pooled", "full")
     tiny.fit(unet, adapter, steps=3)
@@ -171,11 +171,11 @@ def test_base_denoiser_and_biases_stay_as_they_are(unet, protected):
         assert p.equal(before[name]), name
         assert p.grad is None, name
     learned = {p.shape for p in adapter.parameters()}
-    assert learned == {(tiny.WIDTH, tiny.WIDTH)}  # no vector: no bias among what is learned
+    assert learned == {(tiny.WIDTH, tiny.WIDTH)}  # no vectors, and so no bias, are trained
     assert sum(p.numel() for p in adapter.parameters()) == len(find_sites(unet)) * tiny.WIDTH**2
 
 
-def test_detached_hooks_leave_the_denoiser_alone(unet, protected):
+def test_a_detached_adapter_leaves_no_hooks_or_effects(unet, protected):
     given = unlike(protected)
     base = tiny.predictions(unet, given)
     adapter = tiny.randomise(tiny.adapter(unet, protected, "pooled"))
@@ -189,13 +189,13 @@ def test_detached_hooks_leave_the_denoiser_alone(unet, protected):
 
 
 def as_projector(p: np.ndarray) -> Projector:
-    """Any symmetric matrix in place of a projector."""
+    """Any symmetric matrix instead of a projector."""
     gain, basis = np.linalg.eigh(p.astype(np.float64))
     return Projector(basis.astype(np.float32), gain.astype(np.float32), False, float(gain.sum()))
 
 
-def test_interpolated_projectors_are_none_and_leak(unet, protected):
-    """Mistake 8: (P1 + P2) / 2 between two cached timesteps. Ours takes the nearest one."""
+def test_interpolated_projectors_are_no_projectors_and_leak(unet, protected):
+    """Mistake 8: (P1 + P2) / 2 between two cached timesteps. NullBooth takes the nearest one."""
     stacks = tiny.projectors(unet, protected)
     mixed = {
         name: ps if len(ps) == 1 else [as_projector((ps[s].dense() + ps[s - 1].dense()) / 2) for s in range(3)]
@@ -218,7 +218,7 @@ def test_interpolated_projectors_are_none_and_leak(unet, protected):
 
 
 def test_projecting_gradients_is_not_enough(unet, protected):
-    """Adam rescales entry by entry, so that the step of a projected gradient leaves the null space; SGD does not."""
+    """Adam rescales each entry, so that the step of a projected gradient leaves the null space; SGD does not."""
     stacks = tiny.projectors(unet, protected, pooled=True)
     free = {name: [as_projector(np.eye(tiny.WIDTH))] for name in stacks}
     base, changes = tiny.predictions(unet, protected), {}
@@ -257,7 +257,7 @@ def test_training_other_weights_too_voids_the_guarantee(unet, protected):
 
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("scope", SCOPES)
-def test_loaded_adapter_acts_like_the_attached_one(pipeline, protected, tmp_path, scope, rank):
+def test_a_loaded_adapter_acts_like_the_attached_one(pipeline, protected, tmp_path, scope, rank):
     unet, given = pipeline.unet, unlike(protected)
     adapter = tiny.randomise(tiny.adapter(unet, protected, scope, rank, alpha=None if rank == "full" else 3.0))
     base = tiny.predictions(unet, given)
@@ -269,8 +269,8 @@ def test_loaded_adapter_acts_like_the_attached_one(pipeline, protected, tmp_path
 
 
 @pytest.mark.parametrize("scope", ["timestep", "pooled"])
-def test_whole_pipeline_draws_protected_prompts_as_before(pipeline, tmp_path, scope):
-    """Record, collect, decompose, train, save, load, sample: only the prompt that is not protected changes."""
+def test_a_tuned_pipeline_draws_protected_prompts_as_before(pipeline, tmp_path, scope):
+    """Record, collect, decompose, train, save, load, sample: only unprotected prompts change."""
     unet, prompts = pipeline.unet, ["a red star"]
     seen = record(pipeline, prompts, steps=3, guidance=3.0, seed=0, batch=1)
     sites = find_sites(unet)
@@ -320,8 +320,8 @@ def half_predictions(unet, given) -> torch.Tensor:
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("scope", ["timestep", "pooled"])
 def test_training_on_half_precision_weights_keeps_protected_outputs(unet, protected, tmp_path, scope, rank):
-    """Statistics, training and prediction all by bfloat16 passes through bfloat16 weights; the rest is rounding, which
-    differs with the processor's own arithmetic (AVX-512 BF16 or none): at most 4.04 of 2^-8 so far."""
+    """All passes of statistics, training and prediction are bfloat16 with bfloat16 weights. The remaining change is
+    rounding, which depends on the processor (AVX-512 BF16 or not): at most 4.04 of 2^-8 so far."""
     halved(unet)
     with torch.autocast("cpu", torch.bfloat16):
         torch.manual_seed(3)
@@ -352,7 +352,7 @@ def test_steps_of_half_precision_weights_are_rounded_once_and_unloading_is_exact
 
 
 @pytest.mark.parametrize("rank", RANKS)
-def test_saved_description_and_tensors_come_back(unet, protected, tmp_path, rank):
+def test_saved_description_and_tensors_are_read_back(unet, protected, tmp_path, rank):
     adapter = tiny.randomise(tiny.adapter(unet, protected, "timestep", rank))
     info = info_of(adapter)
     adapter.save(tmp_path / "a.safetensors", info)
@@ -374,8 +374,8 @@ def test_saving_leaves_the_adapter_trainable(unet, protected, tmp_path):
 
 
 @pytest.mark.parametrize("scope", ["timestep", "pooled"])
-def test_saved_weights_are_projected_whatever_a_reader_does(unet, protected, tmp_path, scope):
-    """A file's own `down` keeps protected inputs silent: no reader needs the projectors."""
+def test_saved_weights_are_projected_already(unet, protected, tmp_path, scope):
+    """The `down` of the file maps protected inputs to zero, so that readers need no projectors."""
     adapter = tiny.randomise(tiny.adapter(unet, protected, scope))
     tensors, _ = read_adapter(saved(adapter, tmp_path))
     moments = tiny.moments(unet, protected, pooled=scope == "pooled")
@@ -388,7 +388,7 @@ def test_saved_weights_are_projected_whatever_a_reader_does(unet, protected, tmp
 
 
 def weight_changes(pipeline, path, scale: float, timestep: float) -> dict[str, torch.Tensor]:
-    """What a loaded adapter adds to the weights of its sites at a timestep."""
+    """Return the changes of the sites' weights by a loaded adapter at a timestep."""
     sites = find_sites(pipeline.unet)
     before = {name: module.weight.clone() for name, module in sites.items()}
     loaded = load_adapter(pipeline, path, scale)
@@ -400,7 +400,7 @@ def weight_changes(pipeline, path, scale: float, timestep: float) -> dict[str, t
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_scale_is_linear_in_the_weights(pipeline, protected, tmp_path, scope):
+def test_the_change_of_weights_is_linear_in_the_scale(pipeline, protected, tmp_path, scope):
     path = saved(tiny.randomise(tiny.adapter(pipeline.unet, protected, scope)), tmp_path)
     one, half, minus, zero = (weight_changes(pipeline, path, scale, 501.0) for scale in (1.0, 0.5, -2.0, 0.0))
     for name, delta in one.items():
@@ -410,7 +410,7 @@ def test_scale_is_linear_in_the_weights(pipeline, protected, tmp_path, scope):
         assert zero[name].count_nonzero() == 0
 
 
-def test_scale_zero_draws_like_the_base(pipeline, protected, tmp_path):
+def test_scale_zero_draws_like_the_base_model(pipeline, protected, tmp_path):
     given = unlike(protected)
     base = tiny.predictions(pipeline.unet, given)
     load_adapter(pipeline, saved(tiny.randomise(tiny.adapter(pipeline.unet, protected, "timestep")), tmp_path), 0.0)
@@ -428,14 +428,14 @@ def test_loading_touches_weights_of_the_sites_only_and_unloading_restores_all(
     loaded = load_adapter(pipeline, saved(tiny.randomise(tiny.adapter(unet, protected, scope, rank)), tmp_path))
     tiny.predictions(unet, given)
     changed = {name for name, p in unet.named_parameters() if not p.equal(before[name])}
-    assert changed == {f"{name}.weight" for name in find_sites(unet)}  # and so no bias
+    assert changed == {f"{name}.weight" for name in find_sites(unet)}  # no bias changes
     loaded.unload()
     assert all(p.equal(before[name]) for name, p in unet.named_parameters())
     assert tiny.predictions(unet, given).equal(base)
     assert not unet._forward_pre_hooks
 
 
-def test_going_back_to_a_timestep_brings_its_weights_back(pipeline, protected, tmp_path):
+def test_returning_to_a_timestep_restores_its_weights(pipeline, protected, tmp_path):
     unet, given = pipeline.unet, unlike(protected)
     load_adapter(pipeline, saved(tiny.randomise(tiny.adapter(unet, protected, "timestep")), tmp_path))
     first = [tiny.predict(unet, given.latents[0], t, given.prompts) for t in given.timesteps]
@@ -443,8 +443,8 @@ def test_going_back_to_a_timestep_brings_its_weights_back(pipeline, protected, t
     assert all(a.equal(b) for a, b in zip(first, reversed(again), strict=True))
 
 
-def test_low_precision_copies_of_one_timestep_do_not_serve_the_next(pipeline, protected, tmp_path):
-    """Autocast remembers the weights that it has cast for as long as its context lasts."""
+def test_low_precision_copies_are_not_reused_at_the_next_timestep(pipeline, protected, tmp_path):
+    """Autocast caches cast weights while its context lasts."""
     unet, given = pipeline.unet, unlike(protected)
     load_adapter(pipeline, saved(tiny.randomise(tiny.adapter(unet, protected, "timestep")), tmp_path))
 
@@ -462,8 +462,8 @@ def test_low_precision_copies_of_one_timestep_do_not_serve_the_next(pipeline, pr
         assert 0 < tiny.change(a, exact) < 0.05
 
 
-def test_the_nearest_cached_timestep_serves_any_other(pipeline, protected, tmp_path):
-    """Cached are 901, 501 and 101; ties do not occur."""
+def test_other_timesteps_use_the_nearest_cached_one(pipeline, protected, tmp_path):
+    """The cached timesteps are 901, 501 and 101; there are no ties."""
     path = saved(tiny.randomise(tiny.adapter(pipeline.unet, protected, "timestep")), tmp_path)
     cached = {t: weight_changes(pipeline, path, 1.0, t) for t in protected.timesteps}
     for asked, nearest in ((999.0, 901.0), (702.0, 901.0), (700.0, 501.0), (302.5, 501.0), (300, 101.0), (0, 101.0)):
@@ -473,20 +473,20 @@ def test_the_nearest_cached_timestep_serves_any_other(pipeline, protected, tmp_p
     assert len(moving) == 8  # to_q and to_out.0 of four blocks
 
 
-def test_other_numbers_of_steps_run(pipeline, protected, tmp_path):
+def test_any_number_of_steps_can_be_sampled(pipeline, protected, tmp_path):
     load_adapter(pipeline, saved(tiny.randomise(tiny.adapter(pipeline.unet, protected, "timestep")), tmp_path))
     images = pipeline("a red star", num_inference_steps=5, output_type="pt").images
     assert images.shape == (1, 3, 16, 16)
     assert images.isfinite().all()
 
 
-def test_nearest_index():
+def test_nearest_index_finds_the_nearest_timestep():
     cached = torch.tensor([900.5, 500.25, 3.0], dtype=torch.float64)
     assert nearest_index(cached, torch.tensor([999, 701, 700, 3, 0])).tolist() == [0, 0, 1, 2, 2]
     assert nearest_index(cached, torch.tensor(500)).tolist() == [1]
 
 
-def test_a_batch_of_several_timesteps_is_refused_once_loaded(pipeline, protected, tmp_path):
+def test_a_loaded_adapter_refuses_a_batch_of_several_timesteps(pipeline, protected, tmp_path):
     given = unlike(protected)
     load_adapter(pipeline, saved(tiny.randomise(tiny.adapter(pipeline.unet, protected, "timestep")), tmp_path))
     with pytest.raises(ValueError, match="one timestep per call"):
@@ -496,7 +496,7 @@ def test_a_batch_of_several_timesteps_is_refused_once_loaded(pipeline, protected
 @pytest.mark.parametrize(
     ("guided", "guidance", "warned"), [(False, 3.0, 1), (False, 1.0, 0), (True, 3.0, 0), (None, 3.0, 0)]
 )
-def test_guidance_is_warned_of_where_statistics_had_none(pipeline, protected, tmp_path, guided, guidance, warned):
+def test_guidance_causes_a_warning_if_statistics_had_none(pipeline, protected, tmp_path, guided, guidance, warned):
     adapter = tiny.randomise(tiny.adapter(pipeline.unet, protected, "timestep"))
     path = tmp_path / "adapter.safetensors"
     adapter.save(path, info_of(adapter, guided=guided))
@@ -506,7 +506,7 @@ def test_guidance_is_warned_of_where_statistics_had_none(pipeline, protected, tm
         for _ in range(2):
             pipeline("a star", num_inference_steps=2, guidance_scale=guidance, output_type="latent")
     said = [str(w.message) for w in found if "sampled without guidance" in str(w.message)]
-    assert len(said) == warned, "once for an adapter, not once for a pass"
+    assert len(said) == warned, "once per adapter, not once per pass"
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ def test_an_adapter_of_another_model_is_refused(pipeline, protected, tmp_path, o
     assert not pipeline.unet._forward_pre_hooks
 
 
-def test_another_file_is_refused(pipeline, tmp_path):
+def test_a_file_that_is_no_adapter_is_refused(pipeline, tmp_path):
     path = tmp_path / "lora.safetensors"
     for metadata in (None, {"format": "pt"}, {"format": "nullbooth-adapter-0", "info": json.dumps({})}):
         save_file({"unet.a.lora_A.weight": torch.zeros(2, 2)}, path, metadata)
@@ -533,13 +533,13 @@ def test_another_file_is_refused(pipeline, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_number_of_projectors(unet, protected):
+def test_a_wrong_number_of_projectors_is_refused(unet, protected):
     stacks = {name: ps[:2] for name, ps in tiny.projectors(unet, protected).items()}
     with pytest.raises(ValueError, match=r"attn2\.to_.*2 projectors for 3 timesteps"):
         Adapter(find_sites(unet), stacks, protected.timesteps)
 
 
-def test_unknown_scope(unet, protected):
+def test_an_unknown_scope_is_refused(unet, protected):
     with pytest.raises(ValueError, match=r"'pool'.*timestep, pooled, shared"):
         tiny.adapter(unet, protected, "pool")
 
@@ -548,7 +548,7 @@ def test_unknown_scope(unet, protected):
 
 
 @pytest.mark.parametrize("scope", ["pooled", "shared"])
-def test_exported_lora_draws_the_same_pictures_in_plain_diffusers(pipeline, protected, tmp_path, scope):
+def test_an_exported_lora_draws_the_same_pictures_in_plain_diffusers(pipeline, protected, tmp_path, scope):
     adapter = tiny.randomise(tiny.adapter(pipeline.unet, protected, scope, 4, alpha=2.0))
     path, lora = saved(adapter, tmp_path), tmp_path / "pytorch_lora_weights.safetensors"
     export_lora(path, lora)
@@ -567,7 +567,7 @@ def test_exported_lora_draws_the_same_pictures_in_plain_diffusers(pipeline, prot
     assert len(load_file(lora)) == 2 * len(find_sites(tiny.unet()))
 
 
-def test_export_refuses_what_no_lora_can_say(unet, protected, tmp_path):
+def test_export_refuses_adapters_that_no_lora_equals(unet, protected, tmp_path):
     for scope, rank, reason in (
         ("timestep", 4, "each timestep"),
         ("timestep", "full", "full-rank"),

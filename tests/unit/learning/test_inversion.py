@@ -1,4 +1,4 @@
-"""Vectors of its own for the identifier: what they change, what they leave alone, how they are learned and shared."""
+"""Learned vectors of the identifier: their effects, training, loading and export."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ WORD = "vbk"
 NAMED, OTHER = ["a vbk star", "a red vbk"], ["a red star", "vb k star"]
 
 
-def test_vectors_stand_where_all_tokens_of_the_word_do():
+def test_vectors_replace_the_embeddings_where_all_tokens_of_the_word_occur():
     ids = torch.tensor([[9, 1, 2, 3, 9], [1, 2, 1, 2, 3], [1, 3, 2, 1, 2]])
     embedded = torch.arange(30.0).view(3, 5, 2)
     vectors = torch.tensor([[-1.0, -1], [-2, -2], [-3, -3]])
@@ -43,7 +43,7 @@ def test_vectors_stand_where_all_tokens_of_the_word_do():
 
 @pytest.fixture(params=families.FAMILIES)
 def family(request):
-    """A pipeline of each family, and what keeps it small."""
+    """A pipeline of each family, with the side and arguments that keep it small."""
     pipeline, small = families.FAMILIES[request.param](), families.SMALL.get(request.param, {})
     pipeline.set_progress_bar_config(disable=True)
     denoiser_of(pipeline).requires_grad_(False)
@@ -55,13 +55,13 @@ def given(pipeline, prompts, side, arguments) -> dict[str, torch.Tensor]:
     return conditions(pipeline, prompts, (side, side), arguments, 1.0)[0]
 
 
-def test_prompts_without_the_word_are_read_as_before(family):
+def test_prompts_without_the_word_are_encoded_as_before(family):
     pipeline, *how = family
     before = {tuple(texts): given(pipeline, texts, *how) for texts in (NAMED, OTHER)}
     word = Word(pipeline, WORD)
     with word.attached():
         same = given(pipeline, NAMED, *how)
-        torch.testing.assert_close(same, before[tuple(NAMED)])  # they begin as what the word meant
+        torch.testing.assert_close(same, before[tuple(NAMED)])  # initially, the vectors are the embeddings of the word
     with torch.no_grad():
         for vectors in word.vectors.values():
             vectors.add_(0.5)
@@ -74,7 +74,7 @@ def test_prompts_without_the_word_are_read_as_before(family):
 
 
 def test_gradients_reach_every_text_encoder(family):
-    """And what is spoken with gradients is what is spoken without."""
+    """Conditions computed with gradients equal those computed without."""
     pipeline, *how = family
     word, texts = Word(pipeline, WORD), [*NAMED, "vbk"]
     with word.attached():
@@ -88,7 +88,7 @@ def test_gradients_reach_every_text_encoder(family):
 
 
 def learned(pipeline, folder, steps: int = 12) -> Word:
-    """After training on one photograph."""
+    """Return a word after training on one photograph."""
     folder.mkdir(exist_ok=True)
     Image.effect_noise((16, 16), 90).convert("RGB").save(folder / "a.png")
     concept = {"identifier": WORD, "class": "star", "prompt": "a {subject}"}
@@ -102,7 +102,7 @@ def learned(pipeline, folder, steps: int = 12) -> Word:
     return word
 
 
-def test_learning_moves_the_vectors_and_nothing_else(pipeline, tmp_path):
+def test_training_changes_the_vectors_and_nothing_else(pipeline, tmp_path):
     pipeline.unet.requires_grad_(False)
     weights = {
         f"{name}.{key}": value.clone()
@@ -119,7 +119,7 @@ def test_learning_moves_the_vectors_and_nothing_else(pipeline, tmp_path):
 
 
 def test_learning_the_word_lowers_the_error(pipeline, tmp_path):
-    """Of the very same noise and timesteps."""
+    """The error is measured with the same noise and timesteps."""
     pipeline.unet.requires_grad_(False)
     short, long = learned(pipeline, tmp_path / "a", 1), learned(pipeline, tmp_path / "b", 40)
     assert not short.vectors["text_encoder"].equal(long.vectors["text_encoder"])
@@ -138,7 +138,7 @@ def test_learning_the_word_lowers_the_error(pipeline, tmp_path):
     assert error(long) < error(short) - 1e-4
 
 
-def test_a_loaded_adapter_brings_its_word_and_takes_it_away(pipeline, tmp_path):
+def test_loading_an_adapter_installs_its_word_and_unloading_removes_it(pipeline, tmp_path):
     before = {text: draw(pipeline, "Stable Diffusion 1", text) for text in ("a vbk star", "a red star")}
     path = saved_with_word(pipeline, tmp_path / "a.safetensors", WORD)
     tensors, info = read_adapter(path)
@@ -158,8 +158,8 @@ def test_a_loaded_adapter_brings_its_word_and_takes_it_away(pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["Stable Diffusion 1", "Stable Diffusion XL"])
-def test_plain_diffusers_reads_lora_and_word(family, tmp_path):
-    """As the card of an export says."""
+def test_plain_diffusers_loads_lora_and_word(family, tmp_path):
+    """The code is that of an exported model card."""
     pipeline = families.FAMILIES[family]()
     path = saved_with_word(pipeline, tmp_path / "a.safetensors", WORD)
     loaded = load_adapter(pipeline, path)
@@ -170,7 +170,7 @@ def test_plain_diffusers_reads_lora_and_word(family, tmp_path):
     pipeline.load_lora_weights(tmp_path / "lora.safetensors")
     _, info = read_adapter(path)
     token, word = token_of(info), load_file(tmp_path / "word.safetensors")
-    numbers = {"clip_l": "", "clip_g": "_2"}  # the keys that ComfyUI reads
+    numbers = {"clip_l": "", "clip_g": "_2"}  # keys of ComfyUI
     assert sorted(word) == sorted(list(numbers)[: 1 + family.endswith("XL")])
     for key, vectors in word.items():
         parts = {part: getattr(pipeline, part + numbers[key]) for part in ("text_encoder", "tokenizer")}
@@ -178,12 +178,12 @@ def test_plain_diffusers_reads_lora_and_word(family, tmp_path):
     torch.testing.assert_close(draw(pipeline, family, f"a {token} star"), ours, rtol=1e-3, atol=1e-3)
 
 
-def test_what_cannot_be_is_refused(pipeline, tmp_path):
+def test_words_that_cannot_be_loaded_or_exported_are_refused(pipeline, tmp_path):
     path = saved_with_word(pipeline, tmp_path / "a.safetensors", WORD)
     first = load_adapter(pipeline, path)
     with pytest.raises(InputError, match=r"a\.safetensors: another loaded adapter has learned vectors for 'vbk'"):
         load_adapter(pipeline, path)
-    assert first.alone, "what was refused is gone"
+    assert first.alone, "the refused adapter is unloaded"
     first.unload()
     with pytest.raises(InputError, match="has learned vectors for 'vbk', which the weights of a pipeline cannot"):
         fuse(pipeline, path, tmp_path / "fused")

@@ -1,4 +1,4 @@
-"""The table of methods: what it says, and that one entry is all that a new method needs."""
+"""The table of methods: its entries, and that a new method needs one entry only."""
 
 from dataclasses import replace
 from importlib import import_module
@@ -24,7 +24,7 @@ from nullbooth.planning.shapes_from_headers import read
 
 @pytest.fixture
 def added(monkeypatch):
-    """One registration."""
+    """Register a method."""
     monkeypatch.setitem(METHODS, output_layers.METHOD.name, output_layers.METHOD)
     return {"name": "mine", "method": output_layers.METHOD.name}
 
@@ -32,11 +32,11 @@ def added(monkeypatch):
 def test_every_method_has_one_entry(schema):
     assert [name for name in METHODS if METHODS[name].name != name] == []
     assert [name for name in METHODS if not METHODS[name].builder] == ["nullbooth"]
-    assert schema["$defs"]["method"]["properties"]["method"]["enum"] == list(METHODS), "as editors show it"
+    assert schema["$defs"]["method"]["properties"]["method"]["enum"] == list(METHODS), "for completion in editors"
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "nullbooth"])
-def test_every_builder_is_there(name):
+def test_every_builder_exists(name):
     module, _, function = METHODS[name].builder.partition(":")
     assert callable(getattr(import_module(module), function))
 
@@ -50,17 +50,17 @@ def test_a_new_method_is_known_to_configs_plans_and_rules(schema, added, pipelin
     work = Work(prompts=2, shard_size=2, steps=2, runs=(Run(method=entry["method"]),))
     jobs = {job.rule for job in estimate.jobs(read(pipeline_folder, ["cross-attention"]), work, Machine(1e12, 1e11))}
     assert "adapter" in jobs
-    assert not jobs & {"trajectory", "moments", "projector"}, "it reads nothing of the protected prompts"
+    assert not jobs & {"trajectory", "moments", "projector"}, "it needs no data of the protected prompts"
 
 
-def test_without_its_entry_it_is_refused(schema):
+def test_a_method_without_an_entry_is_refused(schema):
     with pytest.raises(SettingsError, match=r"methods\.0\.method: 'output-layers'"):
         complete({**NEEDED, "methods": [{"name": "mine", "method": "output-layers"}]}, schema)
     with pytest.raises(ValueError, match="method 'output-layers': use one of nullbooth, dreambooth, "):
         build("output-layers", tiny.unet(), {}, Options())
 
 
-def test_a_new_method_learns_and_is_loaded(added, tmp_path):
+def test_a_new_method_can_be_trained_and_loaded(added, tmp_path):
     unet = tiny.unet()
     made = build(added["method"], unet, find_sites(unet), Options())
     brief = replace(SETTINGS, steps=4, batch=2, learning_rate=0.01)

@@ -1,4 +1,4 @@
-"""Protected prompts replayed from their stored trajectories: what is drawn, what it is compared with, what it keeps."""
+"""Replay of protected prompts from stored trajectories: sampling, targets, and effect on drift."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ BRIEF = replace(SETTINGS, steps=4, batch=2, learning_rate=0.01)
 
 
 def write_shard(path, n: int, seed: int, shape: tuple = (4, 4, 4)) -> str:
-    """A trajectory of `n` prompts, in which each latent and each condition tells where it was."""
+    """Write a trajectory of `n` prompts, whose latents and conditions encode their positions."""
     rng = np.random.default_rng(seed)
     latents = rng.normal(size=(len(TIMESTEPS), n, *shape)).astype(np.float32)
     prompts = rng.normal(size=(2, n, 4, tiny.WIDTH)).astype(np.float32)
@@ -43,9 +43,9 @@ def shards(tmp_path) -> list[str]:
 
 
 def places(batch: dict) -> list[tuple[int, int, int, int]]:
-    """Shard, prompt, call and branch of each sample."""
+    """Return shard, prompt, call and branch of each sample."""
     x, c = batch["sample"][:, 0, 0, 0].int(), batch["conditions"]["encoder_hidden_states"][:, 0, 0].int()
-    assert (x // 10).equal(c // 10), "latents and conditions are of the same prompt"
+    assert (x // 10).equal(c // 10), "latents and conditions belong to the same prompt"
     return [(a // 1000, a % 1000 // 10, a % 10, b % 10) for a, b in zip(x.tolist(), c.tolist(), strict=True)]
 
 
@@ -66,10 +66,10 @@ def test_every_prompt_call_and_branch_is_drawn_with_its_own_timestep(shards):
         for branch in range(2)
     }
     share = sum(shard == 2 for shard, *_ in seen) / len(seen)
-    assert share == pytest.approx(0.75, abs=0.2), "shards count by their prompts"
+    assert share == pytest.approx(0.75, abs=0.2), "shards are drawn in proportion to their prompts"
 
 
-def test_a_batch_is_a_function_of_its_number(shards, monkeypatch):
+def test_a_batch_depends_on_its_number_only(shards, monkeypatch):
     first, second = Replay(shards, IDENTITY), Replay(shards, IDENTITY)
     monkeypatch.setattr(replay, "CACHED_BYTES", 0)
     uncached = Replay(shards, IDENTITY)
@@ -105,7 +105,7 @@ def test_trajectories_of_another_model_are_refused(shards):
 
 
 def learn(folder, shards, method="replay", settings=BRIEF, die_after=None, **options):
-    """Train on photographs and, as `replay`, on the shards. Returns the denoiser and what is saved of it."""
+    """Train on photographs and, for `replay`, on the shards. Return the denoiser and the tensors to save."""
     torch.manual_seed(0)
     unet = tiny.unet()
     made = build(method, unet, find_sites(unet), Options(8))
@@ -133,7 +133,7 @@ def test_a_resumed_replay_ends_in_the_same_weights(tmp_path, shards):
 
 def test_the_target_is_what_the_base_model_predicts_for_the_stored_inputs(tmp_path, shards):
     """The loss of each step is that of the photographs plus the weighted distance to the base model's prediction, which
-    is nothing before the first step and something after it."""
+    is zero only at the first step."""
     settings = replace(BRIEF, steps=2, schedule="constant", prior_weight=3.0)
     plain = {}
     for method in ("lora", "replay"):
@@ -149,7 +149,7 @@ def test_the_target_is_what_the_base_model_predicts_for_the_stored_inputs(tmp_pa
     assert plain["replay"][1] - plain["lora"][1] == pytest.approx(3 * distance, rel=1e-2)
 
 
-def test_both_passes_are_given_the_stored_conditions_and_timesteps(tmp_path, shards):
+def test_both_passes_get_the_stored_conditions_and_timesteps(tmp_path, shards):
     torch.manual_seed(0)
     unet = tiny.unet()
     made, calls = build("replay", unet, find_sites(unet), Options(8)), Calls(unet)
@@ -163,7 +163,7 @@ def test_both_passes_are_given_the_stored_conditions_and_timesteps(tmp_path, sha
         tmp_path,
         log=lambda line: None,
     )
-    assert len(calls.prompts) == 3, "of the photographs, of the base model, and of the learner"
+    assert len(calls.prompts) == 3, "the photographs, the base model, and the trained model"
     expected = found.draw(2, 0)
     for k in (1, 2):
         assert calls.timesteps[k].equal(expected["timestep"])
@@ -176,7 +176,7 @@ def test_stored_latents_may_have_another_shape_than_the_photographs(tmp_path):
     assert len(read_losses(tmp_path / "run")) == BRIEF.steps
 
 
-def test_what_is_replayed_drifts_less_than_with_plain_lora(tmp_path, shards):
+def test_replayed_prompts_drift_less_than_with_plain_lora(tmp_path, shards):
     found = Replay(shards, IDENTITY)
     batches = [found.draw(8, number) for number in range(1000, 1010)]
 
@@ -196,7 +196,7 @@ def test_what_is_replayed_drifts_less_than_with_plain_lora(tmp_path, shards):
 # --- settings ----------------------------------------------------------------------------------------
 
 
-def test_replay_is_a_lora_with_a_prior_and_asks_for_trajectories():
+def test_replay_is_a_lora_with_a_prior_that_needs_trajectories():
     method = {"method": "replay", "prior": None}
     assert prior_of(method) == "protected"
     assert is_lora(method)

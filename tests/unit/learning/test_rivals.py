@@ -1,4 +1,4 @@
-"""The methods to compare with: what learns, what is saved, and that loading it gives the trained model."""
+"""Rival methods: what they train and save, and that loading the result gives the trained model."""
 
 import re
 from dataclasses import replace
@@ -51,7 +51,7 @@ def outputs(unet) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", RIVALS)
-def test_a_rival_begins_as_the_base_model(method):
+def test_an_untrained_rival_equals_the_base_model(method):
     unet = tiny.unet()
     before = outputs(unet)
     rival(unet, method)
@@ -60,7 +60,7 @@ def test_a_rival_begins_as_the_base_model(method):
 
 @pytest.mark.parametrize("method", [method for method in RIVALS if not METHODS[method].own_weights])
 def test_factors_are_float32_beside_half_precision_weights(method, tmp_path, request):
-    AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process is all that accelerate has
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate allows one precision per process
     request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
     unet = tiny.unet().to(torch.bfloat16)
     before, made = {name: p.clone() for name, p in unet.named_parameters()}, rival(unet, method)
@@ -86,7 +86,7 @@ LEARNS = {
 
 
 @pytest.mark.parametrize("method", RIVALS)
-def test_what_learns(method):
+def test_each_method_trains_its_own_parameters(method):
     unet = tiny.unet()
     made = rival(unet, method)
     learning = {name for name, p in unet.named_parameters() if p.requires_grad}
@@ -108,7 +108,7 @@ def test_a_saved_rival_loads_as_the_trained_model_and_unloads_bit_by_bit(tmp_pat
 
     plain = tiny.unet()
     before = outputs(plain)
-    assert tiny.change(trained, before) > 1e-2, "it learned something"
+    assert tiny.change(trained, before) > 1e-2, "training has an effect"
     tensors, info = read_adapter(path)
     loaded = LoadedAdapter(plain, tensors, info, 1.0)
     assert tiny.change(outputs(plain), trained) < 1e-4
@@ -140,7 +140,7 @@ def test_a_resumed_rival_ends_in_the_same_weights(tmp_path, method):
 
 
 def test_prior_preservation_adds_the_loss_of_class_pictures(tmp_path):
-    """The first loss is that of the photographs plus the weighted one of the class, each a mean of its own."""
+    """The first loss is that of the photographs plus the weighted one of the class, each a separate mean."""
     found = {}
     for weight in (0.0, 1.0, 3.0):
         unet = tiny.unet()
@@ -157,9 +157,9 @@ def test_prior_preservation_adds_the_loss_of_class_pictures(tmp_path):
     assert found[1.0] > 1.2 * found[0.0]
 
 
-def test_prior_prediction_holds_on_to_the_base_models_output(tmp_path):
-    """After the same training, what it was told to keep is nearer to the base model for a larger weight; and the first
-    step, when nothing has changed yet, costs no more than plain LoRA."""
+def test_prior_prediction_keeps_outputs_near_the_base_model(tmp_path):
+    """After the same training, outputs for class captions are nearer to the base model with a larger weight. The first
+    loss equals that of plain LoRA, because nothing has changed yet."""
 
     @torch.no_grad()
     def of_class(unet) -> torch.Tensor:
@@ -180,7 +180,7 @@ def test_prior_prediction_holds_on_to_the_base_models_output(tmp_path):
     assert drift[50.0] < 0.5 * drift[0.0]
 
 
-def test_disabled_is_the_base_model():
+def test_a_disabled_method_gives_the_base_model():
     unet = tiny.unet()
     before = outputs(unet)
     made = rival(unet, "lora")
@@ -194,7 +194,7 @@ def test_disabled_is_the_base_model():
     assert all(p.requires_grad for p in made.parameters())
 
 
-def test_a_lora_is_exported_as_one(tmp_path, pipeline):
+def test_a_lora_can_be_exported(tmp_path, pipeline):
     made = rival(pipeline.unet, "lora", alpha=4.0)
     with torch.no_grad():
         for p in made.parameters():
@@ -209,7 +209,7 @@ def test_a_lora_is_exported_as_one(tmp_path, pipeline):
 
 
 def test_corda_starts_in_directions_that_protected_inputs_use_least():
-    """Its factors see less of protected features than of random ones of the same size."""
+    """Its factors respond less to protected features than to random ones of the same size."""
     unet = tiny.unet()
     made = rival(unet, "corda", rank=4)
     layer = next(layer for name, layer in made._layers.items() if name.endswith("to_k"))

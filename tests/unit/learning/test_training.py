@@ -1,4 +1,4 @@
-"""Training: exact resume, targets, weights, timesteps, captions, the loss table."""
+"""Training: exact resumption, targets, loss weights, timesteps, captions, and the loss table."""
 
 import csv
 from dataclasses import replace
@@ -24,7 +24,7 @@ def scheduler(prediction_type: str = "epsilon", **changes) -> DDPMScheduler:
 
 
 def alphas() -> np.ndarray:
-    """Share of signal `[1000]` by the words of the latent diffusion paper."""
+    """Share of signal `[1000]` as defined in the latent diffusion paper."""
     return np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 
 
@@ -37,7 +37,7 @@ def data(n: int = 5) -> TrainData:
 
 
 class Calls:
-    """What a denoiser is called with."""
+    """Record the arguments of a denoiser's calls."""
 
     def __init__(self, denoiser):
         self.timesteps: list[torch.Tensor] = []
@@ -56,7 +56,7 @@ class Killed(BaseException):
 def learn(
     folder, settings=SETTINGS, scope="timestep", rank=4, die_after=None, unet=None, noise=None, run="a", **options
 ):
-    """Train a fresh adapter on a fresh denoiser; with `die_after`, be killed after that step. Returns its weights."""
+    """Train a new adapter on a new denoiser, killed after step `die_after` if given. Return its weights."""
     unet = unet or tiny.unet()
     adapter = tiny.adapter(unet, tiny.protected_inputs(), scope, rank)
 
@@ -105,15 +105,15 @@ def test_a_resumed_run_ends_in_the_same_weights_bit_by_bit(tmp_path, scope, sett
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
-def test_training_is_a_function_of_its_seed(tmp_path):
+def test_training_depends_on_its_seed_only(tmp_path):
     first = learn(tmp_path / "a")
-    torch.rand(17)  # the global generator is none of its business
+    torch.rand(17)  # the global generator has no effect
     assert_same(learn(tmp_path / "b"), first)
     other = learn(tmp_path / "c", replace(SETTINGS, seed=1))
     assert not any(other[key].equal(first[key]) for key in first)
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
     whole = learn(tmp_path / "whole")
     learn(tmp_path / "cut", die_after=1)
     assert_same(learn(tmp_path / "cut"), whole)
@@ -130,18 +130,18 @@ def test_a_checkpoint_of_another_run_is_ignored(tmp_path):
     assert losses(tmp_path / "used") == losses(tmp_path / "clean")
 
 
-def test_a_run_resumes_although_another_one_got_further(tmp_path):
+def test_a_run_resumes_even_if_another_one_got_further(tmp_path):
     expected = learn(tmp_path / "clean", run="b")
     learn(tmp_path / "used", die_after=5, run="a")  # leaves a checkpoint of step 4
-    learn(tmp_path / "used", die_after=3, run="b")  # leaves one of step 2
+    learn(tmp_path / "used", die_after=3, run="b")  # leaves a checkpoint of step 2
     lines = []
     found = learn(tmp_path / "used", run="b", log=lines.append)
     assert lines[0] == "resumed at step 2 of 6"
     assert_same(found, expected)
 
 
-def test_resuming_does_without_the_loss_table(tmp_path):
-    """loss.csv is an output of the rule: it is there when it is whole. Losses so far are in the checkpoint."""
+def test_resuming_does_not_need_the_loss_table(tmp_path):
+    """loss.csv is an output of the rule and written at the end. Losses so far are in the checkpoint."""
     whole = learn(tmp_path / "whole")
     learn(tmp_path / "cut", die_after=5)
     assert not (tmp_path / "cut" / "loss.csv").exists()
@@ -151,20 +151,20 @@ def test_resuming_does_without_the_loss_table(tmp_path):
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
-def test_only_the_last_checkpoint_stays_and_none_is_half_written(tmp_path):
+def test_only_the_last_checkpoint_stays_and_none_is_incomplete(tmp_path):
     learn(tmp_path / "run", die_after=5)
     assert [p.name for p in (tmp_path / "run" / "checkpoints" / "a").iterdir()] == ["000004.safetensors"]
 
 
 def half_a_file(tensors, path, metadata) -> None:
-    """In place of safetensors' own: writes half of the second checkpoint, and ends the process."""
+    """Stand-in for `save_file` that writes half of the second checkpoint and ends the process."""
     save_file(tensors, path, metadata)
     if "000004" in path.name:
         damage.truncate(path)
         damage.die()
 
 
-def test_a_kill_in_the_middle_of_a_checkpoint_goes_back_to_the_one_before(tmp_path, monkeypatch):
+def test_a_kill_while_a_checkpoint_is_written_resumes_from_the_one_before(tmp_path, monkeypatch):
     whole = learn(tmp_path / "whole")
 
     def work() -> None:
@@ -182,7 +182,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint_goes_back_to_the_one_before(tmp_pa
 
 
 @pytest.mark.parametrize("harm", [damage.truncate, damage.flip_bit])
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, harm):
+def test_a_damaged_checkpoint_is_refused_with_its_name(tmp_path, harm):
     whole = learn(tmp_path / "whole")
     learn(tmp_path / "cut", die_after=5)
     harm(tmp_path / "cut" / "checkpoints" / "a" / "000004.safetensors")
@@ -192,18 +192,18 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, harm):
     assert_same(learn(tmp_path / "cut"), whole)
 
 
-def test_another_file_by_the_name_of_a_checkpoint_is_refused(tmp_path):
+def test_another_file_with_the_name_of_a_checkpoint_is_refused(tmp_path):
     learn(tmp_path / "cut", die_after=3)
     save_file({"done": torch.zeros(2, 2)}, tmp_path / "cut" / "checkpoints" / "a" / "000004.safetensors")
     with pytest.raises(ValueError, match=r"000004\.safetensors: not a checkpoint"):
         learn(tmp_path / "cut")
 
 
-# --- what is learned ---------------------------------------------------------------------------------
+# --- objective ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_targets_against_their_formulas(prediction_type):
+def test_targets_follow_their_formulas(prediction_type):
     x, noise = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0, 500, 999])
     a = torch.from_numpy(alphas()[t.numpy()]).float().view(3, 1, 1, 1)
@@ -213,7 +213,7 @@ def test_targets_against_their_formulas(prediction_type):
     torch.testing.assert_close(target, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_flow_matching_target():
+def test_the_flow_matching_target_is_a_velocity():
     flow = FlowMatchEulerDiscreteScheduler()
     x, noise = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.0, 250.5, 1000.0], dtype=torch.float64)
@@ -227,14 +227,14 @@ def test_flow_matching_target():
     assert noisy.dtype == torch.float32
 
 
-def test_flow_matching_agrees_with_the_scheduler():
+def test_flow_matching_agrees_with_the_noise_of_the_scheduler():
     flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
     x, noise = torch.randn(2, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     t = flow.timesteps[[100, 900]]
     torch.testing.assert_close(noised(flow, x, noise, t)[0], flow.scale_noise(x, t, noise), rtol=1e-4, atol=1e-5)
 
 
-def test_unknown_prediction_type():
+def test_an_unknown_prediction_type_is_refused():
     odd = scheduler()
     odd.register_to_config(prediction_type="score")
     x = torch.zeros(1, 4, 4, 4)
@@ -243,7 +243,7 @@ def test_unknown_prediction_type():
 
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
-def test_min_snr_against_its_formula(gamma):
+def test_min_snr_follows_its_formula(gamma):
     t = torch.tensor([0, 100, 400, 700, 999])
     a = alphas()[t.numpy()]
     snr = a / (1 - a)
@@ -264,7 +264,7 @@ def test_min_snr_at_zero_terminal_signal_is_finite():
         assert min_snr_weights(zero, torch.tensor([0, 999]), 5.0).isfinite().all()
 
 
-def test_min_snr_has_no_meaning_for_flow_matching(tmp_path):
+def test_min_snr_is_refused_for_flow_matching(tmp_path):
     flow = FlowMatchEulerDiscreteScheduler()
     with pytest.raises(ValueError, match=r"train\.min_snr.*flow-matching"):
         min_snr_weights(flow, torch.tensor([5]), 5.0)
@@ -273,7 +273,7 @@ def test_min_snr_has_no_meaning_for_flow_matching(tmp_path):
 
 
 def test_the_first_loss_is_the_weighted_error_of_the_base_model(tmp_path):
-    """An untrained adapter changes nothing: the loss of step 1 can be computed from the base alone."""
+    """An untrained adapter has no effect, so that the loss of step 1 can be computed from the base model."""
     unet, fresh = tiny.unet(), tiny.unet()
     seen = []
     unet.register_forward_pre_hook(
@@ -320,7 +320,7 @@ def test_training_learns_within_the_free_directions(tmp_path, scope, noise):
 CACHED = torch.tensor([901.0, 500.4, 3.0], dtype=torch.float64)
 
 
-def test_cached_draws_the_cached_timesteps_and_no_other():
+def test_mode_cached_draws_only_cached_timesteps():
     drawn = draw_timesteps(scheduler(), CACHED, 200, "cached", torch.Generator().manual_seed(0))
     assert drawn.dtype == torch.int64
     assert set(drawn.tolist()) == {901, 500, 3}
@@ -328,15 +328,15 @@ def test_cached_draws_the_cached_timesteps_and_no_other():
     assert set(flow.tolist()) == set(CACHED.tolist())
 
 
-def test_all_draws_the_whole_schedule():
+def test_mode_all_draws_from_the_whole_schedule():
     drawn = draw_timesteps(scheduler(), CACHED, 20_000, "all", torch.Generator().manual_seed(0))
     assert set(drawn.tolist()) == set(range(1000))
 
 
-def test_cached_in_training(tmp_path):
+def test_training_on_cached_timesteps_uses_no_others(tmp_path):
     unet = tiny.unet()
     calls = Calls(unet)
-    adapter_calls = len(tiny.protected_inputs().timesteps) + 2  # made for the projectors, before training
+    adapter_calls = len(tiny.protected_inputs().timesteps) + 2  # calls for the projectors, before training
     learn(tmp_path / "run", replace(SETTINGS, timesteps="cached", batch=8), unet=unet)
     drawn = torch.stack(calls.timesteps[adapter_calls:])
     assert drawn.shape == (6, 8)
@@ -345,7 +345,7 @@ def test_cached_in_training(tmp_path):
     assert any(len(row.unique()) > 1 for row in drawn)  # a batch mixes timesteps
 
 
-def test_few_timesteps_in_a_batch(tmp_path):
+def test_the_timesteps_in_a_batch_can_be_limited(tmp_path):
     unet = tiny.unet()
     calls = Calls(unet)
     learn(tmp_path / "run", replace(SETTINGS, distinct_timesteps=2, batch=8), unet=unet)
@@ -354,7 +354,7 @@ def test_few_timesteps_in_a_batch(tmp_path):
     assert len(drawn.unique()) > 2
 
 
-def test_shared_draws_one_timestep_per_update(tmp_path):
+def test_scope_shared_draws_one_timestep_per_update(tmp_path):
     """An update can be projected for one timestep only."""
     unet = tiny.unet()
     calls = Calls(unet)
@@ -365,7 +365,7 @@ def test_shared_draws_one_timestep_per_update(tmp_path):
     assert len(drawn.unique()) > 1
 
 
-def test_shared_refuses_updates_of_several_batches(tmp_path):
+def test_scope_shared_refuses_updates_from_several_batches(tmp_path):
     with pytest.raises(ValueError, match=r"train\.accumulation"):
         learn(tmp_path / "run", replace(SETTINGS, accumulation=2), "shared")
 
@@ -388,7 +388,7 @@ def test_caption_dropout_uses_the_unconditional_rows(tmp_path, share):
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 1), (4, 2), (1, 1)])
-def test_one_row_of_losses_per_step(tmp_path, batch, accumulation):
+def test_the_loss_table_has_one_row_per_step(tmp_path, batch, accumulation):
     unet = tiny.unet()
     calls = Calls(unet)
     learn(tmp_path / "run", replace(SETTINGS, batch=batch, accumulation=accumulation), unet=unet)
@@ -413,7 +413,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path):
         torch.testing.assert_close(saving[key], value, rtol=1e-3, atol=1e-5)
 
 
-def test_the_frozen_denoiser_is_not_touched(tmp_path):
+def test_the_frozen_denoiser_does_not_change(tmp_path):
     unet = tiny.unet()
     before = {name: p.clone() for name, p in unet.state_dict().items()}
     learn(tmp_path / "run", unet=unet)
@@ -421,7 +421,7 @@ def test_the_frozen_denoiser_is_not_touched(tmp_path):
     assert not any(module._forward_hooks for module in unet.modules())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     broken = data()
     broken.latents[:] = torch.nan
     unet = tiny.unet()
@@ -430,7 +430,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         train(unet, adapter, [broken], scheduler(), SETTINGS, tmp_path, log=lambda line: None)
 
 
-def test_progress_and_validation(tmp_path):
+def test_progress_and_validation_are_reported(tmp_path):
     lines, seen = [], []
     unet = tiny.unet()
     adapter = tiny.adapter(unet, tiny.protected_inputs(), "pooled")

@@ -1,4 +1,4 @@
-"""What users of trainers expect beyond the loop: optimisers, averages, noise, priors, shapes, processes, reports."""
+"""Options of training: optimisers, averages, noise, priors, shapes, processes, and trackers."""
 
 import io
 import subprocess
@@ -34,7 +34,7 @@ PRODIGY = replace(SETTINGS, optimizer="prodigy", learning_rate=1.0)
 
 @pytest.mark.parametrize("settings", [PRODIGY, replace(SETTINGS, ema=0.9), replace(PRODIGY, ema=0.5)])
 def test_a_resumed_run_ends_in_the_same_weights_bit_by_bit(tmp_path, settings):
-    """Prodigy finds its rate in numbers of its own, averages have a history: both are in checkpoints."""
+    """Checkpoints include the numbers in which Prodigy finds its rate, and moving averages."""
     whole = learn(tmp_path / "whole", settings, "pooled")
     assert learn(tmp_path / "cut", settings, "pooled", die_after=5) is None
     assert_same(learn(tmp_path / "cut", settings, "pooled"), whole)
@@ -42,8 +42,8 @@ def test_a_resumed_run_ends_in_the_same_weights_bit_by_bit(tmp_path, settings):
     assert not any(whole[key].equal(plain[key]) for key in whole)
 
 
-def test_prodigy_finds_a_rate_by_itself():
-    """It begins with a millionth."""
+def test_prodigy_finds_its_learning_rate():
+    """It starts at 1e-6."""
     target = torch.randn(200, generator=torch.Generator().manual_seed(0))
     p = torch.nn.Parameter(torch.zeros(200))
     optimizer = make_optimizer("prodigy", [p], 1.0, 0.0)
@@ -56,7 +56,7 @@ def test_prodigy_finds_a_rate_by_itself():
 
 
 def parameters_by_step(folder, settings) -> list[dict[str, torch.Tensor]]:
-    """What validation sees after every step, by the names of parameters."""
+    """Return the parameters that validation sees after every step, by name."""
     unet = tiny.unet()
     adapter = tiny.adapter(unet, tiny.protected_inputs(), "pooled")
     seen = []
@@ -72,8 +72,8 @@ def parameters_by_step(folder, settings) -> list[dict[str, torch.Tensor]]:
     return seen
 
 
-def test_the_moving_average_is_the_result_and_what_validation_shows(tmp_path):
-    """Against the recurrence, with diffusers' warm-up of the decay: (1 + k) / (10 + k), at most the one that is set."""
+def test_the_moving_average_is_the_result_and_used_in_validation(tmp_path):
+    """The reference is the recurrence with diffusers' warm-up of the decay: (1 + k) / (10 + k), at most `ema`."""
     *plain, last = parameters_by_step(tmp_path / "plain", SETTINGS)
     *shown, result = parameters_by_step(tmp_path / "averaged", replace(SETTINGS, ema=0.15))
     assert_same(plain[-1], last)
@@ -92,30 +92,30 @@ def test_the_moving_average_is_the_result_and_what_validation_shows(tmp_path):
 
 @pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_offset_noise_moves_the_mean_of_channels(strength):
-    """Of 4x4 independent entries it has the variance 1/16; the offset adds its square."""
+    """The mean of 4x4 independent entries has the variance 1/16; the offset adds the square of its strength."""
     adapter = tiny.adapter(tiny.unet(), tiny.protected_inputs(), "pooled")
     settings = replace(SETTINGS, batch=64, offset_noise=strength)
     means, within = [], []
     for index in range(20):
         batch, _ = _draw([data()], scheduler(), adapter, settings, index)
-        noise = batch["target"]  # of a model that predicts it
+        noise = batch["target"]  # the target of a model that predicts noise
         means.append(noise.mean((2, 3)))
         within.append((noise - noise.mean((2, 3), keepdim=True)).var())
         a = torch.from_numpy(alphas()[batch["timestep"].numpy()]).float().view(-1, 1, 1, 1)
         x = (batch["sample"] - (1 - a).sqrt() * noise) / a.sqrt()
-        clean = a.flatten() > 0.5  # where dividing does not blow up rounding
+        clean = a.flatten() > 0.5  # elsewhere, the division amplifies rounding
         distance = (x[clean, None] - data().latents[None]).flatten(2).norm(dim=2).amin(1)
-        assert distance.max() < 1e-3, "what is learned from are the photographs, with that noise"
+        assert distance.max() < 1e-3, "samples are the photographs with that noise"
     assert torch.cat(means).var().item() == pytest.approx(1 / 16 + strength**2, rel=0.1)
     assert torch.stack(within).mean().item() == pytest.approx(15 / 16, rel=0.05)
 
 
-def test_offset_noise_has_no_meaning_for_flow_matching(tmp_path):
+def test_offset_noise_is_refused_for_flow_matching(tmp_path):
     with pytest.raises(ValueError, match=r"train\.offset_noise: flow matching"):
         learn(tmp_path / "run", replace(SETTINGS, offset_noise=0.1), noise=FlowMatchEulerDiscreteScheduler())
 
 
-# --- a prior beside protection ---------------------------------------------------------------------------
+# --- priors with protection ------------------------------------------------------------------------------
 
 
 def as_class(found: TrainData) -> TrainData:
@@ -138,9 +138,9 @@ def test_pictures_of_the_class_add_their_loss(tmp_path):
     assert found[3.0] - found[0.0] == pytest.approx(3 * (found[1.0] - found[0.0]), rel=1e-4)
 
 
-def test_prior_prediction_holds_on_to_the_base_model_within_the_free_directions(tmp_path):
-    """The first step costs nothing more, for the adapter is off when the base is asked; later, a larger weight keeps
-    what captions of the class give nearer to the base; and the protected outputs stay in any case."""
+def test_prior_prediction_keeps_outputs_near_the_base_model_and_protection_exact(tmp_path):
+    """The first loss does not depend on the weight, because the untrained adapter equals the base model. Later, a
+    larger weight keeps outputs for captions of the class nearer to the base model. Protected outputs never change."""
     given, found = as_class(data()), {}
     assert first_loss(tmp_path / "run", given, 50.0) == pytest.approx(
         first_loss(tmp_path / "run", given, 0.0), rel=1e-5
@@ -169,7 +169,7 @@ def test_prior_prediction_holds_on_to_the_base_model_within_the_free_directions(
 
 
 @pytest.mark.parametrize("side", [64, 512, 1024])
-def test_buckets_are_near_the_shape_and_the_area(side):
+def test_buckets_are_near_the_shape_and_area_of_photographs(side):
     step = min(64, side // 8)
     for width, height in [(640, 480), (480, 640), (1920, 1080), (500, 500), (3000, 100), (37, 51)]:
         h, w = bucket_shape(width, height, side, step)
@@ -181,7 +181,7 @@ def test_buckets_are_near_the_shape_and_the_area(side):
     assert bucket_shape(10, 10, side, step) == (side, side)
 
 
-def test_batches_are_of_one_shape_each_by_the_number_of_photographs():
+def test_batches_have_one_shape_each_drawn_by_the_number_of_photographs():
     adapter = tiny.adapter(tiny.unet(), tiny.protected_inputs(), "pooled")
     wide = data(1)
     wide = replace(wide, latents=torch.randn(1, 4, 2, 8))
@@ -193,8 +193,8 @@ def test_batches_are_of_one_shape_each_by_the_number_of_photographs():
 
 
 @pytest.mark.parametrize("family", ["Stable Diffusion 1", "Stable Diffusion XL", "Stable Diffusion 3", "FLUX.1"])
-def test_photographs_in_buckets_are_learned(family, tmp_path):
-    """Each shape with the latents of that shape, and what else the denoiser is told of it."""
+def test_photographs_can_be_trained_on_in_buckets(family, tmp_path):
+    """Each shape has its own latents and its own further inputs of the denoiser."""
     pipeline, small = families.FAMILIES[family](), families.SMALL.get(family, {})
     pipeline.set_progress_bar_config(disable=True)
     photographs = tmp_path / "photographs"
@@ -204,7 +204,7 @@ def test_photographs_in_buckets_are_learned(family, tmp_path):
         Image.new("RGB", size, (80 * i, 90, 10)).save(photographs / f"{i}.png")
     concept = {"identifier": "sks", "class": "star", "prompt": "a {subject}"}
     how = dict(arguments=small.get("arguments", {}), buckets=True, as_class=True)
-    side = 24 if family == "Stable Diffusion 3" else 32  # as far as its positions reach
+    side = 24 if family == "Stable Diffusion 3" else 32  # its position embeddings allow no more
     found = training_data(pipeline, photographs, concept, side, **how)
     step = bucket_step(pipeline, side)
     assert [len(bucket.latents) for bucket in found] == [2, 1]  # flat ones first
@@ -265,8 +265,8 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes_learn_what_two_batches_of_one_process_do(tmp_path):
-    """The second process's batches are those that accumulation would take next. Results are written once."""
+def test_two_processes_equal_two_accumulated_batches(tmp_path):
+    """The second process takes the batches that accumulation would take next. Results are written once."""
     script = tmp_path / "together.py"
     script.write_text(
         TOGETHER.format(paths=[str(ROOT / part) for part in ("", "tests", "tests/support", "tests/unit/learning")])
@@ -283,7 +283,7 @@ def test_two_processes_learn_what_two_batches_of_one_process_do(tmp_path):
     assert [p.name for p in (tmp_path / "both/checkpoints/a").iterdir()] == ["000003.safetensors"]
 
 
-# --- reports ---------------------------------------------------------------------------------------------
+# --- trackers --------------------------------------------------------------------------------------------
 
 
 def test_tensorboard_has_the_losses_and_the_pictures(tmp_path):
@@ -292,7 +292,7 @@ def test_tensorboard_has_the_losses_and_the_pictures(tmp_path):
     unet = tiny.unet()
     adapter = tiny.adapter(unet, tiny.protected_inputs(), "pooled")
     picture = torch.zeros(2, 3, 8, 8)
-    picture[:, 0] = 1.5  # red, and out of range
+    picture[:, 0] = 1.5  # red beyond the valid range
     options = dict(validate=lambda step: picture, validate_every=6, log=str)
     train(unet, adapter, [data()], scheduler(), SETTINGS, tmp_path, **options)
     events = EventAccumulator(str(tmp_path / "tensorboard/nullbooth")).Reload()
@@ -305,7 +305,7 @@ def test_tensorboard_has_the_losses_and_the_pictures(tmp_path):
     assert (image[..., 1:] == 0).all()
 
 
-def test_no_tracker_writes_nothing(tmp_path):
+def test_without_trackers_nothing_is_written(tmp_path):
     learn(tmp_path / "run", trackers=())
     assert not list((tmp_path / "run").rglob("*tfevents*"))
 
@@ -313,7 +313,7 @@ def test_no_tracker_writes_nothing(tmp_path):
 # --- all of it -------------------------------------------------------------------------------------------
 
 
-# --- what guidance gives the denoiser ------------------------------------------------------------------------
+# --- inputs of the denoiser in guidance ----------------------------------------------------------------------
 
 
 def one_photograph(folder: Path) -> Path:
@@ -323,7 +323,7 @@ def one_photograph(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("family", ["Stable Diffusion 1", "Stable Diffusion XL", "Stable Diffusion 3"])
-def test_dropped_captions_are_learned_on_what_guidance_gives_without_the_prompt(family, tmp_path):
+def test_dropped_captions_use_the_branch_of_guidance_without_the_prompt(family, tmp_path):
     """Zeros for Stable Diffusion XL, the empty prompt for others."""
     pipeline, side = families.FAMILIES[family](), 24 if family.endswith("3") else 32
     small = families.SMALL.get(family, {})
@@ -340,7 +340,7 @@ def test_dropped_captions_are_learned_on_what_guidance_gives_without_the_prompt(
     assert (given.unconditional["encoder_hidden_states"].abs().sum() == 0) == (family == "Stable Diffusion XL")
 
 
-def test_a_consistency_model_learns_at_the_guidance_that_it_samples_with(tmp_path):
+def test_a_consistency_model_is_trained_at_the_guidance_of_its_sampler(tmp_path):
     pipeline = families.FAMILIES["LCM"]()
     concept = {"identifier": "sks", "class": "star", "prompt": "a {subject}"}
     [given] = training_data(

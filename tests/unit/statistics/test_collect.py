@@ -1,4 +1,4 @@
-"""From stored trajectories to moments and projectors: the same as watching the pipeline at work."""
+"""Moments and projectors from stored trajectories equal those from observing the pipeline directly."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ STEPS = 3
 
 
 def write_trajectories(pipeline, folder, prompts: list[list[str]], steps: int = STEPS) -> list[str]:
-    """One store per shard, as rule trajectory writes them."""
+    """Write one store per shard, like rule trajectory."""
     paths = []
     for i, shard in enumerate(prompts):
         found = record(pipeline, shard, steps=steps, guidance=4.0, seed=0, batch=2)
@@ -38,7 +38,7 @@ def collect(pipeline, paths, step, batch=2, **options):
     return moments_at(pipeline.unet, path, step, list(DEFAULT), batch, IDENTITY, **options)
 
 
-def test_moments_of_stored_trajectories_are_those_of_the_sampling_itself(pipeline, tmp_path):
+def test_moments_of_stored_trajectories_equal_those_of_the_sampling_itself(pipeline, tmp_path):
     paths = write_trajectories(pipeline, tmp_path, [PROMPTS])
     sites, call = find_sites(pipeline.unet), 0
     watched = [dict() for _ in range(STEPS)]
@@ -64,7 +64,7 @@ def test_moments_of_stored_trajectories_are_those_of_the_sampling_itself(pipelin
                 torch.testing.assert_close(found[feature.name].total, total, rtol=1e-3, atol=1e-3)
 
 
-def test_static_features_belong_to_the_first_step(pipeline, tmp_path):
+def test_static_features_are_collected_at_the_first_step(pipeline, tmp_path):
     paths = write_trajectories(pipeline, tmp_path, [PROMPTS])
     for step in range(STEPS):
         moments, features, timesteps = collect(pipeline, paths, step)
@@ -82,8 +82,8 @@ def test_a_sampler_of_one_step_tells_static_features_from_others(pipeline, tmp_p
     assert len(features) == 9
 
 
-def test_every_step_asks_the_same_whether_features_depend_on_the_timestep(pipeline, tmp_path):
-    """Else jobs may disagree: neighbouring timesteps give equal features in half precision, where others do not."""
+def test_all_steps_probe_the_same_timesteps_for_static_features(pipeline, tmp_path):
+    """Otherwise jobs may disagree, because neighbouring timesteps can give equal features in half precision."""
     paths, asked = write_trajectories(pipeline, tmp_path, [PROMPTS]), []
     hook = pipeline.unet.register_forward_pre_hook(
         lambda _m, args, given: asked[-1].append(given | dict(zip(("sample", "timestep"), args, strict=False))),
@@ -116,7 +116,7 @@ def test_progress_counts_prompts(pipeline, tmp_path):
     assert told == [(2, 3), (3, 3)]
 
 
-def test_other_trajectories_are_refused(pipeline, tmp_path):
+def test_trajectories_of_another_identity_are_refused(pipeline, tmp_path):
     [path] = write_trajectories(pipeline, tmp_path, [PROMPTS[:1]])
     with pytest.raises(StoreError, match="model"):
         moments_at(pipeline.unet, path, 0, list(DEFAULT), 2, {"model": "other"})
@@ -128,7 +128,7 @@ READERS = ("a.to_k", "a.to_v")
 
 
 def write_projectors(folder, timesteps=(9.0, 1.0)) -> list[str]:
-    """A static feature with two readers in the first store, and one of its own per timestep for `a.to_q`."""
+    """Write a static feature with two readers to the first store, and one per timestep for `a.to_q`."""
     rng, paths = np.random.default_rng(0), []
     for s, timestep in enumerate(timesteps):
         arrays, features = {}, []
@@ -144,7 +144,7 @@ def write_projectors(folder, timesteps=(9.0, 1.0)) -> list[str]:
     return paths
 
 
-def test_projectors_of_every_site(tmp_path):
+def test_every_site_has_the_projectors_of_its_feature(tmp_path):
     paths = write_projectors(tmp_path)
     found, timesteps = site_projectors(paths, IDENTITY, "relative", 1e-6)
     assert timesteps == [9.0, 1.0]
@@ -157,25 +157,25 @@ def test_projectors_of_every_site(tmp_path):
     assert free_share(found) == {"a.to_q": 3 / 8, "a.to_k": 3 / 8, "a.to_v": 3 / 8}
 
 
-def test_another_rule_reads_the_same_stores(tmp_path):
+def test_several_rules_read_the_same_stores(tmp_path):
     paths = write_projectors(tmp_path)
     found, _ = site_projectors(paths, IDENTITY, "fraction", 0.5)
     assert [p.free for p in found["a.to_q"]] == [4, 4]
 
 
-def test_an_empty_null_space_names_site_and_timestep(tmp_path):
+def test_the_error_of_an_empty_null_space_names_site_and_timestep(tmp_path):
     with pytest.raises(ProjectorError, match=r"a\.to_q at timestep 9: no free direction under protect\.rule fraction"):
         site_projectors(write_projectors(tmp_path), IDENTITY, "fraction", 0.01)
 
 
-def test_a_missing_store_is_an_error_and_not_the_absence_of_protection(tmp_path):
+def test_a_missing_store_is_an_error(tmp_path):
     """Mistake 9: missing files silently meant no projection."""
     paths = write_projectors(tmp_path)
     with pytest.raises(StoreError, match=r"02\.zarr"):
         site_projectors([*paths, str(tmp_path / "02.zarr")], IDENTITY, "energy", 0.01)
 
 
-def test_sites_in_the_order_of_the_denoiser(unet):
+def test_sites_keep_the_order_of_the_denoiser(unet):
     sites = find_sites(unet)
     some = {name: [] for name in list(sites)[5:2:-1]}
     assert list(in_order(sites, some)) == list(sites)[3:6]
@@ -183,8 +183,8 @@ def test_sites_in_the_order_of_the_denoiser(unet):
         in_order(sites, {"other.to_k": []})
 
 
-def test_tiny_helpers_agree_with_the_library(unet, protected):
-    """The fixtures of other files make projectors as the workflow does."""
+def test_projectors_of_the_fixtures_equal_those_of_the_workflow(unet, protected):
+    """Other test files use these fixtures."""
     stacks = tiny.projectors(unet, protected)
     assert {len(ps) for name, ps in stacks.items() if name.endswith(("to_k", "to_v"))} == {1}
     assert {len(ps) for name, ps in stacks.items() if name.endswith(("to_q", "to_out.0"))} == {3}

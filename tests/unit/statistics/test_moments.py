@@ -1,4 +1,4 @@
-"""Second moments: exact sums, of the right tensors, uncentred, over every token, at the input side."""
+"""Second moments are exact uncentred sums over every token of the inputs of linear layers."""
 
 import gc
 import weakref
@@ -42,8 +42,8 @@ def collect(layer: nn.Linear, *batches: torch.Tensor) -> Moment:
     st.lists(st.integers(1, 9), min_size=1, max_size=6),
     st.integers(0, 1000),
 )
-def test_chunks_are_exact(width, batches, seed):
-    """Products of small integers are exact, so that any way of cutting the rows gives the very same sums."""
+def test_chunked_sums_are_exact(width, batches, seed):
+    """Products of small integers are exact, so that all ways of splitting the rows give identical sums."""
     x = torch.randint(-50, 50, (sum(batches), width), generator=torch.Generator().manual_seed(seed))
     expected = x.T @ x
     chunks = x.float().split(batches)
@@ -53,27 +53,27 @@ def test_chunks_are_exact(width, batches, seed):
         assert moment.rows == len(x)
 
 
-def test_other_batches_differ_by_rounding_only():
+def test_batch_sizes_differ_by_rounding_only():
     x = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
     exact = x.double().T @ x.double()
     for size in (1, 7, 300):
         torch.testing.assert_close(moment_of(*x.split(size)).total, exact, rtol=1e-5, atol=1e-4)
 
 
-def test_sums_are_float64_so_that_long_ones_do_not_drift():
+def test_sums_are_float64_so_that_long_sums_stay_exact():
     x = torch.full((1, 1), 4097.0)
     moment = moment_of(*[x] * 5000)
     assert moment.total.item() == 5000 * float(np.float32(4097.0 * 4097.0))  # float32 sums stop being exact at 2^24
 
 
-def test_mean_divides_by_rows_of_all_dimensions():
+def test_the_mean_divides_by_the_rows_of_all_leading_dimensions():
     x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
     moment = moment_of(x)
     assert moment.rows == 15
     torch.testing.assert_close(moment.mean(), torch.einsum("btn,btm->nm", x, x).double() / 15, rtol=1e-5, atol=1e-6)
 
 
-def test_no_rows_no_mean():
+def test_a_moment_without_rows_has_no_mean():
     with pytest.raises(ValueError, match="no feature was collected"):
         Moment.zero(3).mean()
 
@@ -81,7 +81,7 @@ def test_no_rows_no_mean():
 # --- hooks -----------------------------------------------------------------------------------------
 
 
-def test_hooks_see_exactly_the_inputs_of_the_linears(unet, protected):
+def test_hooks_read_exactly_the_inputs_of_the_linears(unet, protected):
     sites = find_sites(unet)
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in sites}
     handles = [
@@ -102,8 +102,8 @@ def test_hooks_see_exactly_the_inputs_of_the_linears(unet, protected):
         torch.testing.assert_close(moments[name].total, x.T @ x, rtol=1e-5, atol=1e-5)
 
 
-def test_both_branches_count(unet, protected):
-    """Prompt and empty prompt in one batch count like two calls: the unconditional branch is protected too."""
+def test_both_branches_of_guidance_count(unet, protected):
+    """Prompt and empty prompt in one batch count like two calls, which protects the unconditional branch too."""
     sites = find_sites(unet)
 
     def rows_of(calls):
@@ -121,13 +121,13 @@ def test_both_branches_count(unet, protected):
 
 
 def test_a_batch_is_multiplied_in_float32_even_under_autocast():
-    layer, x = nn.Linear(4, 4), torch.full((3, 4), 257.0)  # 257 is no bfloat16
+    layer, x = nn.Linear(4, 4), torch.full((3, 4), 257.0)  # bfloat16 cannot represent 257
     with torch.autocast("cpu", torch.bfloat16):
         moment = collect(layer, x)
     assert moment.total.equal(torch.full((4, 4), 3 * 257.0**2, dtype=torch.float64))
 
 
-def test_tf32_is_off_inside_and_as_before_outside():
+def test_tf32_is_off_inside_the_context_and_restored_outside():
     before = torch.backends.cuda.matmul.allow_tf32
     try:
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -171,14 +171,14 @@ def test_hooks_are_removed_after_exceptions(error):
     with torch.no_grad():
         layer(torch.ones(5, 3))
     assert moments["layer"].rows == 2
-    layer(torch.ones(1, 3))  # gradient mode is no one's business any more
+    layer(torch.ones(1, 3))  # outside the context, gradients are allowed
 
 
 # --- mistakes of the earlier code --------------------------------------------------------------------
 
 
 def low_rank(rows: int, width: int, rank: int, mean: float, seed: int = 0) -> torch.Tensor:
-    """Features `[rows, width]` around a mean that is none of their directions of variation."""
+    """Features `[rows, width]` around a mean outside the span of their variation."""
     q, _ = torch.linalg.qr(torch.randn(width, rank + 1, generator=torch.Generator().manual_seed(seed)))
     x = torch.randn(rows, rank, generator=torch.Generator().manual_seed(seed + 1)) @ q[:, :rank].T
     return x - x.mean(0) + mean * q[:, rank]
@@ -195,7 +195,7 @@ def test_a_centred_covariance_leaves_the_mean_unprotected():
     assert np.linalg.norm(change @ ours @ mean) < 1e-4 * np.linalg.norm(change @ mean)
 
 
-def test_averages_over_tokens_leave_the_tokens_unprotected():
+def test_token_averages_leave_the_tokens_unprotected():
     layer = nn.Linear(32, 8)
     x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(0))  # 24 rows in 32 dimensions
     moment = collect(layer, x)
@@ -206,7 +206,7 @@ def test_averages_over_tokens_leave_the_tokens_unprotected():
         assert np.linalg.norm(averaged @ token) > 0.3 * np.linalg.norm(token)
 
 
-def test_outputs_span_the_wrong_space():
+def test_moments_of_outputs_span_the_wrong_space():
     torch.manual_seed(0)
     layer = nn.Linear(12, 12, bias=False)
     x = low_rank(40, 12, 5, mean=1.0)
@@ -219,7 +219,7 @@ def test_outputs_span_the_wrong_space():
     assert np.linalg.norm(x.numpy() @ wrong) > 0.3 * np.linalg.norm(x)
 
 
-def test_input_width_where_it_is_not_the_output_width(unet):
+def test_moments_have_the_width_of_the_inputs(unet):
     torch.manual_seed(0)
     wide = tiny.unet(cross_attention_dim=24)
     sites = find_sites(wide)
@@ -229,8 +229,8 @@ def test_input_width_where_it_is_not_the_output_width(unet):
     assert {m.in_features for m in sites.values()} == {24, 32}
 
 
-def test_only_what_reads_the_prompt_is_masked_by_it():
-    """Pictures may have as many tokens as prompts: what a layer reads decides, and no shape."""
+def test_only_features_of_the_prompt_are_masked():
+    """Pictures may have as many tokens as prompts, so that the shape must not decide about the mask."""
     layers = {"prompt": nn.Linear(3, 2), "picture": nn.Linear(3, 2)}
     x, read = torch.randn(2, 4, 3), torch.tensor([[True, True, False, False], [True, False, False, False]])
     with torch.no_grad(), collecting(layers, lambda: read, ["prompt"]) as moments:

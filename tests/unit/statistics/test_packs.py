@@ -1,4 +1,4 @@
-"""Packs: the same projectors as from the stores, in few bytes; refused at once where they do not fit."""
+"""Packs hold the same projectors as the stores in few bytes, and are refused early if they do not fit."""
 
 import json
 import re
@@ -38,7 +38,7 @@ WIDTH = 48
 
 
 def moment(seed: int, rank: int = WIDTH) -> np.ndarray:
-    """A second moment whose eigenvalues fall by six orders, `rank` of them above zero."""
+    """A second moment with `rank` eigenvalues above zero, which span six orders of magnitude."""
     rng = np.random.default_rng(seed)
     basis, _ = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))
     values = np.where(np.arange(WIDTH) < rank, np.logspace(0, -6, WIDTH), 0)
@@ -46,7 +46,7 @@ def moment(seed: int, rank: int = WIDTH) -> np.ndarray:
 
 
 def write_stores(folder: Path, steps: int = 2, rank: int = WIDTH) -> list[str]:
-    """Eigenvectors as rule projector stores them: a static feature with two readers, and one that varies."""
+    """Write eigenvectors like rule projector: a static feature with two readers, and one that varies."""
     paths, timesteps = [], [900.0, 100.0][:steps]
     for s in range(steps):
         arrays, features = {}, []
@@ -68,7 +68,7 @@ def write(folder: Path, rule: dict, scope: str = "timestep", stores: list[str] |
     return path
 
 
-# --- what is in a pack --------------------------------------------------------------------------------
+# --- content of a pack --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -88,8 +88,8 @@ def test_a_float32_pack_has_the_projectors_of_the_stores(tmp_path, rule):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_half_precision_lets_no_more_through_than_the_rule(tmp_path, rule):
-    """Of the protected moments themselves, computed from dense matrices in float64."""
+def test_half_precision_leaks_no_more_than_the_rule_allows(tmp_path, rule):
+    """Measured on the protected moments, with dense matrices in float64."""
     path = write(tmp_path, rule)
     assert {t.dtype for t in load_tensors(path, packs.FORMAT, "", "")[0].values()} >= {torch.float16}
     [(name, value)] = rule.items()
@@ -101,11 +101,11 @@ def test_half_precision_lets_no_more_through_than_the_rule(tmp_path, rule):
             c = moment(7 * s + static)
             passed, allowed = (np.trace(P @ c @ P) for P in (q.dense().astype(float), exact[site][s].dense()))
             assert passed <= (1 + 1.5 * pack_file.TOLERANCE) * allowed
-            assert not np.array_equal(q.dense(), exact[site][s].dense()), "it was rounded"
+            assert not np.array_equal(q.dense(), exact[site][s].dense()), "it should be rounded"
 
 
 def test_a_rule_that_half_precision_would_break_keeps_float32(tmp_path):
-    """Features of low rank leave rounding alone in their null space: float16 would let far more through."""
+    """The null space of low-rank features holds rounding only, of which float16 would leak far more."""
     path = write(tmp_path, {"energy": 1e-10}, stores=write_stores(tmp_path, rank=12))
     tensors, _ = load_tensors(path, packs.FORMAT, "", "")
     assert {t.dtype for t in tensors.values()} == {torch.float32}
@@ -114,14 +114,14 @@ def test_a_rule_that_half_precision_would_break_keeps_float32(tmp_path):
         assert np.trace(q.dense() @ c @ q.dense()) < 1e-9 * np.trace(c)
 
 
-def test_gains_are_there_for_the_soft_rule_only(tmp_path):
+def test_only_the_soft_rule_stores_gains(tmp_path):
     for rule in ({"soft": 0.1}, {"energy": 0.01}):
         tensors, _ = load_tensors(write(tmp_path, rule), packs.FORMAT, "", "")
         assert any(name.endswith(":gain") for name in tensors) == ("soft" in rule)
 
 
 def write_moments(unet, protected, folder: Path, pooled: bool) -> list[str]:
-    """Eigenvectors of a real denoiser's features, as rule projector stores them."""
+    """Write eigenvectors of a real denoiser's features, like rule projector."""
     found = tiny.moments(unet, protected, pooled)
     paths = []
     for s in range(1 if pooled else len(protected.timesteps)):
@@ -141,8 +141,8 @@ def write_moments(unet, protected, folder: Path, pooled: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("scope", ["pooled", "timestep"])
-def test_what_is_learned_from_a_pack_is_what_is_learned_from_the_stores(unet, protected, tmp_path, scope):
-    """In float32 the same, Adam and all; in float16, as it protects what is protected no less."""
+def test_training_with_a_pack_equals_training_with_the_stores(unet, protected, tmp_path, scope):
+    """In float32, with Adam, the results are equal; in float16, protected outputs change hardly more."""
     rule, value = "energy", 1e-3
     stores = write_moments(unet, protected, tmp_path, scope == "pooled")
     stacks = [site_projectors(stores, IDENTITY, rule, value)[0]]
@@ -160,10 +160,10 @@ def test_what_is_learned_from_a_pack_is_what_is_learned_from_the_stores(unet, pr
     assert 0 < changed[2] < 1.2 * changed[0]
 
 
-# --- what a pack says of itself --------------------------------------------------------------------------
+# --- description of a pack ------------------------------------------------------------------------------
 
 
-def test_a_pack_says_what_it_is_of_without_torch(tmp_path):
+def test_the_description_of_a_pack_is_read_without_torch(tmp_path):
     path = write(tmp_path, {"energy": 0.01})
     about = packs.read_about(path)
     assert about["identity"] == IDENTITY
@@ -192,7 +192,7 @@ def test_a_pack_says_what_it_is_of_without_torch(tmp_path):
         ({"features": "abc"}, "its description is broken"),
     ],
 )
-def test_nonsense_is_refused(tmp_path, change, message):
+def test_invalid_descriptions_are_refused(tmp_path, change, message):
     path = write(tmp_path, {"energy": 0.01})
     tensors, metadata = load_tensors(path, packs.FORMAT, "", "")
     about = {**json.loads(metadata["about"]), **change}
@@ -220,8 +220,8 @@ def test_other_and_broken_files_are_refused(tmp_path):
         packs.read_about(path)
 
 
-def test_a_basis_that_is_none_is_refused(tmp_path):
-    """A valid checksum says who wrote it, not that it protects."""
+def test_a_basis_that_is_not_orthonormal_is_refused(tmp_path):
+    """A valid checksum does not prove that a projector protects."""
     path = write(tmp_path, {"energy": 0.01})
     tensors, metadata = load_tensors(path, packs.FORMAT, "", "")
     key = next(name for name in tensors if name.endswith(":basis"))
@@ -232,7 +232,7 @@ def test_a_basis_that_is_none_is_refused(tmp_path):
 
 
 def test_weights_belong_to_the_soft_rule(tmp_path):
-    """Without them, a soft projector would let everything through."""
+    """Without weights, a soft projector would let everything pass."""
     path = write(tmp_path, {"soft": 0.1})
     tensors, metadata = load_tensors(path, packs.FORMAT, "", "")
     save_tensors(path, {name: t for name, t in tensors.items() if not name.endswith("gain")}, metadata)
@@ -243,14 +243,14 @@ def test_weights_belong_to_the_soft_rule(tmp_path):
         pack_file.read(path)
 
 
-# --- what fits ------------------------------------------------------------------------------------------
+# --- suitability ----------------------------------------------------------------------------------------
 
 
 def opened(pack: Path, *scopes: str, model="abc", sites=IDENTITY["sites"], asked=None):
     return packs.open_packs(str(pack), scopes, model, sites, asked)
 
 
-def test_packs_of_something_else_are_refused(tmp_path):
+def test_packs_of_another_model_site_or_rule_are_refused(tmp_path):
     path = write(tmp_path, {"energy": 0.01})
     found, same = opened(path, "timestep", asked={"energy": 0.01})
     assert list(found) == ["timestep"]
@@ -263,11 +263,11 @@ def test_packs_of_something_else_are_refused(tmp_path):
         opened(path, "timestep", asked={"soft": 1})
 
 
-def test_methods_that_a_pack_does_not_serve_are_refused(tmp_path):
+def test_methods_that_a_pack_does_not_fit_are_refused(tmp_path):
     path = write(tmp_path, {"energy": 0.01})
     found, _ = opened(path, "pooled")
     method = {"name": "mine", "method": "nullbooth", "scope": "shared", "rule": None}
-    packs.check_method(method, found)  # shared reads the projectors of every step
+    packs.check_method(method, found)  # scope shared uses the projectors of every step
     packs.check_method({**method, "scope": "pooled", "method": "lora"}, found)
     with pytest.raises(SettingsError, match=r"is of scope timestep, but the method mine has scope pooled: give"):
         packs.check_method({**method, "scope": "pooled"}, found)
@@ -289,8 +289,8 @@ def test_a_folder_has_a_pack_for_each_scope(tmp_path):
         opened(tmp_path, "pooled")
 
 
-def test_packs_of_the_hub_go_by_commit(tmp_path, monkeypatch):
-    """From the Hub's cache; what a branch was when it was looked up is what jobs load."""
+def test_packs_of_the_hub_are_identified_by_commit(tmp_path, monkeypatch):
+    """Jobs load the commit that a branch had when it was resolved, from the Hub's cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for pack in ("owner/name", "owner/name@v2"):
@@ -320,7 +320,7 @@ STATISTICS = {"trajectory", "moments", "covariance", "pool", "projector", "spect
 
 @pytest.fixture
 def world(tmp_path) -> tuple[Run, Path]:
-    """A config, and a folder of packs that fit it, of projectors that nobody computed."""
+    """A config and a folder of packs that fit it, with invented projectors."""
     model = {**IDENTITY, "model": model_identity(str(ROOT / "resources/tinyworld"))}
     for scope in ("pooled", "timestep"):
         path = write(tmp_path, {"energy": 0.01}, scope)
@@ -345,7 +345,7 @@ def named(methods: list[dict]) -> dict[str, dict]:
     return {point["name"]: point for method in methods for point in sweep_points(method)}
 
 
-def test_a_pack_stands_for_all_statistics(world):
+def test_a_pack_replaces_all_statistics(world):
     run, pack = world
     jobs = planned(*with_pack(run, pack))
     assert not STATISTICS & set(jobs)
@@ -358,7 +358,7 @@ def test_a_pack_stands_for_all_statistics(world):
     )
     assert {job.rule: job.count for job in estimated} == {rule: n for rule, n in jobs.items() if rule != "samples"}
     corda = [{"name": "ours"}, {"name": "corda", "method": "corda"}]
-    assert planned(*with_pack(run, pack / "pooled.safetensors", methods=corda))["trajectory"] == 1, "corda's own need"
+    assert planned(*with_pack(run, pack / "pooled.safetensors", methods=corda))["trajectory"] == 1, "needed by corda"
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_a_pack_stands_for_all_statistics(world):
         ({"methods": [{"name": "p"}], "protect": {"pack": "README.md"}}, "README.md: broken, or not a safetensors"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_any_job(world, change, message):
+def test_unsuitable_packs_are_refused_before_any_job(world, change, message):
     run, pack = world
     done = snakemake("--dry-run", *with_pack(run, pack / "pooled.safetensors", **change))
     assert done.returncode != 0
@@ -383,7 +383,7 @@ def test_what_does_not_fit_is_refused_before_any_job(world, change, message):
     assert "Traceback" not in done.stderr
 
 
-def test_a_comparison_that_a_pack_does_not_serve_is_refused_when_it_is_asked_for(world):
+def test_a_comparison_that_a_pack_does_not_fit_is_refused_when_it_is_requested(world):
     run, pack = world
     methods = {
         "methods": [{"name": "p"}],
@@ -411,11 +411,11 @@ def test_adapters_depend_on_the_pack_and_not_on_the_prompts(world):
     tensors, metadata = load_tensors(pack / "pooled.safetensors", packs.FORMAT, "", "")
     save_tensors(pack / "pooled.safetensors", tensors, {**metadata, "note": "other bytes"})
     changed = keys() - before
-    assert [key.split("/")[1] for key in changed] == ["pooled"], "the other scope has a file of its own"
+    assert [key.split("/")[1] for key in changed] == ["pooled"], "the other scope has its own file"
 
 
 def test_edits_take_the_prompts_and_the_rule_of_a_pack(world):
-    """Beside it, other prompts are nothing to them; a rule of their own is."""
+    """Other prompts of the config do not matter then, but a rule of the edits does."""
     run, pack = world
 
     def solved(**changes) -> str:
@@ -425,7 +425,7 @@ def test_edits_take_the_prompts_and_the_rule_of_a_pack(world):
         return key
 
     key = solved()
-    assert solved(edit={"rule": {"energy": 0.01}}) == key, "the pack's"
+    assert solved(edit={"rule": {"energy": 0.01}}) == key, "the rule of the pack"
     assert solved(edit={"rule": {"energy": 0.02}}) != key
     run.prompts.write_text("something else\n")
     assert solved() == key

@@ -1,4 +1,4 @@
-"""Projectors against their definition and an independent computation by SVD of the features themselves."""
+"""Projectors agree with their definition and with an independent SVD of the features."""
 
 import warnings
 
@@ -26,7 +26,7 @@ def second_moment(x: np.ndarray) -> np.ndarray:
 
 
 def directions(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean energy `[n]` and unit directions `[n, n]` in rows, from the features alone; strongest first."""
+    """Mean energies `[n]`, descending, and unit directions `[n, n]` in rows, from the features alone."""
     _, s, vt = np.linalg.svd(x, full_matrices=True)
     energy = np.zeros(x.shape[1])
     energy[: len(s)] = s**2 / len(x)
@@ -34,7 +34,7 @@ def directions(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def free_by_definition(energy: np.ndarray, rule: str, value: float) -> np.ndarray:
-    """Which directions are free, by the words of the design."""
+    """Directions that are free by the definitions of the design."""
     if rule == "absolute":
         return energy < value
     if rule == "relative":
@@ -59,7 +59,7 @@ low_rank = st.tuples(st.integers(3, 24), st.integers(1, 1000)).flatmap(
 
 
 @given(low_rank)
-def test_null_space_of_low_rank_features(case):
+def test_projectors_of_low_rank_features_span_their_null_space(case):
     width, rank, seed = case
     x = features(3 * width, width, rank, seed)
     c = second_moment(x)
@@ -76,7 +76,7 @@ def test_null_space_of_low_rank_features(case):
 @pytest.mark.parametrize(("rule", "value"), HARD_RULES.items())
 @pytest.mark.parametrize("rank", [6, 16])
 @pytest.mark.parametrize("seed", range(3))
-def test_hard_rules_against_svd_of_features(rule, value, rank, seed):
+def test_hard_rules_agree_with_an_svd_of_the_features(rule, value, rank, seed):
     x = features(60, 16, rank, seed)
     energy, vt = directions(x)
     free = free_by_definition(energy, rule, value)
@@ -88,7 +88,7 @@ def test_hard_rules_against_svd_of_features(rule, value, rank, seed):
 
 
 @pytest.mark.parametrize("rank", [6, 16])
-def test_soft_rule_against_svd_of_features(rank):
+def test_the_soft_rule_agrees_with_an_svd_of_the_features(rank):
     x, rho = features(60, 16, rank, 0), 0.3
     energy, vt = directions(x)
     expected = vt.T @ np.diag(rho / (energy + rho)) @ vt
@@ -103,7 +103,7 @@ def test_every_rule_is_tested():
 
 
 @given(st.lists(st.floats(0, 1e3), min_size=2, max_size=30), st.floats(1e-6, 0.999))
-def test_energy_rule_spends_its_allowance_and_no_more(values, share):
+def test_the_energy_rule_uses_its_allowance_and_no_more(values, share):
     w = np.sort(np.array(values))
     k = free_directions(w, "energy", share)
     allowance = share * w.sum()
@@ -112,7 +112,7 @@ def test_energy_rule_spends_its_allowance_and_no_more(values, share):
         assert w[: k + 1].sum() > allowance * (1 - 1e-12)
 
 
-def test_energy_rule_bounds_the_expected_leak():
+def test_the_energy_rule_bounds_the_expected_leak():
     """E|D P x|^2 <= |D|_2^2 e trace(C), which is why it is the default."""
     x = features(200, 12, 12, 3)
     c = second_moment(x)
@@ -125,13 +125,13 @@ def test_energy_rule_bounds_the_expected_leak():
 
 
 @given(st.integers(2, 200), st.data())
-def test_fraction_rule_counts_exactly(n, data):
+def test_the_fraction_rule_counts_exactly(n, data):
     k = data.draw(st.integers(1, n - 1))
     assert free_directions(np.arange(1.0, n + 1), "fraction", k / n) == k
 
 
 @pytest.mark.parametrize("kept", [1, 5, 8, 11, 15])
-def test_thinner_basis_equals_dense(kept):
+def test_the_thinner_basis_gives_the_dense_projector(kept):
     n = 16
     w, u = decompose(second_moment(features(60, n, n, 1)))
     value = np.sqrt(w[n - kept - 1] * w[n - kept])
@@ -145,7 +145,7 @@ def test_thinner_basis_equals_dense(kept):
 
 
 @pytest.mark.parametrize("n", [5, 12])
-def test_decomposition_rebuilds_the_moment(n):
+def test_the_decomposition_rebuilds_the_moment(n):
     c = second_moment(features(40, n, n, 2))
     w, u = decompose(c)
     assert (np.diff(w) >= 0).all()
@@ -160,7 +160,7 @@ def test_rounding_does_not_make_negative_eigenvalues():
 
 
 @pytest.mark.parametrize(("rule", "value"), [("absolute", 1e-3), ("relative", 1e-3), ("energy", 1e-4), ("soft", 1e-9)])
-def test_no_free_direction_names_site_rule_and_spectrum(rule, value):
+def test_the_error_without_free_directions_names_site_rule_and_spectrum(rule, value):
     w, u = np.linspace(1, 2, 10), np.eye(10, dtype=np.float32)
     with pytest.raises(ProjectorError, match=r"mid_block\.attn2\.to_q") as error:
         projector(w, u, rule, value, "mid_block.attn2.to_q")
@@ -168,7 +168,7 @@ def test_no_free_direction_names_site_rule_and_spectrum(rule, value):
     assert "1, 1.25, 1.5, 1.75, 2" in str(error.value)
 
 
-def test_all_free_is_a_warning_and_the_identity():
+def test_all_directions_free_warns_and_gives_the_identity():
     with pytest.warns(UserWarning, match=r"some\.site.*absolute.*nothing is protected"):
         p = projector(np.linspace(1, 2, 10), np.eye(10, dtype=np.float32), "absolute", 3.0, "some.site")
     np.testing.assert_array_equal(p.dense(), np.eye(10))
@@ -180,20 +180,20 @@ def test_a_usual_spectrum_does_not_warn():
         assert projector(*decompose(second_moment(features(40, 8, 4, 0))), "energy", 1e-3).free >= 4
 
 
-def test_unknown_rule():
+def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match=r"enrgy.*energy, absolute, relative, fraction, soft"):
         projector(np.ones(3), np.eye(3), "enrgy", 0.1)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_entries_that_are_not_finite(bad):
+def test_entries_that_are_not_finite_are_refused(bad):
     c = np.eye(4)
     c[1, 2] = c[2, 1] = bad
     with pytest.raises(ProjectorError, match=r"some\.site.*NaN"):
         decompose(c, "some.site")
 
 
-def test_asymmetry():
+def test_asymmetric_moments_are_refused():
     c = np.eye(4)
     c[1, 2] = 1e-3
     with pytest.raises(ProjectorError, match=r"some\.site.*not symmetric"):
@@ -201,15 +201,15 @@ def test_asymmetry():
 
 
 @pytest.mark.parametrize("spectrum", [[1.0, 0.5, -0.1], [-1.0, -1.0, -1.0], [0.0, 0.0, -1e-3]])
-def test_negative_spectrum(spectrum):
+def test_negative_eigenvalues_are_refused(spectrum):
     with pytest.raises(ProjectorError, match=r"some\.site.*negative eigenvalue"):
         decompose(np.diag(spectrum), "some.site")
 
 
 @pytest.mark.parametrize(("rule", "value"), [("energy", 0.05), ("relative", 0.1), ("absolute", 0.4)])
 @given(st.integers(0, 10**6), st.floats(0.01, 100.0))
-def test_what_is_free_never_grows_by_what_is_added(rule, value, seed, weight):
-    """Weyl: no eigenvalue falls where a second moment is added; and shares refer to what was there before."""
+def test_adding_moments_never_adds_free_directions(rule, value, seed, weight):
+    """By Weyl, adding a second moment lowers no eigenvalue, and shares refer to the eigenvalues before."""
     c, more = (second_moment(features(40, 12, rank, seed + rank)) for rank in (9, 3))
     w, _ = decompose(c)
     both, u = decompose(c + weight * more)

@@ -1,4 +1,4 @@
-"""Projectors stay with the host; the device holds those of a few timesteps."""
+"""Projectors stay in host memory; the device holds those of a few timesteps."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def stack(unet, protected) -> list:
 
 
 @pytest.mark.parametrize("room", [1, 2, 3])
-def test_what_is_fetched_again_is_the_same(stack, room):
+def test_fetching_again_gives_the_same_vectors(stack, room):
     projectors, a = SiteProjectors(stack), torch.randn(4, tiny.WIDTH)
     projectors.room = room
     for steps in ([0, 1, 2], [2], [1, 0]):
@@ -27,7 +27,7 @@ def test_what_is_fetched_again_is_the_same(stack, room):
         assert len(projectors._held) <= room
 
 
-def test_those_used_last_stay(stack):
+def test_the_last_used_projectors_stay(stack):
     projectors = SiteProjectors(stack)
     projectors.room = 2
     for step in (0, 1, 0, 2):
@@ -35,7 +35,7 @@ def test_those_used_last_stay(stack):
     assert list(projectors._held) == [0, 2]
 
 
-def test_gradients_do_not_depend_on_the_room(unet, protected):
+def test_gradients_do_not_depend_on_how_many_projectors_stay(unet, protected):
     def gradients(room: int) -> list[torch.Tensor]:
         torch.manual_seed(0)
         adapter = tiny.randomise(tiny.adapter(unet, protected, "timestep", 4))
@@ -52,7 +52,7 @@ def test_gradients_do_not_depend_on_the_room(unet, protected):
 
 
 def test_projectors_are_listed_once(unet, protected):
-    """Sites that read one tensor share theirs."""
+    """Sites that read the same tensor share projectors."""
     adapter = tiny.adapter(unet, protected, "timestep", 4)
     assert len(adapter.projectors) == len({id(p) for p in adapter.projectors}) < len(adapter.site_adapters)
 

@@ -1,4 +1,4 @@
-"""Protected prompts in kept shards."""
+"""Shards of the protected prompts are kept and reused."""
 
 import json
 
@@ -29,14 +29,14 @@ def test_every_prompt_is_in_one_shard(wanted, kept, size):
 
 @given(prompts, st.lists(prompts, max_size=6), st.integers(1, 7), st.data())
 def test_shards_stay_while_they_are_being_made(wanted, kept, size, data):
-    """A job that reads the workflow again in the middle of a run must see the same shards."""
+    """A job that evaluates the workflow in the middle of a run must find the same shards."""
     shards = partition(wanted, kept, size)
     done = data.draw(st.lists(st.sampled_from(shards), unique_by=tuple))
     assert partition(wanted, [*kept, *done], size) == shards
 
 
 @given(prompts, prompts, st.integers(1, 7), st.integers(1, 7))
-def test_added_prompts_cost_only_themselves(first, added, size, later_size):
+def test_only_added_prompts_form_new_shards(first, added, size, later_size):
     before = partition(first, [], size)
     after = partition(sorted({*first, *added}), before, later_size)
     new = [shard for shard in after if shard not in before]
@@ -44,14 +44,14 @@ def test_added_prompts_cost_only_themselves(first, added, size, later_size):
 
 
 @given(st.lists(prompts, min_size=2, max_size=6), st.lists(st.integers(1, 7), min_size=6, max_size=6))
-def test_back_to_an_earlier_set_finds_its_own_shards(sets, sizes):
+def test_returning_to_an_earlier_set_finds_its_shards(sets, sizes):
     kept, first = [], partition(sets[0], [], sizes[0])
     for wanted, size in zip(sets, sizes, strict=False):
         kept += partition(wanted, kept, size)
     assert partition(sets[0], kept, sizes[-1], first) == first
 
 
-def test_order_and_kept_order_do_not_matter():
+def test_the_order_of_prompts_and_kept_shards_does_not_matter():
     a, b = ["x", "y"], ["y", "z"]
     found = partition(["z", "x", "y"], [a, b], 5)
     assert found == partition(["x", "y", "z"], [b, a], 5)
@@ -59,7 +59,7 @@ def test_order_and_kept_order_do_not_matter():
 
 
 def test_similar_prompts_do_not_share_a_shard():
-    """The first shard stands for all prompts, and not for the beginning of the alphabet."""
+    """The first shard represents all prompts, not the beginning of the alphabet."""
     colors = ("blue", "green", "red", "white")
     wanted = [f"a {color} {thing} {i}" for color in colors for thing in ("ring", "star") for i in range(16)]
     for shard in partition(wanted, [], 32):
@@ -71,7 +71,7 @@ def test_shards_are_cut_and_added_in_the_order_of_hashes(wanted, size):
     shards = list(cut_shards({"model": "m"}, wanted, size).values())
     in_order = sorted(wanted, key=digest)
     assert shards == [sorted(in_order[i : i + size]) for i in range(0, len(wanted), size)]
-    assert shards == partition(wanted, [], size), "as without prompts_until, where nothing is kept"
+    assert shards == partition(wanted, [], size), "as without prompts_until and without kept shards"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_shards_are_cut_and_added_in_the_order_of_hashes(wanted, size):
     [([0.5], 0.1, False), ([0.5, 0.4], 0.1, False), ([0.5, 0.4], 0.25, True), ([0.5, 0.6], 0.01, True),
      ([0.9, 0.5, 0.49], 0.05, True), ([0.0, 0.0], 0.05, True)],
 )  # fmt: skip
-def test_shards_are_added_until_another_one_brings_little(leaks, share, stops):
+def test_shards_are_added_until_another_one_lowers_the_leak_little(leaks, share, stops):
     assert enough(leaks, share) == stops
 
 
@@ -95,7 +95,7 @@ def test_kept_shards_are_those_of_the_same_model_and_sampler(tmp_path):
 
     put("a", "trajectory.zarr", identity, ["a circle"])
     put("b", "trajectory.zarr", {**identity, "model": "other"}, ["a ring"])
-    put("c", "moments/00.zarr", identity, ["a star"])  # its trajectories were deleted to save room
+    put("c", "moments/00.zarr", identity, ["a star"])  # its trajectories were deleted to save space
     (tmp_path / "d" / "trajectory.zarr.partial").mkdir(parents=True)
     assert kept_shards(tmp_path, identity) == {"a": ["a circle"], "c": ["a star"]}
     assert kept_shards(tmp_path / "nowhere", identity) == {}
@@ -105,7 +105,7 @@ def test_kept_shards_are_those_of_the_same_model_and_sampler(tmp_path):
 
 
 def write_moments(path, prompts, **changes) -> dict[str, str]:
-    """A shard's moments at one timestep: prompt i adds i to every entry, and two rows."""
+    """Write a shard's moments at one timestep: prompt i adds i to every entry, and two rows."""
     total = float(sum(int(p.split()[1]) for p in prompts))
     identity = shard_identity({"model": "m"}, prompts)
     features = [{"name": "q", "sites": ["q"], "width": 2, "static": False}]
@@ -133,8 +133,8 @@ def test_shards_of_other_timesteps_do_not_add_up(tmp_path):
         sum_shards(str(tmp_path / "sum.zarr"), paths, identities, {})
 
 
-def test_shards_that_a_sum_was_made_of_come_first(tmp_path):
-    """Else a larger shard, kept for another set, would leave the prompts beside it to be computed again."""
+def test_shards_of_an_existing_sum_come_first(tmp_path):
+    """Otherwise the prompts next to a larger shard, kept for another set, would be computed again."""
     identity = {"model": "m"}
     for prompts in (["a", "b"], ["c", "d"], ["b", "c", "d"]):
         name = shard_identity(identity, prompts)["prompts"]
@@ -161,13 +161,13 @@ def test_pooled_moments_give_each_timestep_the_same_weight(tmp_path):
         assert found.weight(name) == len(xs[0])
 
 
-# --- leak on prompts held out -------------------------------------------------------------------------
+# --- leak of held-out prompts -------------------------------------------------------------------------
 
 WIDTH, TIMESTEPS = 12, [9.0, 5.0, 1.0]
 
 
 def write_steps(folder, rows: dict[str, list[np.ndarray]], identity: dict) -> None:
-    """Moments of one shard, one store a timestep, from rows `[n, WIDTH]` by feature; `prompt` is static."""
+    """Write the moments of one shard, a store per timestep, from rows `[n, WIDTH]` by feature; `prompt` is static."""
     for step, timestep in enumerate(TIMESTEPS):
         here = {name: x[step] for name, x in rows.items() if step < len(x)}
         features = [{"name": name, "sites": [name, "v"][: 2 if name == "prompt" else 1], "width": WIDTH,
@@ -182,8 +182,8 @@ def write_steps(folder, rows: dict[str, list[np.ndarray]], identity: dict) -> No
 
 
 @pytest.mark.parametrize("rule", [{"energy": 0.05}, {"fraction": 0.5}, {"soft": 0.3}], ids=str)
-def test_leak_is_that_of_the_pooled_moments_of_all_rows(tmp_path, rule):
-    """Against rows in one heap: shards of different sizes, their moments pooled one by one and then averaged."""
+def test_the_leak_equals_that_of_the_moments_of_all_rows_together(tmp_path, rule):
+    """Moments of shards of different sizes are pooled and averaged; the reference uses all rows at once."""
     rng, [(kind, value)] = np.random.default_rng(0), rule.items()
 
     def draw(n: int) -> dict[str, list[np.ndarray]]:
@@ -217,6 +217,6 @@ def test_leak_is_that_of_the_pooled_moments_of_all_rows(tmp_path, rule):
         assert found["shards"] == k
 
 
-def test_where_nothing_is_free_nothing_leaks(tmp_path):
+def test_nothing_leaks_without_free_directions(tmp_path):
     assert leaking(np.eye(WIDTH), np.eye(WIDTH), {"fraction": 0.01}, "q") == 0
     assert leaking(np.eye(WIDTH), np.eye(WIDTH), {"fraction": 0.5}, "q") == pytest.approx(0.5)

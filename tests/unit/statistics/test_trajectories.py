@@ -1,4 +1,4 @@
-"""Trajectories: what the denoiser is given when the pipeline itself samples the protected prompts."""
+"""Trajectories are the inputs of the denoiser while the pipeline itself samples the protected prompts."""
 
 import diffusers
 import families
@@ -18,7 +18,7 @@ SAMPLING = dict(steps=3, guidance=4.0, seed=0)
 
 
 def calls_of(pipeline, prompts, guidance=4.0, steps=3) -> list[tuple]:
-    """Arguments and output of every call of the UNet in a plain run of the pipeline, from the prompts' own noise."""
+    """Arguments and output of each call of the UNet in a plain run of the pipeline, from the prompts' own noise."""
     seen = []
 
     def see(_module, args, kwargs, output):
@@ -34,8 +34,8 @@ def calls_of(pipeline, prompts, guidance=4.0, steps=3) -> list[tuple]:
 
 
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
-def test_a_trajectory_is_what_a_plain_run_gives_the_denoiser(pipeline, guidance):
-    """Mistake 3: no random noise, and the unconditional branch is there."""
+def test_a_trajectory_has_the_denoiser_inputs_of_a_plain_run(pipeline, guidance):
+    """Mistake 3: inputs are not random noise, and the unconditional branch is included."""
     found = record(pipeline, PROMPTS, steps=3, guidance=guidance, seed=0, batch=3)
     calls = calls_of(pipeline, PROMPTS, guidance)
     branches = 2 if guidance > 1 else 1
@@ -48,7 +48,7 @@ def test_a_trajectory_is_what_a_plain_run_gives_the_denoiser(pipeline, guidance)
     assert found.conditions["encoder_hidden_states"].shape == (branches, 3, tiny.TOKENS, tiny.WIDTH)
 
 
-def test_latents_follow_the_sampler_not_the_noise(pipeline):
+def test_latents_follow_the_sampler_instead_of_the_noise(pipeline):
     found = record(pipeline, PROMPTS[:1], batch=1, **SAMPLING)
     noise = seeded_noise(prompt_seed(PROMPTS[0], 0), (4, 4, 4))
     assert found.latents[0, 0].equal(noise)
@@ -56,7 +56,7 @@ def test_latents_follow_the_sampler_not_the_noise(pipeline):
         assert tiny.change(after, before) > 0.05
 
 
-def test_branches_are_empty_prompt_then_prompt(pipeline):
+def test_the_branches_are_the_empty_prompt_then_the_prompt(pipeline):
     conditions = record(pipeline, PROMPTS, batch=3, **SAMPLING).conditions["encoder_hidden_states"]
     ids = pipeline.tokenizer(["", *PROMPTS], padding="max_length", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_other_prompts_do_not_change_a_trajectory(pipeline):
     torch.testing.assert_close(some.latents[:, 0], all_.latents[:, 2], rtol=1e-3, atol=1e-4)
 
 
-def test_the_seed_makes_another_trajectory(pipeline):
+def test_another_seed_gives_another_trajectory(pipeline):
     a, b = (record(pipeline, PROMPTS[:1], steps=1, guidance=1.0, seed=seed, batch=1).latents for seed in (0, 1))
     assert tiny.change(a, b) > 0.5
 
@@ -94,7 +94,7 @@ def test_the_seed_makes_another_trajectory(pipeline):
     ],
 )
 def test_timesteps_are_those_of_the_scheduler_itself(pipeline, name, options):
-    """Mistake 4: a Karras schedule by a formula of one's own. Values may be fractional."""
+    """Mistake 4: a separate formula for the Karras schedule. Timesteps may be fractional."""
     set_sampler(pipeline, name, options)
     expected = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
     expected.set_timesteps(4)
@@ -105,8 +105,8 @@ def test_timesteps_are_those_of_the_scheduler_itself(pipeline, name, options):
         assert any(t != round(t) for t in found.timesteps)
 
 
-def test_a_sampler_with_noise_of_its_own_gives_the_prompt_s_own_trajectory(pipeline):
-    """Adding a prompt changes no other trajectory, whatever the sampler."""
+def test_noise_of_the_sampler_belongs_to_the_prompt_too(pipeline):
+    """With no sampler does an added prompt change another trajectory."""
     set_sampler(pipeline, "EulerAncestralDiscreteScheduler")
     torch.manual_seed(0)
     one = record(pipeline, PROMPTS[:1], batch=1, **SAMPLING)
@@ -128,7 +128,7 @@ def test_denoiser_inputs_rebuild_the_call(pipeline):
             assert pipeline.unet(**inputs).sample.equal(output)
 
 
-def test_denoiser_inputs_of_some_rows(pipeline):
+def test_denoiser_inputs_can_be_taken_for_some_rows(pipeline):
     found = record(pipeline, PROMPTS, batch=3, **SAMPLING)
     part = denoiser_inputs(pipeline.unet, found.latents[1], found.timesteps[1], found.conditions, slice(1, 3))
     _, _, prompts, output = calls_of(pipeline, PROMPTS)[1]
@@ -138,7 +138,7 @@ def test_denoiser_inputs_of_some_rows(pipeline):
         torch.testing.assert_close(pipeline.unet(**part).sample, output[rows], rtol=1e-4, atol=1e-5)
 
 
-def test_initial_noise_belongs_to_the_seed_alone(pipeline):
+def test_initial_noise_depends_on_the_seed_only(pipeline):
     torch.manual_seed(123)
     first = initial_latents(pipeline, [5, 6])
     torch.manual_seed(321)
@@ -146,7 +146,7 @@ def test_initial_noise_belongs_to_the_seed_alone(pipeline):
     assert first[0].equal(torch.randn(4, 4, 4, generator=torch.Generator("cpu").manual_seed(5)))
 
 
-def test_recording_leaves_no_hook(pipeline):
+def test_recording_leaves_no_hooks(pipeline):
     with pytest.raises(TypeError):
         record(pipeline, PROMPTS, steps="three", guidance=4.0, seed=0, batch=3)
     record(pipeline, PROMPTS[:1], steps=1, guidance=4.0, seed=0, batch=3)
@@ -194,8 +194,8 @@ def test_flatten_keeps_tensors_only():
 
 
 @pytest.mark.parametrize(("fits", "used"), [(1, 1), (2, 1), (3, 3), (100, 3)])
-def test_as_many_prompts_in_a_pass_as_fit(pipeline, fits, used):
-    """Half as many, until they do; the result is that of any other batch."""
+def test_the_batch_is_halved_until_it_fits(pipeline, fits, used):
+    """The result is that of any other batch size."""
     sizes = []
 
     def crowd(_module, args, kwargs):
@@ -216,12 +216,12 @@ SHAPES = ("star", "ring", "heart", "moon")
 MANY = [f"a {color} {shape}" for color in ("red", "blue", "green", "pink") for shape in SHAPES]
 
 
-def test_each_prompt_has_a_negative_one_of_its_own(pipeline):
-    """The second branch: that of the negative prompt that the prompt's hash gives it, or the sampler's own."""
+def test_each_prompt_has_its_own_negative_prompt(pipeline):
+    """The second branch is that of the negative prompt chosen by the prompt's hash, or the sampler's default."""
     negatives, options = ["blurry", "a ring"], {"negative_prompt": "dull"}
     found = record(pipeline, MANY, batch=5, arguments=options, negatives=negatives, **SAMPLING)
     given = [negative or "dull" for negative in negatives_of(pipeline, MANY, negatives)]
-    assert set(given) == {"dull", "blurry", "a ring"}, "all have a share"
+    assert set(given) == {"dull", "blurry", "a ring"}, "each is chosen for some prompts"
     ids = pipeline.tokenizer(given, padding="max_length", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
         expected = pipeline.text_encoder(ids)[0]
@@ -230,7 +230,7 @@ def test_each_prompt_has_a_negative_one_of_its_own(pipeline):
     torch.testing.assert_close(found.conditions["encoder_hidden_states"][1], plain[1])
 
 
-def test_a_prompt_s_trajectory_is_the_one_that_it_has_alone(pipeline):
+def test_other_prompts_do_not_change_a_trajectory_with_negative_prompts(pipeline):
     together = record(pipeline, MANY, batch=5, negatives=["blurry"], **SAMPLING)
     for i, prompt in enumerate(MANY[:6]):
         alone = record(pipeline, [prompt], batch=1, negatives=["blurry"], **SAMPLING)
@@ -239,15 +239,15 @@ def test_a_prompt_s_trajectory_is_the_one_that_it_has_alone(pipeline):
             torch.testing.assert_close(together.conditions[key][:, i], value[:, 0], rtol=1e-4, atol=1e-4)
 
 
-def test_pipelines_without_negative_prompts_are_given_none(pipeline):
+def test_pipelines_that_take_no_negative_prompts_get_none(pipeline):
     assert set(negatives_of(families.FAMILIES["LCM"](), MANY, ["blurry"])) == {None}
     assert set(negatives_of(pipeline, MANY, [])) == {None}
     assert set(negatives_of(pipeline, MANY, ["blurry"])) == {None, "blurry"}
 
 
 @pytest.mark.parametrize("family", ["Stable Diffusion XL", "Stable Diffusion 3", "PixArt-Sigma", "Sana"])
-def test_families_take_a_negative_prompt_for_each(family):
-    """And where there is none, what the pipeline has without, be it zeros."""
+def test_families_take_a_negative_prompt_per_prompt(family):
+    """Without one, the branch is the pipeline's default, such as zeros."""
     pipeline, small = families.FAMILIES[family](), families.SMALL.get(family, {})
     pipeline.set_progress_bar_config(disable=True)
     how = dict(batch=3, resolution=small.get("resolution"), arguments=small.get("arguments", {}), **SAMPLING)

@@ -1,4 +1,4 @@
-"""Files and folders are whole or absent, whatever happens to their writer, and errors name them."""
+"""Files and folders are complete or absent, whatever happens to their writer, and errors name them."""
 
 import errno
 import json
@@ -30,15 +30,15 @@ def names(folder) -> list[str]:
 
 
 def content(path) -> dict[str, bytes]:
-    """Of a file, or of all files in a folder."""
+    """Return the content of a file, or of all files in a folder."""
     files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
     return {str(p.relative_to(path)): p.read_bytes() for p in files}
 
 
-# --- whole or absent ---------------------------------------------------------------------------------
+# --- complete or absent ------------------------------------------------------------------------------
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path):
+def test_a_file_appears_only_when_it_is_complete(tmp_path):
     path = tmp_path / "new" / "a.txt"
     with whole(path) as partial:
         partial.write_text("half")
@@ -49,8 +49,8 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
-def test_tensors_are_readable_by_whom_the_user_lets(tmp_path, mask, mode):
-    """Safetensors alone would let nobody else read them."""
+def test_tensor_files_get_the_permissions_of_the_umask(tmp_path, mask, mode):
+    """The safetensors package makes files readable for their owner only."""
     before = os.umask(mask)
     try:
         save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(3)}, {"format": "f"})
@@ -59,7 +59,7 @@ def test_tensors_are_readable_by_whom_the_user_lets(tmp_path, mask, mode):
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == mode
 
 
-def test_a_folder_replaces_the_one_before(tmp_path):
+def test_a_folder_replaces_an_older_one(tmp_path):
     path = tmp_path / "pictures"
     for name in ("a", "b"):
         with whole(path) as partial:
@@ -70,7 +70,7 @@ def test_a_folder_replaces_the_one_before(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
-def test_what_was_there_outlives_a_failure(tmp_path, error):
+def test_an_older_file_survives_a_failure(tmp_path, error):
     write_text(tmp_path / "a.txt", "good")
     with pytest.raises(type(error)), whole(tmp_path / "a.txt") as partial:
         partial.write_text("bad")
@@ -79,7 +79,7 @@ def test_what_was_there_outlives_a_failure(tmp_path, error):
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_what_a_killed_writer_leaves_is_removed_by_the_next(tmp_path):
+def test_the_next_writer_removes_leftovers_of_a_killed_one(tmp_path):
     def work() -> None:
         with whole(tmp_path / "a.zarr") as partial:
             partial.mkdir()
@@ -95,8 +95,8 @@ def test_what_a_killed_writer_leaves_is_removed_by_the_next(tmp_path):
     assert names(tmp_path) == sorted(["a.zarr", *mine])
 
 
-def test_a_folder_that_is_replaced_is_never_half_there(tmp_path, monkeypatch):
-    """Killed between the two renames: the older one stands aside whole, the new one too, and neither is half there."""
+def test_a_folder_being_replaced_is_never_incomplete(tmp_path, monkeypatch):
+    """The new folder is complete under its name before the older one, renamed, is removed."""
     path = tmp_path / "a"
     with whole(path) as partial:
         partial.mkdir()
@@ -112,7 +112,7 @@ def test_a_folder_that_is_replaced_is_never_half_there(tmp_path, monkeypatch):
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path):
-    """As after a kill of Snakemake, whose jobs live on while the next run starts the same ones."""
+    """Happens after a kill of Snakemake, whose jobs survive while the next run starts the same ones."""
     path = tmp_path / "a"
     with pytest.raises(FileNotFoundError), whole(path) as first:
         first.mkdir()
@@ -124,8 +124,8 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """A network file system may say only now that it is full."""
+def test_a_file_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
+    """A network file system may report a full disk only on sync."""
     write_text(tmp_path / "a.txt", "good")
 
     def fsync(_descriptor: int) -> None:
@@ -138,7 +138,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert names(tmp_path) == ["a.txt"]
 
 
-# --- no room -----------------------------------------------------------------------------------------
+# --- full disk ---------------------------------------------------------------------------------------
 
 
 def write_store(path, seed: int) -> None:
@@ -157,7 +157,7 @@ def write_checkpoint(path, seed: int) -> None:
 
 
 def write_pictures(path, seed: int) -> None:
-    """What the script writes, with a model that draws noise."""
+    """Write the output of the script, with a model that draws noise."""
     noise = torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (4, 3, 128, 128)))
     sampling = {"precision": "fp32", "resolution": None, "per_prompt": 1, "seed": 0}
     config = {"device": "cpu", "model": "m", "sample": {"batch": 1}}
@@ -184,7 +184,7 @@ WRITERS = {
     ("without_room", "message"),
     [(damage.full_disk, "No space left on device: free some space"), (damage.limited_files, "File too large")],
 )
-def test_no_room_is_said_by_name_and_nothing_is_lost(tmp_path, name, without_room, message):
+def test_a_full_disk_is_reported_with_the_file_and_nothing_is_lost(tmp_path, name, without_room, message):
     write, read = WRITERS[name]
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -199,7 +199,7 @@ def test_no_room_is_said_by_name_and_nothing_is_lost(tmp_path, name, without_roo
         assert names(disk) == [name]
         assert content(disk / name) == before
         read(disk / name)
-        write(disk / name, 1)  # there is room again
+        write(disk / name, 1)  # the disk has free space again
         assert content(disk / name) != before
 
 
@@ -207,7 +207,7 @@ def test_no_room_is_said_by_name_and_nothing_is_lost(tmp_path, name, without_roo
 
 
 def broken_somewhere(path):
-    """Break a file in one place after another: cut off, and a bit here and there; each time for the block."""
+    """Yield for each of several damages: the file truncated, or one bit flipped, restored after each."""
     whole_content = path.read_bytes()
     places = [*range(0, len(whole_content), max(1, len(whole_content) // 60)), len(whole_content) - 1]
     for place in [None, *places]:
@@ -220,7 +220,7 @@ def broken_somewhere(path):
 
 
 def noticed(read, path, good) -> None:
-    """Reading raises an error that names the file, or (white space) gives what was written."""
+    """Check that reading raises an error that names the file, or (damaged white space) returns what was written."""
     try:
         found = read(path)
     except ValueError as error:
@@ -245,7 +245,7 @@ SAVED = {
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_a_damaged_safetensors_file_is_refused_by_name(tmp_path, name):
+def test_a_damaged_safetensors_file_is_refused_with_its_name(tmp_path, name):
     write, read = SAVED[name]
     write(tmp_path / name, 1)
     good, seen = read(tmp_path / name), 0
@@ -264,7 +264,7 @@ def test_a_safetensors_file_without_checksum_is_refused(tmp_path):
         load_tensors(tmp_path / "a.safetensors", "f", "a file", "mend")
 
 
-def test_checksums_know_names_types_and_shapes():
+def test_checksums_depend_on_names_types_and_shapes():
     x = torch.arange(6, dtype=torch.float32)
     found = [
         checksum(tensors, metadata)
@@ -277,11 +277,11 @@ def test_checksums_know_names_types_and_shapes():
     assert checksum({"a": x.flip(0).flip(0), "b": x}, {}) == checksum({"b": x, "a": x}, {})
 
 
-def test_damaged_pictures_are_refused_by_name(tmp_path):
+def test_damaged_pictures_are_refused_with_their_names(tmp_path):
     folder = tmp_path / "images"
     write_pictures(folder, 0)
     path = folder / "class-001.png"
-    Image.new("RGB", (64, 64), "red").save(path)  # so plain that loading alone notices little
+    Image.new("RGB", (64, 64), "red").save(path)  # a plain picture: loading alone notices little damage
     good, refused = content_of_pictures(folder), 0
     for place in broken_somewhere(path):
         try:
@@ -300,7 +300,7 @@ def content_of_pictures(folder) -> list[bytes]:
     return [Image.open(folder / entry["file"]).tobytes() for entry in read_drawn(folder)["images"]]
 
 
-def test_truncated_json_is_refused_by_name(tmp_path):
+def test_truncated_json_is_refused_with_its_name(tmp_path):
     for file in ("images/images.json", "runs/dog/ours/0/metrics.json"):
         write_json(tmp_path / file, 1)
         damage.truncate(tmp_path / file)
@@ -310,7 +310,7 @@ def test_truncated_json_is_refused_by_name(tmp_path):
         read_runs(tmp_path, "ours", ["dog"], [0])
 
 
-def test_plots_are_whole_or_absent(tmp_path):
+def test_plots_are_complete_or_absent(tmp_path):
     figure = figures.heat_map(np.ones((2, 3)), ["a", "b"], [1.0, 2.0, 3.0], "label")
     with damage.limited_files(tmp_path, 1 << 10), pytest.raises(OSError, match=r"File too large.*a\.svg"):
         figures.save(figure, tmp_path / "a.svg")

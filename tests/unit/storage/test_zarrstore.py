@@ -1,4 +1,4 @@
-"""Stores are whole or absent, and refuse readers who expect something else."""
+"""Stores are complete or absent, and refuse readers that expect another identity."""
 
 import json
 import re
@@ -18,7 +18,7 @@ IDENTITY = {"model": "abc", "prompts": "123"}
 
 
 class Unreadable:
-    """An array whose data cannot be had: writing it dies halfway."""
+    """An array whose data cannot be read, so that writing it fails halfway."""
 
     def __array__(self, dtype=None, copy=None):
         raise KeyboardInterrupt
@@ -27,7 +27,7 @@ class Unreadable:
 @given(st.dictionaries(st.sampled_from(["a", "b.c:values", "mid_block.attn2.to_out.0:vectors"]),
     hnp.arrays(st.sampled_from([np.float32, np.float64, np.int64]), hnp.array_shapes(max_dims=3, max_side=5),
     elements=st.integers(-1000, 1000)), min_size=1))  # fmt: skip
-def test_round_trip(tmp_path_factory, arrays):
+def test_arrays_and_attributes_are_read_as_written(tmp_path_factory, arrays):
     path = tmp_path_factory.mktemp("store") / "a.zarr"
     zarrstore.write(path, arrays, IDENTITY)
     group = zarrstore.read(path, IDENTITY)
@@ -37,7 +37,7 @@ def test_round_trip(tmp_path_factory, arrays):
         np.testing.assert_array_equal(group[name][:], array)
 
 
-def test_attributes_identity_and_versions(tmp_path):
+def test_attributes_contain_identity_and_versions(tmp_path):
     features = [{"name": "a", "sites": ["a", "b"], "static": True}]
     zarrstore.write(tmp_path / "a.zarr", {"x": [1.5, 2.5]}, IDENTITY, features=features, timestep=None, rows={"x": 7})
     attrs = zarrstore.read(str(tmp_path / "a.zarr")).attrs
@@ -49,8 +49,8 @@ def test_attributes_identity_and_versions(tmp_path):
     assert set(attrs["versions"]) == {"numpy", "zarr", "torch", "diffusers"}
 
 
-def test_zarr_3_chunked_and_compressed(tmp_path):
-    array = np.zeros((8, 1000, 500), np.float32)  # 2 MB a row
+def test_arrays_are_chunked_and_compressed_in_zarr_3(tmp_path):
+    array = np.zeros((8, 1000, 500), np.float32)  # 2 MB per row
     zarrstore.write(tmp_path / "a.zarr", {"whole": array, "rows": array}, IDENTITY, chunk_rows={"rows": 1})
     group = zarrstore.read(tmp_path / "a.zarr")
     assert group.metadata.zarr_format == 3
@@ -63,7 +63,7 @@ def test_zarr_3_chunked_and_compressed(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0)])
-def test_empty_arrays(tmp_path, shape):
+def test_empty_arrays_are_stored(tmp_path, shape):
     zarrstore.write(tmp_path / "a.zarr", {"x": np.zeros(shape, np.float32)}, IDENTITY)
     assert zarrstore.read(tmp_path / "a.zarr")["x"].shape == shape
 
@@ -76,7 +76,7 @@ def test_empty_arrays(tmp_path, shape):
         ({"sampler": "s"}, "sampler", None),
     ],
 )
-def test_another_identity_is_refused_by_name(tmp_path, expected, key, found):
+def test_another_identity_is_refused_with_its_key(tmp_path, expected, key, found):
     zarrstore.write(tmp_path / "a.zarr", {"x": [1.0]}, IDENTITY)
     message = (
         rf"a\.zarr: made for {key} {re.escape(repr(found))}, but this run has {expected[key]!r}.*run its rule again"
@@ -85,7 +85,7 @@ def test_another_identity_is_refused_by_name(tmp_path, expected, key, found):
         zarrstore.read(tmp_path / "a.zarr", expected)
 
 
-def test_a_reader_may_expect_less_than_there_is(tmp_path):
+def test_a_reader_may_check_only_some_keys_of_the_identity(tmp_path):
     zarrstore.write(tmp_path / "a.zarr", {"x": [1.0]}, IDENTITY)
     assert "x" in zarrstore.read(tmp_path / "a.zarr", {"model": "abc"})
 
@@ -98,7 +98,7 @@ def test_a_missing_array_is_refused(tmp_path):
 
 
 def all_of(path) -> dict[str, list]:
-    """Arrays and attributes, read anew."""
+    """Open a store and return its arrays and attributes."""
     group = zarrstore.read(path, IDENTITY)
     return {name: group[name][:].tolist() for name in group.attrs["arrays"]} | {"attributes": dict(group.attrs)}
 
@@ -113,13 +113,13 @@ def small_store(path) -> dict[str, list]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_is_noticed_by_name(tmp_path, name):
+def test_a_flipped_bit_is_noticed_and_the_store_named(tmp_path, name):
     good, path = small_store(tmp_path / "a.zarr"), tmp_path / "a.zarr" / name
     content, refused = path.read_bytes(), 0
     for place in range(0, len(content), max(1, len(content) // 40)):
         damage.flip_bit(path, place)
         try:
-            assert all_of(tmp_path / "a.zarr") == good  # white space of zarr.json
+            assert all_of(tmp_path / "a.zarr") == good  # damaged white space in zarr.json
         except ValueError as error:
             refused += 1
             assert str(error).startswith(str(tmp_path / "a.zarr"))
@@ -132,8 +132,8 @@ def test_a_flipped_bit_is_noticed_by_name(tmp_path, name):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("harm", [damage.truncate, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
-def test_a_file_cut_off_or_missing_is_noticed_by_name(tmp_path, name, harm):
-    """Zarr alone would read zeros where a chunk is missing."""
+def test_a_truncated_or_missing_file_is_noticed_and_named(tmp_path, name, harm):
+    """Zarr alone would read a missing chunk as zeros."""
     small_store(tmp_path / "a.zarr")
     harm(tmp_path / "a.zarr" / name)
     with pytest.raises(ValueError, match=rf"a\.zarr.*{'' if name == 'zarr.json' else name}"):
@@ -150,7 +150,7 @@ def test_a_chunk_that_goes_missing_while_a_store_is_open_is_noticed(tmp_path):
 
 
 def test_a_chunk_of_another_store_is_noticed(tmp_path):
-    """Chunks of zeros are not written: one that is there all the same is none of this store's."""
+    """Chunks of zeros are not written; if one exists, it belongs to another store."""
     zarrstore.write(tmp_path / "zeros.zarr", {"x": np.zeros((4, 3))}, IDENTITY)
     small_store(tmp_path / "a.zarr")
     assert zarrstore.read(tmp_path / "zeros.zarr")["x"][:].sum() == 0
@@ -167,14 +167,14 @@ def test_a_store_of_an_earlier_version_is_refused(tmp_path):
         zarrstore.read(tmp_path / "a.zarr", IDENTITY)
 
 
-def test_a_zarr_store_of_someone_else_is_refused(tmp_path):
+def test_a_zarr_store_of_another_program_is_refused(tmp_path):
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
     group.create_array("x", data=np.ones(3))
     with pytest.raises(StoreError, match=r"a\.zarr"):
         zarrstore.read(tmp_path / "a.zarr", IDENTITY)
 
 
-def test_no_store(tmp_path):
+def test_a_missing_store_is_refused(tmp_path):
     (tmp_path / "empty.zarr").mkdir()
     for name in ("none.zarr", "empty.zarr"):
         with pytest.raises(StoreError, match=f"{name}: there is no Zarr store here"):
@@ -188,18 +188,18 @@ def test_a_half_written_store_is_invisible(tmp_path):
     assert not path.exists()
     with pytest.raises(StoreError, match="no Zarr store"):
         zarrstore.read(path)
-    zarrstore.write(path, {"x": [2.0]}, IDENTITY)  # what was left over does no harm
+    zarrstore.write(path, {"x": [2.0]}, IDENTITY)  # leftovers do no harm
     assert list(zarrstore.read(path)) == ["x"]
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
 
 
 class Deadly:
-    """An array whose data kill the process that writes them."""
+    """An array that kills the process that writes it."""
 
     __array__ = damage.die
 
 
-def test_a_killed_writer_leaves_the_store_that_was_there(tmp_path):
+def test_an_older_store_survives_a_killed_writer(tmp_path):
     path = tmp_path / "a.zarr"
     zarrstore.write(path, {"x": [1.0]}, IDENTITY)
     assert damage.killed(lambda: zarrstore.write(path, {"x": [2.0], "y": Deadly()}, IDENTITY))
@@ -210,7 +210,7 @@ def test_a_killed_writer_leaves_the_store_that_was_there(tmp_path):
 
 
 class Overtaken:
-    """An array of a writer that lost its Snakemake: before it is done, the next run writes the same store."""
+    """An array of an orphaned writer: before it finishes, the next run writes the same store."""
 
     def __init__(self, path):
         self.path = path
@@ -229,7 +229,7 @@ def test_two_writers_of_one_store_do_not_mix(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
 
 
-def test_a_whole_store_outlives_a_failed_rewrite(tmp_path):
+def test_an_older_store_survives_a_failed_rewrite(tmp_path):
     path = tmp_path / "a.zarr"
     zarrstore.write(path, {"x": [1.0]}, IDENTITY)
     with pytest.raises(KeyboardInterrupt):
