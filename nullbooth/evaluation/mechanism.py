@@ -1,4 +1,4 @@
-"""How much an adapter changes the output of each protected layer at each timestep."""
+"""Change of the output of each protected layer by an adapter, at each timestep."""
 
 import re
 from collections.abc import Sequence
