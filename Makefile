@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 
-.PHONY: samples test fast-test coverage lint format lock clean
+.PHONY: samples test fast-test coverage lint format docs lock clean
 
 samples: $(VENV)/.ready
 	$(BIN)/snakemake --cores $(CORES) --configfile config/edits.yaml -- results/samples
@@ -35,6 +35,10 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile rules workflow/Snakefile world/Snakefile
 
+docs: $(VENV)/.ready
+	$(BIN)/mkdocs build --strict
+	@echo "Open site/index.html in a browser."
+
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
@@ -45,10 +49,10 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 # From an environment with the newest versions that pyproject.toml allows.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet torch==2.13.0 --editable '.[dev,slurm]'
+	.venv-lock/bin/pip install --quiet torch==2.13.0 --editable '.[dev,docs,slurm]'
 	{ echo "# The set that CI installs and tests: make lock writes it anew from pyproject.toml."; \
 	  .venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' | tr '[:upper:]_' '[:lower:]-'; } > requirements.lock
 	rm -rf .venv-lock
 
 clean:
-	rm -rf results .snakemake
+	rm -rf results site .snakemake
