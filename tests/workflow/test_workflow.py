@@ -307,8 +307,8 @@ def test_a_comparison_leaves_everything_else_as_it_is(compared):
     assert planned(str(compared.folder / "results/comparison"), *again) == {}
 
 
-def python_blocks(page: str) -> str:
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL))
+def python_blocks(page: Path) -> str:
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
 
 
 def test_the_python_of_readme_and_docs_runs(finished, tmp_path, monkeypatch):
@@ -325,10 +325,11 @@ def test_the_python_of_readme_and_docs_runs(finished, tmp_path, monkeypatch):
     (tmp_path / "resources").symlink_to(ROOT / "resources")
     monkeypatch.chdir(tmp_path)
     names = {}
-    for page in ("README.md", "docs/adapters.md", "docs/lifelong.md"):
-        blocks = python_blocks(page)
-        assert "nullbooth.load_adapter" in blocks
-        exec(compile(blocks, page, "exec"), names)
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    blocks = {page: found for page in pages if (found := python_blocks(page))}
+    assert {"README.md", "adapters.md", "lifelong.md", "tutorial.md"} <= {page.name for page in blocks}
+    for page, block in blocks.items():
+        exec(compile(block, page, "exec"), names)
         names["pipe"]("a red star", num_inference_steps=2)
     assert (tmp_path / "star.png").stat().st_size > 1000
 

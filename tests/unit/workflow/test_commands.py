@@ -14,8 +14,13 @@ from snakemake.cli import parse_args
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "Makefile", "Snakefile", "bench/README.md", "bench/sweep.yaml")),
-    *(path for pattern in ("docs/*.md", "config/*.*", "rules/*.smk", "profiles/*/*") for path in ROOT.glob(pattern)),
+    *(path for pattern in ("docs/**/*.md", "config/*.*", "rules/*.smk", "profiles/*/*") for path in ROOT.glob(pattern)),
 ]
+HUB = {  # what stands for the models of the Hub that pages name
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "resources/tinyworld",
+    "openai/clip-vit-large-patch14": "resources/evaluators/clip",
+    "facebook/dinov2-base": "resources/evaluators/dino",
+}
 WORD = r"(?: (?:--?[a-z][\w-]*|--(?= [a-z])|results/[\w/.-]+|\w[\w./-]*(?:=[\w./-]+)?))"
 # In a block, between backticks, after the colon of a comment; not in a sentence.
 COMMANDS = re.compile(
@@ -36,10 +41,10 @@ def test_options_come_first_and_targets_after_two_dashes(monkeypatch):
     """The one order in which no option takes a target for a value of its own (--configfile, --config, --report)."""
     monkeypatch.chdir(ROOT)
     found = commands()
-    assert {"README.md", "docs/cluster.md", "docs/edits.md", "docs/scaling.md", "config/edits.yaml"} <= dict(
-        found
-    ).keys()
-    assert len(found) > 25
+    pages = {"README.md", "config/edits.yaml"}
+    pages |= {f"docs/{name}.md" for name in ("cluster", "edits", "lifelong", "outputs", "scaling", "tutorial")}
+    assert pages <= dict(found).keys()
+    assert len(found) > 40
     for page, given in found:
         _, dashes, behind = " ".join(given).partition(" -- ")
         targets = behind.split() if dashes or given[0].startswith("-") else given
@@ -48,13 +53,10 @@ def test_options_come_first_and_targets_after_two_dashes(monkeypatch):
         assert all(re.fullmatch(r"results/.+|[a-z]+", target) for target in targets), f"{page}: {given}"
 
 
-def settings_of(page: str) -> str:
-    """The mine.yaml that a page shows, or that of the README."""
-    block = re.compile(r"^```yaml\n(# mine\.yaml\n.*?)^```", re.MULTILINE | re.DOTALL)
-    for name in (page, "README.md"):
-        if found := block.search((ROOT / name).read_text()):
-            return found[1]
-    raise ValueError("no page has a mine.yaml")
+def settings_of(page: str) -> dict[str, str]:
+    """The configs that a page shows, by the name in their first line (`# mine.yaml`); else those of the README."""
+    block = re.compile(r"^```yaml\n(# (\w+\.yaml)\n.*?)^```", re.MULTILINE | re.DOTALL)
+    return {name: text for shown in ("README.md", page) for text, name in block.findall((ROOT / shown).read_text())}
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +68,16 @@ def checkout(tmp_path_factory) -> Path:
             (folder / place.name).symlink_to(place)
     for name in ("rex", "mug"):
         shutil.copytree(ROOT / "resources/subjects/starling/train", folder / "photos" / name)
+    shutil.copytree(ROOT / "resources/subjects/starling", folder / "photos/starling")
     (folder / "my").mkdir()
     (folder / "my/subject.txt").write_text("a photo of {subject} on the moon\n")
     (folder / "my/class.txt").write_text("a photo of {class} on the moon\n")
     (folder / "my/unrelated.txt").write_text("an unheard-of zebra\n")
-    repository = folder / "hub/models--stable-diffusion-v1-5--stable-diffusion-v1-5"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs/main").write_text("0" * 40)
-    shutil.copytree(ROOT / "resources/tinyworld", repository / "snapshots" / ("0" * 40))
+    for name, place in HUB.items():
+        repository = folder / f"hub/models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs/main").write_text("0" * 40)
+        shutil.copytree(ROOT / place, repository / "snapshots" / ("0" * 40))
     return folder
 
 
@@ -84,20 +88,25 @@ def distinct() -> list:
         if len(given) == 1 and (name := given[0].removeprefix("results/")) in ("edits", "lifelong"):
             # Said beside the setting, which is empty by default.
             page, given = f"docs/{name}.md", ["--configfile", "mine.yaml", "--", *given]
-        mine = settings_of(page) if "mine.yaml" in given else ""
-        found.setdefault((tuple(given), mine), page)
-    return [pytest.param(list(given), mine, id=f"{page}: {' '.join(given)}") for (given, mine), page in found.items()]
+        configs = {name: text for name, text in settings_of(page).items() if name in given}
+        found.setdefault((tuple(given), tuple(configs.items())), page)
+    return [
+        pytest.param(list(given), dict(configs), id=f"{page}: {' '.join(given)}")
+        for (given, configs), page in found.items()
+    ]
 
 
-@pytest.mark.parametrize(("given", "mine"), distinct())
-def test_every_command_is_understood_with_the_config_of_its_page(given, mine, checkout):
+@pytest.mark.parametrize(("given", "configs"), distinct())
+def test_every_command_is_understood_with_the_config_of_its_page(given, configs, checkout):
     """Reports and unlocking are done; of anything else it is found what would run, and that every input is there."""
-    (checkout / "mine.yaml").write_text(mine)
+    for name, text in configs.items():
+        (checkout / name).write_text(text)
     if "--report" in given:
         pytest.skip("needs results: tests/workflow/test_workflow.py")
     dry = [] if "--unlock" in given else ["--dry-run"]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_CACHE": str(checkout / "hub")}
-    program = sys.executable if "--config" in given else python()  # the place of the cache is read when Python starts
+    # The place of the cache is read when Python starts.
+    program = sys.executable if any(name in " ".join([*given, *configs.values()]) for name in HUB) else python()
     done = subprocess.run(
         [program, "-m", "snakemake", *dry, *given],
         cwd=checkout,
