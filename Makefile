@@ -36,7 +36,7 @@ format: $(VENV)/.ready
 	$(BIN)/snakefmt Snakefile rules workflow/Snakefile world/Snakefile
 
 docs: $(VENV)/.ready
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open site/index.html in a browser."
 
 $(VENV)/.ready: requirements.lock pyproject.toml
