@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 
-.PHONY: samples test fast-test coverage lint format docs lock clean
+.PHONY: samples test fast-test coverage lint format settings docs lock clean
 
 samples: $(VENV)/.ready
 	$(BIN)/snakemake --cores $(CORES) --configfile config/edits.yaml -- results/samples
@@ -34,6 +34,10 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile rules workflow/Snakefile world/Snakefile
+
+# config/config.yaml from config/schema.yaml.
+settings: $(VENV)/.ready
+	$(BIN)/python -m nullbooth.inputs.config_file
 
 docs: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,7 +1,4 @@
-"""Fills docs/reference/settings.md when the site is built, from the schema and the comments of the default config.
-
-`settings()` is the only function that knows where settings come from: replace it to read them from somewhere else.
-"""
+"""Fills docs/reference/settings.md from config/schema.yaml when the site is built."""
 
 import re
 from collections.abc import Iterator
@@ -13,37 +10,7 @@ import yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 MARK = "<!-- settings -->"
-# Keys that neither the schema nor the comments describe, or only in part.
-DESCRIBED = {
-    "sampler": "The sampler. Its timesteps are the ones that are protected.",
-    "protect": "The prompts that must not change, and how they are protected.",
-    "protect.rule": "How much may leak, which decides how many directions are free to learn in "
-    "([rank rules](../protection.md#rank-rule)).",
-    "concepts": "The subjects.",
-    "concepts.images": "Folder with the photographs to learn from. Captions are in a .txt beside each photograph or in "
-    "metadata.jsonl; else `prompt` is the caption.",
-    "methods": "How subjects are learned: every method is trained for every concept and seed.",
-    "comparison.seeds": "Training seeds of the comparison.",
-    "edit": "How edits are solved and measured.",
-    "lifelong": "Subjects one after another, for methods with `lifelong`.",
-    "train": "Training.",
-    "train.steps": "Training steps.",
-    "train.batch": "Photographs in a batch.",
-    "train.learning_rate": "Learning rate. The default suits the embedded model.",
-    "train.schedule": "How the learning rate changes over the training.",
-    "train.weight_decay": "Weight decay of the optimiser.",
-    "train.max_grad_norm": "Gradients are clipped to this norm.",
-    "train.inversion_steps": "Steps in which the text encoders' embedding of the identifier is learned first.",
-    "train.inversion_rate": "Learning rate of these steps.",
-    "validate": "Validation pictures for the trackers.",
-    "sample": "What is drawn and measured.",
-    "sample.prompts": "Files of prompts, one prompt on each line.",
-}
 REPEATED = (".train", ".sweep", "rule", "comparison.methods")  # shown once, at their own key
-_SECTION = re.compile(r"^# --- ")
-_KEY = re.compile(r"^( *)(?:- )?(\w+):(?=\s|$)[^#]*(?:# ?(.*))?$")
-_COMMENT = re.compile(r"^( *)# ?(.*)$")
-_DISABLED = re.compile(r"(\w+): \{")  # a default in a comment: what is above it is not about the next key
 _PAGE = re.compile(r"docs/(\w+)\.md")
 _SPECIAL = re.compile(r"([*_{}\[\]<])")
 
@@ -75,11 +42,10 @@ def rendered(setting: Setting) -> str:
 def settings() -> list[Setting]:
     """All settings in the order of the schema."""
     schema = yaml.safe_load((CONFIG / "schema.yaml").read_text(encoding="utf-8"))
-    said = comments((CONFIG / "config.yaml").read_text(encoding="utf-8"))
-    return list(_settings(schema, schema, said, ""))
+    return list(_settings(schema, schema, ""))
 
 
-def _settings(part: dict[str, Any], root: dict[str, Any], said: dict[str, str], where: str) -> Iterator[Setting]:
+def _settings(part: dict[str, Any], root: dict[str, Any], where: str) -> Iterator[Setting]:
     for name, given in part.get("properties", {}).items():
         key, inner = f"{where}{name}", {**_resolved(given, root), **given}
         items = _resolved(inner.get("items", {}), root)
@@ -90,9 +56,8 @@ def _settings(part: dict[str, Any], root: dict[str, Any], said: dict[str, str], 
         else:
             values = ""
         default = _yaml(inner["default"]) if "default" in inner and (values or not nested) else None
-        text = DESCRIBED.get(key) or sentence(said.get(key) or inner.get("description", ""))
-        yield Setting(key, values, default, text)
-        yield from _settings(nested, root, said, f"{key}.")
+        yield Setting(key, values, default, sentence(inner.get("description", "")))
+        yield from _settings(nested, root, f"{key}.")
 
 
 def _resolved(part: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
@@ -134,31 +99,3 @@ def values_of(part: dict[str, Any], root: dict[str, Any]) -> str:
     found = " or ".join(known.get(kind, f"{'an' if kind == 'integer' else 'a'} {kind}") for kind in kinds)
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     return ", ".join([found, *(f"{words} {part[limit]}" for limit, words in limits.items() if limit in part)])
-
-
-def comments(text: str) -> dict[str, str]:
-    """What the default config says of each key: the comment lines above it, then the comment on its line and those that
-    go on below that one."""
-    found: dict[str, str] = {}
-    path: list[tuple[int, str]] = []
-    above: list[str] = []
-    going_on, column = "", 0
-    for line in text.splitlines():
-        comment, key = _COMMENT.match(line), _KEY.match(line)
-        if not line.strip() or _SECTION.match(line):
-            above, going_on = [], ""
-        elif comment and going_on and len(comment[1]) >= column:
-            found[going_on] += f" {comment[2].strip()}"
-        elif comment:
-            above = [] if _DISABLED.match(comment[2]) else [*above, comment[2].strip()]
-            going_on = ""
-        elif key:
-            indent = len(key[1]) + (2 if line.lstrip().startswith("- ") else 0)
-            path = [*((depth, name) for depth, name in path if depth < indent), (indent, key[2])]
-            name = ".".join(name for _, name in path)
-            said = " ".join(filter(None, [*above, key[3] or ""])).strip()
-            going_on, column = (name, line.find("#")) if key[3] and name not in found else ("", 0)
-            if said and name not in found:
-                found[name] = said
-            above = []
-    return found

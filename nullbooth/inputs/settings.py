@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import yaml
 
 from nullbooth.errors import SettingsError
 from nullbooth.inputs.methods import METHODS, is_ours, prior_of
@@ -31,6 +32,13 @@ _STRAY = re.compile(
 _DEPTH = 20  # of dictionaries and lists within each other
 _LONGEST = 2000  # characters of one setting
 _LINES = 8  # of a message
+
+
+def read_schema() -> dict[str, Any]:
+    """Return the schema of all settings (config/schema.yaml)."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # eight times as fast; every job reads the schema
+    with open(shipped("config/schema.yaml"), encoding="utf-8") as file:
+        return yaml.load(file, Loader=loader)
 
 
 def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -326,7 +334,7 @@ def _explain(error: Any) -> str:
     if error.validator == "required":
         missing = [key for key in error.validator_value if key not in error.instance]
         return f"{where or 'config'}: missing {', '.join(missing)}"
-    hint = error.schema.get("description", "")
+    hint = error.schema.get("description", "").partition(". ")[0].removesuffix(".")
     value = shown(error.instance)
     said = "cannot be used" if error.validator == "pattern" else error.message.replace(repr(error.instance), "")[:200]
     return f"{where}: {value} {said.strip()}" + (f" ({hint})" if hint else "")

@@ -4,16 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nullbooth.errors import SettingsError
 from nullbooth.inputs.edits import Edit, edits_of, not_concerned
 from nullbooth.inputs.groups import check_groups
 from nullbooth.inputs.methods import is_ours
 from nullbooth.inputs.photographs import captions, content_digest, list_images
 from nullbooth.inputs.prompts import read_prompts
-from nullbooth.inputs.settings import compared_points, complete, sweep_points
-from nullbooth.inputs.shipped import shipped
+from nullbooth.inputs.settings import compared_points, complete, read_schema, sweep_points
 from nullbooth.models.identity import known_configs, model_identity, single_identity
 from nullbooth.statistics import packs
 from nullbooth.storage.digests import digest, file_digest
@@ -38,8 +35,7 @@ class Project:
         warn: called with each warning. None leaves out the checks that only the first process of a run has to do.
         Raises SettingsError, InputError, OSError or ValueError with a message that names key, value and fix.
         """
-        schema = yaml.safe_load(shipped("config/schema.yaml").read_text(encoding="utf-8"))
-        self.config = complete(given, schema)
+        self.config = complete(given, read_schema())
         if warn:
             for warning in check_inputs(self.config):
                 warn(warning)

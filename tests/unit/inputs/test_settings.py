@@ -1,16 +1,20 @@
 """The config: defaults, errors that name the mend, and files that agree with each other."""
 
 import copy
+import re
 from dataclasses import fields
 
+import jsonschema
 import pytest
 import yaml
 from running import NEEDED
 from snakemake.utils import update_config
 
 from nullbooth.errors import InputError, SettingsError
+from nullbooth.inputs.config_file import config_text
 from nullbooth.inputs.methods import METHODS
 from nullbooth.inputs.settings import compared_points, complete, fill_prompt, subject_words, sweep_points
+from nullbooth.inputs.typed import resolve
 from nullbooth.learning.training import TrainSettings
 
 
@@ -537,3 +541,42 @@ def test_a_negative_prompt_of_the_sampler_is_text(schema):
     for value in (["a", "b"], 3):
         with pytest.raises(SettingsError, match=r"sampler\.arguments\.negative_prompt: .* must be text"):
             complete({**NEEDED, "sampler": {"arguments": {"negative_prompt": value}}}, schema)
+
+
+# --- one source ------------------------------------------------------------------------------------
+
+
+def described(part: dict, root: dict, where: str = "") -> list[tuple[str, dict]]:
+    """All settings below a part of the schema, with their keys."""
+    found = []
+    for name, given in resolve(part, root).get("properties", {}).items():
+        found += [(f"{where}{name}", given), *described(given, root, f"{where}{name}.")]
+        found += described(given.get("items", {}), root, f"{where}{name}.0.")
+    return found
+
+
+def test_the_default_config_is_written_from_the_schema(root, schema):
+    """Whoever changes a setting runs `make settings`."""
+    text = (root / "config/config.yaml").read_text()
+    assert text == config_text(schema)
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_every_setting_has_a_description_and_a_value(schema):
+    found = described(schema, schema)
+    assert len(found) > 100
+    rules = [key for key, _ in found if re.search(r"rule\.\w+$", key)]  # which protect.rule describes all
+    assert [key for key, part in found if not part.get("description") and key not in rules] == []
+    entries = [key for key, _ in found if ".0." in key]  # of lists, whose examples give them values
+    lacking = [key for key, part in found if not {"default", "examples", "properties"} & set(part)]
+    assert set(lacking) <= {*rules, *entries}
+
+
+def test_the_schema_is_one_and_accepts_its_own_values(schema):
+    jsonschema.Draft202012Validator.check_schema(schema)
+    written = yaml.safe_load(config_text(schema))
+    once = complete(written, schema)
+    assert once["train"] == complete({**written, "train": {}}, schema)["train"], "a default is one, wherever it stands"
+    for key in written:
+        if key not in ("model", "protect", "concepts", "methods", "sample", "evaluate", "comparison"):
+            assert complete({k: v for k, v in written.items() if k != key}, schema)[key] == once[key], key
