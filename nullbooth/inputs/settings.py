@@ -1,4 +1,4 @@
-"""Checks a config against its schema, with errors that name the key, the value and the mend."""
+"""Checks of the settings against their schema, with errors that name the key, the value and the fix."""
 
 import copy
 import difflib
@@ -21,15 +21,15 @@ from nullbooth.inputs.typed import resolve, typed
 EMBEDDED, EMBEDDED_NAMES = "resources/tinyworld", "config/prompts/names.txt"
 NEGATIVES = "config/prompts/negatives.txt"
 _READERS = ("tokenizer/tokenizer.json", "text_encoder/model.safetensors")
-# What some settings need that is not installed with NullBooth.
+# Packages that some settings need and NullBooth does not install.
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "wandb": "wandb"}
-# Names of results: some are taken, and tables read others as an absent value.
+# Names that results cannot have: some are taken, and readers of tables take others for a missing value.
 _RESERVED = ("base", "class", "unrelated", "null", "none", "nan", "na")
-# Placeholders: braces, and what ai-toolkit and the web interfaces replace in captions.
+# Placeholders: braces, and those of ai-toolkit and the web interfaces.
 _STRAY = re.compile(
     r"\{[^{}]*\}|\[(?:trigger|trigger[ _]?word|name|filewords|subject|class|identifier|token|instance)\]", re.IGNORECASE
 )
-_DEPTH = 20  # of dictionaries and lists within each other
+_DEPTH = 20  # of nested mappings and lists
 _LONGEST = 2000  # characters of one setting
 _LINES = 8  # of a message
 
@@ -38,16 +38,16 @@ def read_schema() -> dict[str, Any]:
     """Return the schema of all settings (config/schema.yaml)."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # eight times as fast; every job reads the schema
     with open(shipped("config/schema.yaml"), encoding="utf-8") as file:
-        return yaml.load(file, Loader=loader)
+        return loader(file).get_single_data()
 
 
 def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `config` with the schema's defaults filled in, at every depth, and text read as what it spells
-    (`typed`). Raises SettingsError."""
+    """Return a copy of `config` with the schema's defaults filled in at every depth, and text converted to the type
+    that its key wants (`typed`). Raises SettingsError."""
     _check_usable(config)
     schema = with_methods(schema)
     config = typed(config, schema, schema)
-    _check_usable(config)  # nor what was spelled as text
+    _check_usable(config)  # now also what was given as text
     config = copy.deepcopy(config)
     _fill(config, schema, schema)
     errors = sorted(_Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
@@ -55,7 +55,7 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         raise SettingsError("\n".join(_explain(error) for error in errors[:_LINES]))
     for path in _PATHS:
         _expand(config, path.split("."))
-    config["results"] = os.path.normpath(config["results"])  # Snakemake takes every spelling for a folder of its own
+    config["results"] = os.path.normpath(config["results"])  # to Snakemake, each spelling is another folder
     config["sample"]["prompts"] = _prompt_files(config)
     config["protect"]["negatives"] = _negatives(config)
     given = config["sampler"]["arguments"].get("negative_prompt")
@@ -64,33 +64,50 @@ def complete(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
             f"sampler.arguments.negative_prompt: {shown(given)}: must be text, the same for every prompt"
         )
     _check_weights(config)
-    lists = {key: config.get(key, []) for key in ("concepts", "methods")}
-    lists["comparison.methods"] = config.get("comparison", {}).get("methods", [])
-    for kind, entries in lists.items():
-        for i, entry in enumerate(entries):
-            if entry["name"].lower() in _RESERVED:
-                raise SettingsError(f"{kind}.{i}.name: {entry['name']!r} has a meaning of its own; choose another name")
-    for kind, entries in lists.items():
-        for i, entry in enumerate(entries):
-            if entry.get("prior") and not is_ours(entry):
-                raise SettingsError(
-                    f"{kind}.{i}.prior: {entry['prior']!r} is an addition to method nullbooth; {entry['method']} is "
-                    "compared as it is: leave prior out"
-                )
-    _check_lifelong(config, lists)
-    points = [p["name"] for kind in ("methods", "comparison.methods") for e in lists[kind] for p in sweep_points(e)]
-    for kind, names in {
-        "concepts": [entry["name"] for entry in lists["concepts"]],
-        "comparison.methods": [entry["name"] for entry in lists["comparison.methods"]],
-        "methods": points,
-    }.items():
-        folded = [name.lower() for name in names]  # some file systems take Dog and dog for one
-        if doubled := [name for name in names if folded.count(name.lower()) > 1]:
-            raise SettingsError(f"{kind}: the name {doubled[-1]!r} is used twice; names must differ, not in case alone")
+    methods = {"methods": config["methods"], "comparison.methods": config["comparison"]["methods"]}
+    _check_names({"concepts": config["concepts"], **methods})
+    _check_methods(config, methods)
+    _check_lifelong(config, methods)
     return config
 
 
-# Settings that name a file or folder.
+def _check_names(lists: dict[str, list[dict[str, Any]]]) -> None:
+    """Refuse reserved names and names that are used twice. lists: concepts and methods by key."""
+    for key, entries in lists.items():
+        for i, entry in enumerate(entries):
+            if entry["name"].lower() in _RESERVED:
+                raise SettingsError(f"{key}.{i}.name: {entry['name']!r} is reserved; choose another name")
+    points = [p["name"] for key in ("methods", "comparison.methods") for e in lists[key] for p in sweep_points(e)]
+    named = {key: [entry["name"] for entry in lists[key]] for key in ("concepts", "comparison.methods")}
+    for key, names in {**named, "methods": points}.items():
+        folded = [name.lower() for name in names]  # to some file systems, Dog and dog are one name
+        if doubled := [name for name in names if folded.count(name.lower()) > 1]:
+            raise SettingsError(
+                f"{key}: the name {doubled[-1]!r} is used twice; names must differ in more than upper and lower case"
+            )
+
+
+def _check_methods(config: dict[str, Any], methods: dict[str, list[dict[str, Any]]]) -> None:
+    """Refuse options of NullBooth itself for rivals."""
+    for key, entries in methods.items():
+        for i, entry in enumerate(entries):
+            if is_ours(entry):
+                continue
+            if entry["prior"]:
+                raise SettingsError(
+                    f"{key}.{i}.prior: {entry['prior']!r} is an option of the method nullbooth; remove it for the "
+                    f"rival {entry['method']}"
+                )
+            if key == "methods" and any(
+                {**config["train"], **point["train"]}["timesteps"] == "cached" for point in sweep_points(entry)
+            ):
+                raise SettingsError(
+                    f"{key}.{i}: train.timesteps: cached: only the method nullbooth has cached timesteps; set it to "
+                    f"all for the rival {entry['method']}"
+                )
+
+
+# Settings that name files or folders.
 _PATHS = (
     "results",
     "model",
@@ -127,7 +144,7 @@ def _expand(config: Any, path: list[str]) -> None:
 
 
 def _prompt_files(config: dict[str, Any]) -> dict[str, str]:
-    """Files by group of prompts, without the groups that have none."""
+    """Return the files of prompts by group, without groups that have none."""
     files = dict(config["sample"]["prompts"])
     if files["names"] == "auto":
         files["names"] = located(EMBEDDED_NAMES) if _embedded(config) else None
@@ -135,7 +152,7 @@ def _prompt_files(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _embedded(config: dict[str, Any]) -> bool:
-    """Whether a model reads prompts as the embedded model does, wherever its folder lies."""
+    """Return True if a model reads prompts as the embedded model does, wherever its folder is."""
     return all(
         own.is_file() and known.is_file() and own.read_bytes() == known.read_bytes()
         for own, known in ((Path(model, part) for model in (config["model"], shipped(EMBEDDED))) for part in _READERS)
@@ -143,19 +160,19 @@ def _embedded(config: dict[str, Any]) -> bool:
 
 
 def _negatives(config: dict[str, Any]) -> list[str]:
-    """The negative prompts that are protected. None by default for the embedded model, whose pictures need none."""
+    """Return the negative prompts that are protected. The embedded model has none by default: it needs none."""
     given = config["protect"]["negatives"]
     if not isinstance(given, str):
         return given
     if given == "auto" and _embedded(config):
         return []
-    from nullbooth.inputs.prompts import read_prompts  # which asks for settings itself
+    from nullbooth.inputs.prompts import read_prompts  # imports this module
 
     return read_prompts(located(NEGATIVES) if given == "auto" else given, "protect.negatives")
 
 
 def with_methods(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with the methods of the table (`inputs.methods`), whichever it names itself."""
+    """Return the schema with the methods of the table (`inputs.methods`) in place of its own."""
     schema = copy.deepcopy(schema)
     schema["$defs"]["method"]["properties"]["method"]["enum"] = list(METHODS)
     return schema
@@ -171,43 +188,43 @@ def _check_weights(config: dict[str, Any]) -> None:
         refuse_half(f"methods.{i}.method", entry["method"], weights)
 
 
-def _check_lifelong(config: dict[str, Any], lists: dict[str, list[Any]]) -> None:
-    if named := [entry["name"] for entry in lists["comparison.methods"] if entry["lifelong"]]:
-        raise SettingsError(f"comparison.methods: {named[0]}: lifelong is for `methods`; take it away here")
-    words = [concept["identifier"] for concept in lists["concepts"]]
-    for i, entry in enumerate(lists["methods"]):
+def _check_lifelong(config: dict[str, Any], methods: dict[str, list[Any]]) -> None:
+    if named := [entry["name"] for entry in methods["comparison.methods"] if entry["lifelong"]]:
+        raise SettingsError(f"comparison.methods: {named[0]}: lifelong is an option of `methods`; remove it here")
+    words = [concept["identifier"] for concept in config["concepts"]]
+    for i, entry in enumerate(methods["methods"]):
         if not entry["lifelong"]:
             continue
         where = f"methods.{i}.lifelong: {entry['lifelong']}"
         train = [{**config["train"], **point["train"]} for point in sweep_points(entry)]
         if any(settings["inversion_steps"] for settings in train) and len(set(words)) < len(words):
-            raise SettingsError(f"{where}: with train.inversion_steps each concept needs an identifier of its own")
+            raise SettingsError(f"{where}: with train.inversion_steps every concept needs another identifier")
         if entry["lifelong"] == "merged" or not is_ours(entry):
             continue
         if config["protect"]["pack"]:
             raise SettingsError(
-                f"{where}: a pack has no moments for those of subjects to be added to; set protect.pack to null"
+                f"{where}: moments of subjects cannot be added to a pack, which has none; set protect.pack to null"
             )
-        single = "subjects that are known have other weights at each timestep, so that a batch must have a single one"
+        single = "earlier subjects change the weights at each timestep, so a batch can have only one timestep"
         if entry["scope"] == "timestep" and any(settings["distinct_timesteps"] != 1 for settings in train):
             raise SettingsError(
                 f"{where}: with scope timestep, {single}: set train.distinct_timesteps to 1, or scope to pooled"
             )
         if entry["scope"] == "timestep" and prior_of(entry) == "images":
             raise SettingsError(
-                f"{where}: with scope timestep, {single}, and prior: images adds another: take prior: prediction, or "
-                "scope: pooled"
+                f"{where}: with scope timestep, {single}, but prior: images adds another; set prior to prediction, or "
+                "scope to pooled"
             )
 
 
 def refuse_half(key: str, method: str, weights: str) -> None:
-    """Refuse methods that need the weights in full. Raises SettingsError."""
+    """Refuse methods that need float32 weights. Raises SettingsError."""
     if weights != "fp32" and METHODS[method].own_weights:
-        raise SettingsError(f"{key}: {method!r} needs weights: fp32, not {weights}; take that, or another method")
+        raise SettingsError(f"{key}: {method!r} needs weights: fp32, not {weights}; set that, or use another method")
 
 
 def sweep_points(method: dict[str, Any]) -> list[dict[str, Any]]:
-    """A method once for each entry of its `sweep`, with those training settings and a name that says them."""
+    """Return a method once for each entry of its `sweep`, with these training settings and a name that lists them."""
     points = []
     for changes in method["sweep"]:
         name = "-".join([method["name"], *(f"{key}{value}" for key, value in sorted(changes.items()))])
@@ -216,10 +233,10 @@ def sweep_points(method: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def compared_points(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The points of all curves by name: each method at each entry of its `sweep`, drawn at each of the `scales`.
+    """Return the points of all curves by name: each method at each entry of its `sweep`, drawn at each of the `scales`.
 
-    `run` names the method whose adapter a point scales, and `line` the points that are joined: those of one adapter, or
-    those of one method if there is but one scale.
+    `run` names the method whose adapter a point draws with. Points with the same `line` are joined: those of one
+    adapter, or those of one method if there is only one scale.
     """
     found = {}
     for point in (point for method in comparison["methods"] for point in sweep_points(method)):
@@ -231,33 +248,33 @@ def compared_points(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def subject_words(concept: dict[str, Any]) -> dict[str, str]:
-    """What {subject} and {class} stand for in the prompts of a concept."""
+    """Return the words that replace {subject} and {class} in the prompts of a concept."""
     return {"subject": f"{concept['identifier']} {concept['class']}", "class": concept["class"]}
 
 
 def fill_prompt(prompt: str, words: dict[str, str]) -> str:
-    """`prompt` with its {subject} and {class} replaced. Raises SettingsError for any other placeholder, those of other
-    tools included."""
+    """Return `prompt` with its {subject} and {class} replaced. Raises SettingsError for any other placeholder, also for
+    those of other tools."""
     for name, value in words.items():
         prompt = prompt.replace(f"{{{name}}}", value)
     if stray := _STRAY.search(prompt):
         known = " or ".join(f"{{{name}}}" for name in words)
-        raise SettingsError(f"{shown(prompt)}: {shown(stray[0])[1:-1]} stands for nothing; use {known}")
+        raise SettingsError(f"{shown(prompt)}: unknown placeholder {shown(stray[0])[1:-1]}; use {known}")
     return prompt
 
 
 def names_subject(text: str, concept: dict[str, Any]) -> bool:
-    """Whether a prompt or caption names a concept, by {subject} or by its identifier."""
+    """Return True if a prompt or caption names a concept, by {subject} or by its identifier."""
     return "{subject}" in text or word_in(concept["identifier"], text)
 
 
 def word_in(word: str, text: str) -> bool:
-    """Whether a word stands in a text, in whatever capitals."""
+    """Return True if a text contains a word, in upper or lower case."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _is_integer(_checker: Any, value: object) -> bool:
-    """JSON Schema takes 3.0 for an integer, Python's range does not."""
+    """Accept only int: to JSON Schema 3.0 is an integer too, but not to Python's range."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -273,9 +290,9 @@ def _check_usable(config: dict[str, Any]) -> None:
 
 
 def _unusable(value: Any, where: str, depth: int = 0) -> Iterator[str]:
-    """What no setting can be, whatever the schema says. Values that may be secrets are not repeated."""
+    """Errors of values that no setting can have. Values that may be secrets are not repeated."""
     if depth > _DEPTH:
-        yield f"{where}: nested deeper than {_DEPTH} times; is an anchor (&, *) of YAML part of itself?"
+        yield f"{where}: nested more than {_DEPTH} levels deep; does a YAML anchor (&, *) contain itself?"
     elif isinstance(value, dict):
         for key, inner in value.items():
             if isinstance(key, str) and len(key) < 100 and not strange_character(key):
@@ -287,11 +304,11 @@ def _unusable(value: Any, where: str, depth: int = 0) -> Iterator[str]:
             yield from _unusable(inner, f"{where}.{i}", depth + 1)
     elif isinstance(value, str):
         if has_secret(value):
-            yield f"{where}: a token or password stands in it, and would be shown; for the Hub, set HF_TOKEN instead"
+            yield f"{where}: contains a token or password, which results would show; for the Hub, set HF_TOKEN instead"
         elif len(value) > _LONGEST:
-            yield f"{where}: {shown(value)}: {len(value)} characters; give at most {_LONGEST}"
+            yield f"{where}: {shown(value)}: has {len(value)} characters; use at most {_LONGEST}"
         elif strange := strange_character(value):
-            yield f"{where}: {shown(value)}: the control character {strange} stands in it; remove it"
+            yield f"{where}: {shown(value)}: contains the control character {strange}; remove it"
     elif isinstance(value, int):
         if abs(value) >= 1 << 63:
             yield f"{where}: the number is too large; it must be below 2^63"
@@ -316,7 +333,7 @@ def _fill(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> None:
 
 
 def _explain(error: Any) -> str:
-    """The message for an error of jsonschema (ValidationError)."""
+    """Return the message for an error of jsonschema (ValidationError)."""
     where = ".".join(str(part) for part in error.absolute_path)
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))
@@ -324,8 +341,8 @@ def _explain(error: Any) -> str:
         lines = []
         for key in unknown:
             near = difflib.get_close_matches(str(key), known, 1, 0.5)
-            mend = f"did you mean {near[0]!r}?" if near else f"keys here are {', '.join(known)}"
-            lines.append(f"{f'{where}.' if where else ''}{key}: unknown key; {mend}")
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
+            lines.append(f"{f'{where}.' if where else ''}{key}: unknown key; {hint}")
         return "\n".join(lines[:_LINES])
     if error.validator == "anyOf":
         meant = next((sub for sub in error.context if sub.validator == "additionalProperties"), None)
@@ -336,5 +353,5 @@ def _explain(error: Any) -> str:
         return f"{where or 'config'}: missing {', '.join(missing)}"
     hint = error.schema.get("description", "").partition(". ")[0].removesuffix(".")
     value = shown(error.instance)
-    said = "cannot be used" if error.validator == "pattern" else error.message.replace(repr(error.instance), "")[:200]
+    said = "is not allowed" if error.validator == "pattern" else error.message.replace(repr(error.instance), "")[:200]
     return f"{where}: {value} {said.strip()}" + (f" ({hint})" if hint else "")

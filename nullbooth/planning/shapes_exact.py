@@ -282,6 +282,7 @@ def pipeline_shapes(
     name = next((name for name in DENOISERS if name in parts), None)
     if name is None:
         raise ValueError(f"model: {model!r} has no denoiser; costs are known for {known()}")
+    family_of(parts[name][1], f"model: {model!r}")
 
     def built(name: str) -> nn.Module:
         library, kind = parts[name]

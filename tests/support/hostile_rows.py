@@ -128,7 +128,7 @@ for key in ("templates", "paraphrases"):
         f"{key} with a subject",
         [MOON],
         f"edit.{key}: ",
-        "{subject} stands for nothing; use {concept}",
+        "unknown placeholder {subject}; use {concept}",
         **{key: "a {concept} and a {subject}\n"},
     )
     editing(f"no {key}", [MOON], f"{key}.txt: no prompts in it; write one a line", **{key: "# {concept}\n"})
@@ -180,7 +180,7 @@ in_turn("prompts nowhere", {"lifelong": {"prompts": "no.txt"}}, "lifelong.prompt
 in_turn("no prompts", {}, "taught.txt: no prompts in it; write one a line", prompts="# a {subject}\n")
 in_turn("long prompts", {}, "lifelong.prompts: ", "tokens", "reads 6", prompts=long)
 in_turn("nameless prompts", {}, "lifelong.prompts: ", "'a b': {subject} is not in it", prompts="{subject}\na b\n")
-in_turn("a stranger in prompts", {}, "lifelong.prompts: ", "{x} stands for nothing", prompts="a {subject} {x}\n")
+in_turn("a stranger in prompts", {}, "lifelong.prompts: ", "unknown placeholder {x}", prompts="a {subject} {x}\n")
 
 
 @row("lifelong: results around its prompts", "results: ", "lifelong.prompts (", "lies in it and might be lost")
@@ -220,7 +220,7 @@ written(
     "prompts/subject.txt",
     "a {sbject}\n",
     "sample.prompts.subject: ",
-    "{sbject} stands for nothing",
+    "unknown placeholder {sbject}",
     "{subject}",
 )
 written(
@@ -228,7 +228,7 @@ written(
     "prompts/unrelated.txt",
     "a { ring, disk}\n",
     "sample.prompts.unrelated: ",
-    "{ ring, disk} stands for nothing",
+    "unknown placeholder { ring, disk}",
 )
 changed(
     "no prompt file",
@@ -401,7 +401,7 @@ def _(world):
 
 
 for other in ("[trigger]", "[name]", "[filewords]", "[Trigger Word]", "{trigger}", "{masterpiece:1.2}", "{}"):
-    says = (f"0.png: 'a photo of {other}'", f"{other} stands for nothing; use {{subject}}")
+    says = (f"0.png: 'a photo of {other}'", f"unknown placeholder {other}; use {{subject}}")
     written(f"a caption for another tool, {other}", "photos/0.txt", f"a photo of {other}", "concepts.0.images: ", *says)
 for name, text in {
     "no subject": "a star\n",

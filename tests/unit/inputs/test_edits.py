@@ -173,7 +173,7 @@ def test_what_is_erased_leaves_no_blanks():
 
 @pytest.mark.parametrize(("context", "named"), [("{concept} and {x}", "{x}"), ("{subject}", "{subject}")])
 def test_another_placeholder_is_refused(context, named):
-    with pytest.raises(SettingsError, match=rf"\{named[:-1]}\}} stands for nothing; use {{concept}}"):
+    with pytest.raises(SettingsError, match=rf"unknown placeholder \{named[:-1]}\}}; use {{concept}}"):
         Edit("a moon", "a star").filled(context)
 
 

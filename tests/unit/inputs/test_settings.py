@@ -110,7 +110,7 @@ def test_completing_twice_changes_nothing(schema):
         ("protect.rule", {"enrgy": 0.1}, r"^protect\.rule\.enrgy: unknown key; did you mean 'energy'\?"),
         ("methods.0.rule", {"enrgy": 0.1}, r"^methods\.0\.rule\.enrgy: unknown key; did you mean 'energy'\?"),
         ("methods.0.train", {"stepz": 1}, r"^methods\.0\.train\.stepz: unknown key; did you mean 'steps'\?"),
-        ("validate.zzz", 1, r"^validate\.zzz: unknown key; keys here are every, prompts"),
+        ("validate.zzz", 1, r"^validate\.zzz: unknown key; known keys are every, prompts"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_suggests_the_nearest(schema, path, value, message):
@@ -373,7 +373,7 @@ def test_training_defaults_are_those_of_the_schema(schema):
 def test_placeholders_are_filled_and_strangers_refused():
     words = subject_words({"identifier": "sks", "class": "dog"})
     assert fill_prompt("a {subject} beside a {class}", words) == "a sks dog beside a dog"
-    with pytest.raises(SettingsError, match=r"\{sbject\} stands for nothing; use \{subject\} or \{class\}"):
+    with pytest.raises(SettingsError, match=r"unknown placeholder \{sbject\}; use \{subject\} or \{class\}"):
         fill_prompt("a {sbject}", words)
 
 
@@ -420,7 +420,7 @@ def test_learned_words_need_identifiers_of_their_own(schema, way):
         ),
         (
             {"scope": "timestep", "prior": "images", "train": {"distinct_timesteps": 1}},
-            r"^methods\.0\.lifelong: sequence: .*prior: images.*take prior: prediction",
+            r"^methods\.0\.lifelong: sequence: .*prior: images.*set prior to prediction",
         ),
     ],
 )
@@ -429,9 +429,22 @@ def test_several_timesteps_in_a_batch_are_refused_where_known_subjects_have_but_
         complete(in_turn(**changes), schema)
 
 
+def test_cached_timesteps_are_refused_for_rivals_before_anything_runs(schema):
+    rival = {"name": "lora", "method": "lora"}
+    said = r"^methods\.1: train\.timesteps: cached: only the method nullbooth .* set it to all for the rival lora"
+    with pytest.raises(SettingsError, match=said):
+        complete({**NEEDED, "methods": [*NEEDED["methods"], rival], "train": {"timesteps": "cached"}}, schema)
+    complete(
+        {**NEEDED, "methods": [{**rival, "train": {"timesteps": "all"}}], "train": {"timesteps": "cached"}}, schema
+    )
+    complete({**NEEDED, "train": {"timesteps": "cached"}}, schema)
+
+
 def test_a_pack_has_no_moments_that_those_of_subjects_could_be_added_to(schema):
     config = {**in_turn(), "protect": {"prompts": "p.txt", "pack": "mine"}}
-    with pytest.raises(SettingsError, match=r"^methods\.0\.lifelong: sequence: a pack .*protect\.pack to null"):
+    with pytest.raises(
+        SettingsError, match=r"^methods\.0\.lifelong: sequence: moments .* a pack.*protect\.pack to null"
+    ):
         complete(config, schema)
     complete({**in_turn(lifelong="merged"), "protect": config["protect"]}, schema)
     complete({**in_turn(method="lora"), "protect": config["protect"]}, schema)

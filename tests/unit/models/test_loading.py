@@ -278,7 +278,11 @@ def test_a_whole_training(pipeline_folder, tmp_path, request, weights, every):
     concept = {"name": "starling", "identifier": "vbk", "class": "star", "prompt": "a photo of a {subject}"}
     sampler = {"scheduler": None, "options": {}, "arguments": {}}
     config = {"device": "cpu", "model": str(pipeline_folder), "revision": None, "variant": None, "weights": weights}
-    config |= {"concepts": [{"name": "starling", "images": images}], "sampler": {"steps": 2, "guidance": 3.0}}
+    config |= {
+        "attention": None,
+        "concepts": [{"name": "starling", "images": images}],
+        "sampler": {"steps": 2, "guidance": 3.0},
+    }
     config["validate"] = {"every": every, "prompts": ["a photo of a {subject}"]}
     config |= {"protect": {"pack": None}, "model_config": None, "trackers": ["tensorboard"]}
     train = {"steps": 2, "batch": 2, "flip": True, "buckets": False, "precision": weights, "seed": 0}

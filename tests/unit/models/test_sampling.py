@@ -121,14 +121,14 @@ def test_each_half_obeys_its_prompt_and_knows_of_the_other(pipeline):
 
 
 def test_pipelines_without_halves_say_why(pipeline):
-    class Packing:
-        def _pack_latents(self): ...
-
     class Closed:
+        unet = pipeline.unet
+
         def __call__(self, prompt): ...
 
     assert without_halves(pipeline) is None
-    assert without_halves(Packing()) == "Packing packs its latents, which have no left and right"
+    flux = families.FAMILIES["FLUX.1"]()
+    assert without_halves(flux) == "FluxPipeline packs its latents, which have no left and right"
     with pytest.raises(InputError, match=r"two prompts in one picture: Closed .*callback_on_step_end"):
         halves(Closed(), "a", "b")
 

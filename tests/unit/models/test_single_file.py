@@ -327,7 +327,7 @@ def test_a_pickle_is_refused_by_its_name(single):
     path = single.file.rename(single.file.with_suffix(".ckpt"))
     for load in (load_pipeline, load_denoiser):
         with pytest.raises(InputError, match=r"model: .*model\.ckpt is one file, and no \.safetensors, .* convert it"):
-            load(str(path), CPU, model_config=str(single.configs))
+            load(ModelSource(str(path), model_config=str(single.configs)), CPU)
 
 
 # --- through the workflow --------------------------------------------------------------------------------

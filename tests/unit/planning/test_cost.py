@@ -342,7 +342,9 @@ def test_memory_that_is_let_go_counts_no_more():
 def test_another_kind_of_denoiser_is_refused(tmp_path):
     index = {"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="has WanTransformer3DModel; costs are known for UNet2DConditionModel, Pix"):
+    with pytest.raises(
+        ValueError, match="WanTransformer3DModel is not a known denoiser; use Stable Diffusion 1, 2 and XL or PixArt"
+    ):
         pipeline_shapes(str(tmp_path), None, DEFAULT, "fp32")
 
 

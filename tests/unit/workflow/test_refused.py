@@ -24,7 +24,7 @@ from nullbooth.adapters.loaded import load_adapter
 from nullbooth.errors import InputError
 from nullbooth.inputs.photographs import captions, list_images
 from nullbooth.inputs.settings import complete
-from nullbooth.models.loading import load_denoiser, load_pipeline
+from nullbooth.models.loading import ModelSource, load_denoiser, load_pipeline
 from nullbooth.models.pixels import load_image
 from nullbooth.models.schedulers import set_sampler
 from nullbooth.statistics.trajectories import record
@@ -115,7 +115,7 @@ def test_weights_that_are_not_the_models_are_refused(project, world, part, fault
     loaders = [load_pipeline, load_denoiser] if part == "unet" else [load_pipeline]
     for load in loaders:
         with pytest.raises(InputError) as caught:
-            load(str(world.model), CPU)
+            load(ModelSource(str(world.model)), CPU)
         said = str(caught.value)
         assert said.startswith(f"model: {world.model}/{part}: ")
         assert name.removeprefix("text_model.") in said
