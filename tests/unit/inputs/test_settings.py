@@ -452,7 +452,7 @@ def test_a_pack_has_no_moments_that_those_of_subjects_could_be_added_to(schema):
 
 def test_the_comparison_learns_one_concept_at_a_time(schema):
     compared = {"comparison": {"methods": [{"name": "lora", "method": "lora", "lifelong": "merged"}]}}
-    with pytest.raises(SettingsError, match=r"^comparison\.methods: lora: lifelong is for `methods`"):
+    with pytest.raises(SettingsError, match=r"^comparison\.methods: lora: lifelong is an option of `methods`"):
         complete({**NEEDED, **compared}, schema)
 
 
