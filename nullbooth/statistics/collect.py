@@ -15,7 +15,7 @@ from nullbooth.models.sites import find_features, find_sites
 from nullbooth.models.sites_by_name import Feature
 from nullbooth.models.timesteps import calls_of
 from nullbooth.statistics.moments import Moment, collecting
-from nullbooth.statistics.records import MomentStore, TrajectoryStore
+from nullbooth.statistics.records import FeatureStep, MomentStore, TrajectoryStore
 from nullbooth.statistics.trajectories import of_any_prompts, write_trajectory
 from nullbooth.storage import zarrstore
 from nullbooth.storage.progress import reporter
@@ -84,10 +84,10 @@ def store_moments(
 ) -> None:
     """Store the result of `moments_at` for one timestep as a MomentStore."""
     moments, features, timesteps = moments_at(denoiser, trajectory, step, sites, batch, identity, progress)
-    about = {"prompts": TrajectoryStore(trajectory).prompts} if step == 0 else {}
+    about: dict[str, Any] = {"prompts": TrajectoryStore(trajectory).prompts} if step == 0 else {}
     about |= {"timestep": timesteps[step], "timesteps": timesteps, "denoiser": type(denoiser).__name__}
-    sums = {(name, None): packed(moment) for name, moment in moments.items()}
-    rows = {(name, None): moment.rows for name, moment in moments.items()}
+    sums: dict[FeatureStep, NDArray] = {(name, None): packed(moment) for name, moment in moments.items()}
+    rows: dict[FeatureStep, int] = {(name, None): moment.rows for name, moment in moments.items()}
     MomentStore.write(out, sums, rows, features, identity, **about)
 
 
@@ -102,7 +102,9 @@ def store_all_moments(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Store the results of `moments_at` for all `steps` timesteps in one MomentStore."""
-    sums, rows, listed = {}, {}, []
+    sums: dict[FeatureStep, NDArray] = {}
+    rows: dict[FeatureStep, int] = {}
+    listed: list[Feature] = []
     for step in range(steps):
         moments, features, timesteps = moments_at(denoiser, trajectory, step, sites, batch, identity)
         for feature in features:

@@ -19,7 +19,7 @@ def pooled_moment(shards: list[MomentStore], name: str) -> NDArray:
     """
     weights = [shard.weight(name) for shard in shards]
     moments = [shard.second_moment(name) for shard in shards]
-    return sum(n * c for n, c in zip(weights, moments, strict=True)) / sum(weights)
+    return np.asarray(sum(n * c for n, c in zip(weights, moments, strict=True)) / sum(weights))
 
 
 def leaking(c: NDArray, other: NDArray, rule: dict[str, float], name: str) -> float:

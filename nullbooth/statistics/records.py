@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # methods import torch themselves: jobs that only read moment
 
     from nullbooth.models.calls import Trajectory
 
+FeatureStep = tuple[str, int | None]  # name of a feature and index of a timestep, or None for all of them
+
 
 class _Record:
     """A store opened for reading, with its attributes in `about`."""
@@ -144,8 +146,8 @@ class MomentStore(_ByFeature):
     @staticmethod
     def write(
         path: Path | str,
-        sums: Mapping[tuple[str, int | None], NDArray],
-        rows: Mapping[tuple[str, int | None], int],
+        sums: Mapping[FeatureStep, NDArray],
+        rows: Mapping[FeatureStep, int],
         features: list[Feature],
         identity: dict[str, Any],
         **about: Any,

@@ -16,6 +16,9 @@ class SiteProjectors(nn.Module):
     when it is used; the `room` last used ones stay there.
     """
 
+    gain: Tensor
+    keep: Tensor
+
     def __init__(self, projectors: list[Projector]):
         super().__init__()
         k = max(len(p.gain) for p in projectors)
