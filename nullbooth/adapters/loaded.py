@@ -66,7 +66,8 @@ class LoadedAdapter:
     def __init__(self, denoiser: nn.Module, tensors: dict[str, Tensor], info: AdapterInfo, scale: float):
         called, denoiser = denoiser, uncompiled(denoiser)
         parameters = dict(denoiser.named_parameters())
-        self.info, self._scale, self._at = info, checked_scale(scale), None
+        self.info, self._scale = info, checked_scale(scale)
+        self._at: int | None = None  # index of a cached timestep
         self._pipeline: ref | None = None  # set until the warning about guidance was given
         self._timesteps = torch.tensor(info.timesteps, dtype=torch.float64)
         self._weights: dict[str, nn.Parameter] = {}
@@ -93,7 +94,7 @@ class LoadedAdapter:
         self._together = self._work.adapters
         self._check_own()
         known = {name: base for other in self._together for name, base in other.original.items()}
-        self.original = {
+        self.original: dict[str, Tensor] = {
             name: known[name] if name in known else weight.detach().clone() for name, weight in self._weights.items()
         }
         self._together.append(self)
@@ -225,8 +226,8 @@ class LoadedAdapter:
         with torch.autocast(self._device.type, enabled=False):
             for name in names:
                 check_weight(name, self._weights[name])
-                acting = [a for a in self._together if a._at is not None and name in a._weights]
-                changes = sum(a.scale * a.change(name, a._at) for a in acting)
+                acting = [(a, a._at) for a in self._together if a._at is not None and name in a._weights]
+                changes = sum(a.scale * a.change(name, at) for a, at in acting)
                 self._weights[name].copy_(self.original[name].float() + changes if acting else self.original[name])
                 self._work.written[name] = sampled(self._weights[name])
         torch.clear_autocast_cache()  # it holds low-precision copies of the weights before
@@ -275,7 +276,7 @@ def fused(attention: nn.Module) -> bool:
     """Return True if an attention of diffusers computes queries, keys and values by one matrix. In its older class,
     `fused_projections` stays set after unfusing, and only the processor tells."""
     if not attention.fused_projections or hasattr(attention, "unfuse_projections"):
-        return attention.fused_projections
+        return bool(attention.fused_projections)
     return "Fused" in type(attention.processor).__name__
 
 
