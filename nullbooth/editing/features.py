@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nullbooth.editing.closed_form import edit_map, factors, free_factor
 from nullbooth.errors import InputError
@@ -104,7 +104,7 @@ class TextFeatures:
             (ours, read), (theirs, read_there) = self.of(source), self.of(target)
             length = len(next(iter(ours.values())))
             into = torch.tensor(align(self.tokens(source, length), self.tokens(target, length), length))
-            both = slice(None) if read is None else read & read_there[into]
+            both = slice(None) if read is None or read_there is None else read & read_there[into]
             for name, x in ours.items():
                 k, t = x[both], theirs[name][into][both]
                 changed = (t - k).norm(dim=-1) > SAME * k.norm(dim=-1)
@@ -150,7 +150,7 @@ def solve_edits(
         edited = sum(k.T @ k / len(k) for k, _ in of_feature) / len(of_feature)
         ups, down = factors(m, c + edited)
         for name in feature.sites:
-            weight: nn.Parameter = texts.sites[name].weight
+            weight = texts.sites[name].weight
             tensors[f"{name}.up"] = (weight.double().cpu() @ ups).float()
             tensors[f"{name}.down"] = down.float()[None].clone()
         about[feature.name] = {
