@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,22 @@ from nullbooth.statistics.site_projectors import SiteProjectors
 if TYPE_CHECKING:
     from nullbooth.learning.training import TrainSettings
 
+Rank = int | Literal["full"]
 SCOPES = ("timestep", "pooled", "shared")
 
 
 class SiteAdapter(nn.Module):
     """The trainable change of one site."""
 
-    def __init__(self, linear: nn.Linear, projectors: SiteProjectors, scope: str, rank: int | str, alpha: float | None):
+    def __init__(self, linear: nn.Linear, projectors: SiteProjectors, scope: str, rank: Rank, alpha: float | None):
         super().__init__()
         out_features, in_features = linear.weight.shape
         self.projectors, self.scope, self.full = projectors, scope, rank == "full"
-        self.scale = 1.0 if self.full or alpha is None else alpha / rank
-        if self.full:
+        if rank == "full":
+            self.scale = 1.0
             self.delta = nn.Parameter(torch.zeros(out_features, in_features))
         else:
+            self.scale = 1.0 if alpha is None else alpha / rank
             self.down, self.up = (
                 nn.Parameter(torch.zeros(rank, in_features)),
                 nn.Parameter(torch.zeros(out_features, rank)),
@@ -74,13 +76,16 @@ class SiteAdapter(nn.Module):
 class Adapter(nn.Module):
     """All site adapters of a denoiser, and the cached timesteps of their projectors. A `Trainable`."""
 
+    timesteps: Tensor
+    _steps: tuple[list[int], Tensor]  # of the current batch
+
     def __init__(
         self,
         sites: dict[str, nn.Linear],
         projectors: dict[str, list[Projector]],
         timesteps: list[float],
         scope: str = "timestep",
-        rank: int | str = 16,
+        rank: Rank = 16,
         alpha: float | None = None,
     ):
         """projectors: by site, one per timestep or one for all. Raises ValueError for any other number or scope."""
@@ -89,17 +94,17 @@ class Adapter(nn.Module):
             raise ValueError(f"scope {scope!r}: use one of {', '.join(SCOPES)}")
         shared: dict[int, SiteProjectors] = {}  # sites of one feature have the same list: keep it once
         self.names = list(sites)
-        self.site_adapters = nn.ModuleList()
+        self._sites: list[SiteAdapter] = []
         for name, linear in sites.items():
             given = projectors[name]
             if len(given) not in (1, len(timesteps)):
                 raise ValueError(f"{name}: {len(given)} projectors for {len(timesteps)} timesteps")
             if id(given) not in shared:
                 shared[id(given)] = SiteProjectors(given)
-            self.site_adapters.append(SiteAdapter(linear, shared[id(given)], scope, rank, alpha))
+            self._sites.append(SiteAdapter(linear, shared[id(given)], scope, rank, alpha))
+        self.site_adapters = nn.ModuleList(self._sites)
         self.scope, self.rank = scope, rank
         self.register_buffer("timesteps", torch.tensor(timesteps, dtype=torch.float64), persistent=False)
-        self._steps: tuple[list[int], Tensor] | None = None  # of the current batch
         self._resting = False
         self._copies: Any = None  # CUDA stream that copies projectors during the previous batch
 
@@ -110,7 +115,7 @@ class Adapter(nn.Module):
     @property
     def projectors(self) -> list[SiteProjectors]:
         """All projectors, each once: sites that read the same feature share them."""
-        return list(dict.fromkeys(site.projectors for site in self.site_adapters))
+        return list(dict.fromkeys(site.projectors for site in self._sites))
 
     @property
     def one_timestep(self) -> bool:
@@ -162,7 +167,7 @@ class Adapter(nn.Module):
             return hook
 
         handles = [denoiser.register_forward_pre_hook(remember, with_kwargs=True)]
-        for name, site in zip(self.names, self.site_adapters, strict=True):
+        for name, site in zip(self.names, self._sites, strict=True):
             handles.append(modules[name].register_forward_hook(change(site)))
         try:
             yield self
@@ -191,13 +196,13 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def project_updates(self, before: list[Tensor], step: Tensor) -> None:
         """Scope `shared`: replace the change since `before` of every input-side factor by (change) P[step]."""
-        for old, site in zip(before, self.site_adapters, strict=True):
+        for old, site in zip(before, self._sites, strict=True):
             index = int(step) if len(site.projectors) > 1 else 0
             site.projected.copy_(old + site.projectors.project(site.projected - old, [index])[0])
 
     def snapshot(self) -> list[Tensor]:
         """Return copies of the input-side factors, for `project_updates`."""
-        return [site.projected.detach().clone() for site in self.site_adapters]
+        return [site.projected.detach().clone() for site in self._sites]
 
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
@@ -205,7 +210,7 @@ class Adapter(nn.Module):
         for full rank `delta: [out, in]`, and the site's projectors if it has several."""
         saved: dict[str, Tensor] = {}
         steps = list(range(len(self.timesteps)))
-        for name, site in zip(self.names, self.site_adapters, strict=True):
+        for name, site in zip(self.names, self._sites, strict=True):
             if not site.full:
                 saved[f"{name}.down"] = site.weights(steps)
                 saved[f"{name}.up"] = site.up * site.scale

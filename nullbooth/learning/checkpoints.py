@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nullbooth.learning.optimizers import load_state, state_tensors
+from nullbooth.learning.trainable import Trainable
 from nullbooth.storage.tensorfile import load_tensors, save_tensors
 
 FORMAT = "nullbooth-checkpoint-2"
@@ -21,7 +22,7 @@ class Learning:
     """Everything that changes in training. averages: moving averages of the parameters, if kept; scaler: of fp16
     gradients, or None."""
 
-    adapter: nn.Module
+    adapter: Trainable
     optimizer: torch.optim.Optimizer
     schedule: Any
     averages: list[Tensor]

@@ -1,7 +1,7 @@
 """Training data from photographs and captions: latents and conditions, computed once."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from nullbooth.models.loading import device_of, packed
 from nullbooth.models.pixels import load_image
 
 Shape = tuple[int, int]  # height and width in pixels
-Drawn = list[tuple[Path, str]]  # pictures and their prompts
+Drawn = Sequence[tuple[Path, str]]  # pictures and their prompts
 MOST_OBLONG = 2.0  # largest ratio of the sides of a bucket
 
 

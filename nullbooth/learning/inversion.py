@@ -22,6 +22,8 @@ class Word(Plain, nn.Module):
     """Vectors of an identifier, a `Trainable`. vectors: `[k, d]` float32 by text encoder, initialised with the
     identifier's embeddings."""
 
+    timesteps: Tensor
+
     def __init__(self, pipeline: Any, word: str):
         super().__init__()
         self.word, self._pipeline = word, [pipeline]  # in a list, so that it is not registered as a submodule
@@ -37,7 +39,7 @@ class Word(Plain, nn.Module):
     @contextmanager
     def attached(self, _denoiser: nn.Module | None = None) -> Iterator["Word"]:
         """Let the text encoders read the vectors inside the context."""
-        handles = install(self._pipeline[0], self.word, self.vectors)
+        handles = install(self._pipeline[0], self.word, dict(self.vectors))
         try:
             yield self
         finally:

@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -19,6 +20,7 @@ from nullbooth.learning.data import Drawn, training_data
 from nullbooth.learning.inversion import Word
 from nullbooth.learning.replay import Replay
 from nullbooth.learning.rivals import Options, build
+from nullbooth.learning.trainable import Trainable
 from nullbooth.learning.training import TrainSettings, train
 from nullbooth.models import devices, loading, schedulers
 from nullbooth.models.precision import pick_device
@@ -32,7 +34,7 @@ from nullbooth.storage.digests import digest
 from nullbooth.storage.pictures import read_drawn
 
 # Settings of textual inversion, which trains the vectors of the identifier alone.
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "optimizer": "adamw",
     "schedule": "constant",
     "warmup": 0,
@@ -44,7 +46,9 @@ PLAIN = {
 
 def drawn_pictures(folder: str | None, model: str) -> Drawn:
     """Return pictures of the class drawn by the base model, with their prompts; none without a folder."""
-    found = read_drawn(Path(folder), {"model": model})["images"] if folder else []
+    if not folder:
+        return []
+    found = read_drawn(Path(folder), {"model": model})["images"]
     return [(Path(folder) / entry["file"], entry["prompt"]) for entry in found]
 
 
@@ -130,12 +134,13 @@ def learn(
     build_on(pipeline, earlier, identity["model"])
     size, said = resolution or loading.resolution_of(pipeline), sampler["arguments"]
     [images] = [entry["images"] for entry in config["concepts"] if entry["name"] == concept["name"]]
-    how = {
+    how: dict[str, Any] = {
         "arguments": said,
         "guidance": config["sampler"]["guidance"],
         **{key: method["train"][key] for key in ("flip", "buckets")},
     }
-    prior = {"drawn": drawn_pictures(class_images, identity["model"]), "as_class": prior_of(method) == "prediction"}
+    prior: dict[str, Any] = {"drawn": drawn_pictures(class_images, identity["model"])}
+    prior["as_class"] = prior_of(method) == "prediction"
     recipe, path = {"concept": concept, "method": method, "identity": identity}, Path(out["adapter"])
     word = {}
     if inverting:
@@ -147,6 +152,7 @@ def learn(
         data = [replace(part, replay=replay) for part in data]
     denoiser = loading.denoiser_alone(pipeline, device, keep=config["validate"]["every"] > 0)
     torch.manual_seed(settings.seed)
+    adapter: Trainable
     if ours := is_ours(method):
         try:
             pack = config["protect"]["pack"]

@@ -51,6 +51,8 @@ def build(method: str, denoiser: nn.Module, sites: dict[str, nn.Linear], options
 class FineTune(Plain, nn.Module):
     """Parameters of a denoiser, or those that peft adds to it. A `Trainable`."""
 
+    timesteps: Tensor
+
     def __init__(self, denoiser: nn.Module, choose: Callable[[], object], keep: bool, merges: bool = False):
         """choose: makes parameters of the frozen denoiser trainable, or adds trainable ones.
 
@@ -73,7 +75,7 @@ class FineTune(Plain, nn.Module):
         return nullcontext(self)
 
     @contextmanager
-    def disabled(self, denoiser: nn.Module) -> Iterator[None]:
+    def disabled(self, denoiser: Any) -> Iterator[None]:
         """Run the base model inside the context. Only for parameters that peft added beside the weights."""
         denoiser.disable_adapters()
         try:
@@ -151,7 +153,7 @@ def _low_rank(sites: dict[str, nn.Linear], options: Options) -> dict[str, Any]:
     return {"r": options.rank, "lora_alpha": options.alpha or options.rank, "target_modules": list(sites)}
 
 
-def _put(denoiser: nn.Module, config: Any) -> None:
+def _put(denoiser: Any, config: Any) -> None:
     denoiser.add_adapter(config)
     cast_training_params(denoiser)  # peft uses the dtype of the weights; small updates need float32
 

@@ -1,9 +1,10 @@
 """Interface between the training loop and what it trains: an adapter, the weights of a rival, or a word."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -17,11 +18,23 @@ class Trainable(Protocol):
     all samples of a batch must have the same timestep.
     """
 
-    timesteps: Tensor
-    one_timestep: bool
+    @property
+    def timesteps(self) -> Tensor: ...
+
+    @property
+    def one_timestep(self) -> bool: ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return parameters, of which the optimiser updates those that require gradients."""
+
+    def to(self, device: torch.device) -> Self:
+        """Move parameters and timesteps to a device, and return self."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state to save in checkpoints."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """Load the result of `state_dict`."""
 
     def refuse(self, settings: "TrainSettings") -> None:
         """Raise ValueError, naming the setting, for unsuitable settings."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,9 @@ from nullbooth.models.calls import unflatten
 from nullbooth.models.loading import latents_name
 from nullbooth.models.precision import computed_in
 from nullbooth.storage.atomic import whole
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class TrainData:
 
 
 def train(
-    denoiser: nn.Module,
+    denoiser: "ModelMixin",
     trained: Trainable,
     buckets: Sequence[TrainData],
     scheduler: Any,
@@ -303,8 +306,8 @@ def _draw_of(
     noisy, target = noised(scheduler, x, noise, t)
     device = trained.timesteps.device
     given = t if data.unit == 1 else t * data.unit
-    batch = {"sample": noisy, "timestep": given, "target": target, "conditions": conditions, "rows": rows}
-    batch = {k: _moved(v, device) for k, v in batch.items()}
+    batch: dict[str, Any] = {"sample": noisy, "timestep": given, "target": target, "conditions": conditions}
+    batch = {k: _moved(v, device) for k, v in (batch | {"rows": rows}).items()}
     if data.prior is not None:
         other = index + (1 << 40)
         plain, seeded = replace(s, caption_dropout=0.0), torch.Generator("cpu").manual_seed(other)
