@@ -37,8 +37,8 @@ def edited_attributes(
     for i, texts in enumerate(zip(sources, targets, strict=True)):
         named = {name: [named_attribute(name, values, t) for t in texts] for name, values in encoder.attributes.items()}
         differing = [name for name, (a, b) in named.items() if a != b]
-        shown = [to[name][i] for name in differing if named[name][1] is not None]
-        still = [of[name][i] for name in differing if named[name][0] is not None]
+        shown = [hit for name in differing if named[name][1] is not None and (hit := to[name][i]) is not None]
+        still = [hit for name in differing if named[name][0] is not None and (hit := of[name][i]) is not None]
         found["as_meant"].append(min(shown, default=None))
         found["gone"].append(1 - max(still) if still else None)
     return found
@@ -51,8 +51,8 @@ def only_named(hits: dict[str, list[float | None]]) -> dict[str, list[float]]:
 
 def named_attribute(name: str, values: list[str], prompt: str) -> str | None:
     """Return the value of an attribute that a prompt of the embedded world names, or None."""
-    before, _, ground = f" {prompt}".partition(" on a ")
-    ground = ground.removesuffix(" background").split()
+    before, _, after = f" {prompt}".partition(" on a ")
+    ground = after.removesuffix(" background").split()
     if name in ("background", "pattern"):
         named = next((v for v in values if v in ground), None)
         return named or ("plain" if name == "pattern" and ground else None)

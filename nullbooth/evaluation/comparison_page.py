@@ -72,7 +72,7 @@ def strip(folders: list[Path], page: Path, name: str, columns: list[tuple[str, s
     (page / name).mkdir(parents=True, exist_ok=True)
     copies = []
     for i, column in enumerate(columns):
-        copy = shutil.copy(known[column], page / name / f"{i:02d}{known[column].suffix}")
+        copy = Path(shutil.copy(known[column], page / name / f"{i:02d}{known[column].suffix}"))
         copies.append({"file": copy.relative_to(page).as_posix(), "prompt": column[1]})
     return copies
 

@@ -4,6 +4,8 @@ Pictures are pairs of twins, drawn from the same noise. KID and coverage exclude
 and falls below one half if little changed: it is 0 if every picture is nearest to its own twin.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -88,7 +90,8 @@ def jensen_shannon(base: NDArray, tuned: NDArray, bins: int = 10) -> float:
     return float(np.mean(found))
 
 
-DISTANCES = {
+Distance = Callable[[NDArray, NDArray], float]
+DISTANCES: dict[str, Distance] = {
     "fid": lambda x, y: frechet_distance(torch.as_tensor(x), torch.as_tensor(y)),
     "kid": kernel_distance,
     "mmd": mean_discrepancy,
@@ -96,3 +99,8 @@ DISTANCES = {
     "nearest_neighbour_accuracy": nearest_neighbour_accuracy,
     "jsd": jensen_shannon,
 }
+
+
+def of_rows(distance: Distance, base: NDArray, tuned: NDArray) -> Callable[[NDArray], float]:
+    """Return the distance of two sets of embeddings `[n, d]` as a function of the indices of their rows."""
+    return lambda i: distance(base[i], tuned[i])

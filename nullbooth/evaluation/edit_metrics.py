@@ -10,7 +10,7 @@ from nullbooth.evaluation.encoders import embed_images, embed_texts, load_encode
 from nullbooth.evaluation.intervals import bootstrap_mean
 from nullbooth.evaluation.measure import paired_drift, possible
 from nullbooth.evaluation.pictures import read_group
-from nullbooth.inputs.edits import edits_of
+from nullbooth.inputs.edits import Edit, edits_of
 from nullbooth.models.precision import pick_device
 from nullbooth.storage.atomic import write_text
 from nullbooth.storage.pictures import read_drawn
@@ -48,7 +48,7 @@ def measure_edits(
             rows.append({"edit": edit, "model": model, "group": group, "metric": metric, **interval})
 
     for group, texts in contexts.items():
-        meant = {}
+        meant: dict[str, tuple[Edit, str]] = {}
         for edit in edits_of(edits):
             for source, target in map(edit.filled, texts):
                 meant.setdefault(source, (edit, target))

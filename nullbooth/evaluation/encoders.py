@@ -1,8 +1,9 @@
 """Image encoders for measuring pictures: models like CLIP and DINO, from a folder or the Hub."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,13 @@ _EMBEDDED = "nullbooth-embeddings-1"
 class Encoder:
     """An image encoder with the size and normalisation of its images, and `tokenizer` and `heads` if it has any."""
 
-    model: nn.Module
+    model: Any
     size: int
     mean: Tensor
     std: Tensor
-    tokenizer: object | None = None
-    heads: nn.Linear | None = None
-    attributes: dict[str, list[str]] | None = None
+    tokenizer: Any = None
+    heads: Any = None
+    attributes: dict[str, list[str]] = field(default_factory=dict)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Return images `x: [n, 3, h, w]` in [-1, 1] resized (bicubic, antialiased) and normalised."""
@@ -56,7 +57,7 @@ def load_encoder(path: str, revision: str | None = None, device: torch.device | 
             raise InputError(f"evaluate: {path}: its tokenizer cannot be loaded: {error}") from error
         if lacking_words(len(tokenizer), model.config.get_text_config().vocab_size):
             raise InputError(f"evaluate: {path}: its tokenizer has only {len(tokenizer)} tokens; download it again")
-    heads = attributes = None
+    heads, attributes = None, {}
     if (Path(path) / "heads.json").is_file():
         attributes = json.loads((Path(path) / "heads.json").read_text(encoding="utf-8"))
         weights = load_file(Path(path) / "heads.safetensors")
@@ -76,7 +77,7 @@ def load_encoders(paths: dict[str, str], identity: dict[str, str], device: torch
     return found
 
 
-def features_of(output: object) -> Tensor:
+def features_of(output: Any) -> Tensor:
     """Return the features `[n, d]` of a model's output: pooled ones, or without these, the class token's."""
     if isinstance(output, Tensor):
         return output
@@ -107,7 +108,8 @@ def read_embeddings(path: Path | str) -> dict[tuple[str, str], Tensor]:
     """Read a file of `save_embeddings`. Raises InputError that names it if it is damaged."""
     hint = f"delete {path} and run the same command again"
     tensors, _ = load_tensors(path, _EMBEDDED, "embeddings of pictures", hint)
-    return {tuple(key.split(".", 1)): part for key, part in tensors.items()}
+    parted = ((key.partition("."), part) for key, part in tensors.items())
+    return {(name, group): part for (name, _, group), part in parted}
 
 
 @torch.no_grad()

@@ -192,10 +192,10 @@ def write_gallery(
     statistics = {}
     for name, file in STATISTICS.items() if protecting else ():
         if (results / "figures" / file).is_file():
-            statistics[name] = shutil.copy(results / "figures" / file, page / file).name
+            statistics[name] = Path(shutil.copy(results / "figures" / file, page / file)).name
     shutil.copy(results / "evaluation" / "metrics.csv", page / "metrics.csv")
     context = {"sections": sections, "about": about, "figure": figure, "statistics": statistics}
-    context["edits"] = edits_section(page, results / "edits", edits, contexts) if edits else None
+    context["edits"] = edits_section(page, results / "edits", edits, contexts or {}) if edits else None
     photographs = {s["concept"]["name"]: s["photographs"][0] for s in sections}
     context["lifelong"] = lifelong_section(page, results / "lifelong", photographs) if lifelong else None
     render(template, page / "index.html", trade_off=trade_off, **context)
@@ -224,7 +224,7 @@ def concept_section(
         drawn[label if about["methods"] > 1 else "tuned model"] = (folder / "images", run)
         images = collect_images(folder / "images", page, run)
         change = [
-            (shutil.copy(folder / file, page / run / file).relative_to(page).as_posix(), title)
+            (Path(shutil.copy(folder / file, page / run / file)).relative_to(page).as_posix(), title)
             for file, title in CHANGES.items()
             if (folder / file).is_file()
         ]
@@ -275,12 +275,12 @@ def edits_section(page: Path, folder: Path, edits: list[dict[str, str]], context
     base, edited = (collect_images(folder / name, page, f"edits/{name}") for name in ("base", "images"))
     metrics = read_json(folder / "metrics.json")["metrics"]
     shutil.copy(folder / "metrics.csv", page / "edits.csv")
-    sections = []
+    sections: list[dict[str, Any]] = []
     for edit in edits_of(edits):
         own = {(group, edit.filled(context)[0]) for group, texts in contexts.items() for context in texts}
         keys = [key for key in edited if key[:2] in own]
-        rows = [{"prompt": key[1], "base": base[key], "edited": edited[key], "group": EDITED[key[0]]} for key in keys]
-        sections.append({"edit": edit, "rows": rows})
+        drawn = [{"prompt": key[1], "base": base[key], "edited": edited[key], "group": EDITED[key[0]]} for key in keys]
+        sections.append({"edit": edit, "rows": drawn})
     shown = [row for section in sections for row in section["rows"][:2]]
     rows = [("base model", [row["base"] for row in shown]), ("edited", [row["edited"] for row in shown])]
     contact_sheet(page / "edits.png", page, [], rows, [row["prompt"] for row in shown])

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 QUANTILES = (0.025, 0.975)
@@ -17,7 +17,7 @@ def _widening(n: int) -> float:
     return (n / (n - 1)) ** 0.5 * float(stats.t.ppf(QUANTILES[1], n - 1) / stats.norm.ppf(QUANTILES[1]))
 
 
-def resampled_means(values: NDArray, n: int = 2000, seed: int = 0) -> NDArray:
+def resampled_means(values: ArrayLike, n: int = 2000, seed: int = 0) -> NDArray:
     """Return means `[n]` of `values: [seeds, prompts]` (or `[prompts]`) over `n` resamples of both axes, with
     replacement.
 
@@ -37,7 +37,7 @@ def resampled_means(values: NDArray, n: int = 2000, seed: int = 0) -> NDArray:
 
 
 def bootstrap_mean(
-    values: NDArray, n: int = 2000, seed: int = 0, within: tuple[float, float] = (-np.inf, np.inf)
+    values: ArrayLike, n: int = 2000, seed: int = 0, within: tuple[float, float] = (-np.inf, np.inf)
 ) -> dict[str, float]:
     """Return the mean of `values: [seeds, prompts]` or `[prompts]` and its 95% interval by `resampled_means`, clipped
     to `within`.

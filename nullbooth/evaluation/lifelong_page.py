@@ -24,7 +24,10 @@ def write_lifelong(
     concepts: list[str],
 ) -> None:
     """Write `lifelong.csv`, `lifelong.json`, figures, and pictures of two subjects to the new folder `out`."""
-    measured = [Known(*key, read_json(path)) for key, path in zip(stages, metrics, strict=True)]
+    measured = [
+        Known(method, seed, count, concept, read_json(path))
+        for (method, seed, count, concept), path in zip(stages, metrics, strict=True)
+    ]
     methods = list(dict.fromkeys(known.method for known in measured))
     free: dict[str, list[dict]] = {}  # by method, for its first seed: one entry per concept in turn
     for (method, seed, _), path in zip(rooms, rooms_at, strict=True):
@@ -43,8 +46,8 @@ def write_lifelong(
         for known, path in zip(measured, images, strict=True)
     ]
     pairs = [{"run": run, "images": path} for run, path in zip(runs, together, strict=True)]
-    found = {"methods": rows, "concepts": concepts, "shown": shown, "together": pairs}
-    (folder / "lifelong.json").write_text(json.dumps(found, indent=1))
+    said = {"methods": rows, "concepts": concepts, "shown": shown, "together": pairs}
+    (folder / "lifelong.json").write_text(json.dumps(said, indent=1))
     curves = {row["method"]: fidelities(measured, row["method"], concepts) for row in rows}
     drifts = {row["method"]: [(int(count), value) for count, value in row["drift"].items()] for row in rows}
     figures.save(figures.retention(curves, drifts), folder / "retention.svg", folder / "retention.png")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from nullbooth.evaluation.attributes import attribute_accuracy
-from nullbooth.evaluation.distances import DISTANCES
+from nullbooth.evaluation.distances import DISTANCES, of_rows
 from nullbooth.evaluation.encoders import embed_images, embed_texts, load_encoders, read_embeddings
 from nullbooth.evaluation.intervals import bootstrap_mean, half_samples
 from nullbooth.evaluation.lpips import load_lpips, lpips
@@ -61,8 +61,8 @@ def measure_group(group, prompts, pictures, embedded, spare, encoders, reference
     row("tuned", group, "pixel_mse", ((tuned - base) ** 2).mean((1, 2, 3)) / 4)
     if weights is not None:
         row("tuned", group, "lpips", lpips(weights, tuned, base))
-    texts = embed_texts(encoders["clip"], [spoken_class(prompt, identifier) for prompt in prompts])
-    agreement = {model: (found * texts).sum(1) for model, found in features["clip"].items()}
+    named = embed_texts(encoders["clip"], [spoken_class(prompt, identifier) for prompt in prompts])
+    agreement = {model: (found * named).sum(1) for model, found in features["clip"].items()}
     for model, values in agreement.items():
         row(model, group, "clip_text", values)
     row("tuned", group, "clip_text_change", agreement["tuned"] - agreement["base"])
@@ -74,7 +74,7 @@ def measure_group(group, prompts, pictures, embedded, spare, encoders, reference
         for name, found in features.items():
             x, y = found["base"].numpy(), found["tuned"].numpy()
             for metric, distance in DISTANCES.items():
-                interval = half_samples(lambda i, d=distance, x=x, y=y: d(x[i], y[i]), len(x), n=50)
+                interval = half_samples(of_rows(distance, x, y), len(x), n=50)
                 row("tuned", group, f"{name}_{metric}", [], interval)
 
 
@@ -95,7 +95,8 @@ def measure_run(
         name: embed_images(encoder, torch.stack([load_image(path, encoder.size) for path in photographs]))
         for name, encoder in loaded.items()
     }
-    rows, spoken = [], {}
+    rows: list[dict] = []
+    spoken: dict[str, list[str]] = {}
 
     def row(model: str, group: str, metric: str, values, interval: dict | None = None) -> None:
         """Add a row: the mean over prompts with its interval, or a given interval."""

@@ -18,7 +18,8 @@ def draw_together(
 ) -> None:
     """Draw pairs of prompts to the folder `out` with `images.json`; none if the pipeline cannot draw halves."""
     pipeline = load_tuned(config, sampler, adapters, identity["model"])
-    report, listed = reporter("pictures"), []
+    report = reporter("pictures")
+    listed: list[dict] = []
     if why := without_halves(pipeline):
         print(f"no pictures of two subjects: {why}")
         pairs = []
