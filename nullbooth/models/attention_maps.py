@@ -16,7 +16,7 @@ class Maps:
     """The running mean of attention over blocks, heads and steps: `[n, tokens, size, size]` of the last `n` rows."""
 
     def __init__(self, n: int, size: int):
-        self.n, self.size, self.count, self.total = n, size, 0, 0.0
+        self.n, self.size, self.count, self.total = n, size, 0, torch.zeros(())
 
     def add(self, probabilities: Tensor) -> None:
         """Add one block's attention `[rows, pixels, tokens]`, the mean of its heads. Pictures are square."""
@@ -52,6 +52,7 @@ def recording_attention(denoiser: nn.Module, n: int, size: int) -> Iterator[Maps
     `n` is the number of prompts: of a guided batch the last half, which is the conditional one, is kept.
     """
     maps, handles = Maps(n, size), []
+    block: Any
     for block in denoiser.modules():
         if getattr(block, "is_cross_attention", False):
             queries: list[Tensor] = []

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,9 @@ from nullbooth.models.files import DENOISERS, check_file, components, places_of,
 from nullbooth.models.identity import CONFIGS, known_configs
 from nullbooth.models.parts import UNUSED, has_variant, lacking_words, read_json
 from nullbooth.models.precision import DTYPES
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 MOST_SAMPLES = {"cuda": 64, "cpu": 16}  # in a pass: more gain nothing, and a CPU does not say when memory ends
 
@@ -92,7 +95,7 @@ def _pipeline_of_folder(source: ModelSource) -> Any:
     model, revision, dtype = source.model, source.revision, DTYPES[source.weights]
     parts = _classes(model, revision)
     accepted = inspect.signature(pipeline_class(model, revision).__init__).parameters
-    left_out = {name: None for name in UNUSED if name in accepted}
+    left_out: dict[str, Any] = {name: None for name in UNUSED if name in accepted}
     left_out |= {"requires_safety_checker": False} if "requires_safety_checker" in accepted else {}
     loaded = {
         name: _load(source, name, cls, torch.float32 if name == "vae" else dtype)
@@ -179,7 +182,7 @@ def _from_file(cls: Any, file: Path, configs: Path, **options: Any) -> Any:
         raise InputError(f"{where}: {reason} ({mend})") from error
 
 
-def _check_part(name: str, module: nn.Module, file: Path) -> None:
+def _check_part(name: str, module: Any, file: Path) -> None:
     """Refuse a part of a pipeline that its file does not wholly have, or a denoiser of which it has more."""
     where, mend = f"model: {file}: {name}", "the file is damaged, or not of the kind that model_config describes"
     if hasattr(module, "tie_weights"):  # what is twice in a text encoder may be once in the file
@@ -210,7 +213,7 @@ def _index(model: str, revision: str | None) -> Path:
     return Path(hf_hub_download(model, "model_index.json", revision=revision))
 
 
-def _without_float16(vae: nn.Module) -> None:
+def _without_float16(vae: "ModelMixin") -> None:
     """Let a VAE take what half-precision denoisers give it, and work in float32 where autocast would have float16, in
     which some give NaN (Stable Diffusion XL's)."""
 
@@ -227,7 +230,7 @@ def _without_float16(vae: nn.Module) -> None:
     vae.encode, vae.decode = guarded(vae.encode), guarded(vae.decode)
 
 
-def set_attention(denoiser: nn.Module, backend: str | None) -> None:
+def set_attention(denoiser: "ModelMixin", backend: str | None) -> None:
     """Let a denoiser attend by another of diffusers' back ends; None leaves its choice.
 
     Raises InputError where diffusers has no choice for its kind, and for a back end that is not installed.
@@ -285,7 +288,8 @@ def _free() -> None:
 def _classes(model: str, revision: str | None, wanted: Collection[str] | None = None) -> dict[str, type]:
     """Classes of a pipeline's parts by name, but for those that only one kind of pipeline knows. wanted: names of those
     to import, or None for all."""
-    index, found = _index(model, revision), {}
+    index = _index(model, revision)
+    found: dict[str, Any] = {}
     for name, (library, cls) in components(read_json(index), f"model: {index}").items():
         if library in ("diffusers", "transformers") and (wanted is None or name in wanted):
             found[name] = getattr(importlib.import_module(library), cls, None)
@@ -299,7 +303,7 @@ def _load(source: ModelSource, name: str, cls: type, dtype: torch.dtype) -> nn.M
     model, variant = source.model, source.variant
     if Path(model).is_dir() and not has_variant(Path(model) / name, variant):
         variant = None  # some parts may have no variant of their own
-    options = {"subfolder": name, "revision": source.revision, "variant": variant}
+    options: dict[str, Any] = {"subfolder": name, "revision": source.revision, "variant": variant}
     options["torch_dtype" if _of_diffusers(cls) else "dtype"] = dtype
     return load_whole(cls, model, f"model: {model}/{name}", **options)
 
@@ -344,7 +348,7 @@ def check_numbers(module: nn.Module, where: str, mend: str) -> None:
             raise InputError(f"{where}: {name} has NaN or infinite entries; {mend}")
 
 
-def denoiser_of(pipeline: Any) -> nn.Module:
+def denoiser_of(pipeline: Any) -> "ModelMixin":
     """The UNet or transformer of a pipeline."""
     for name in DENOISERS:
         if (module := getattr(pipeline, name, None)) is not None:
