@@ -6,7 +6,7 @@ Models are built on torch's `meta` device, or of fake tensors: these have shapes
 import weakref
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from nullbooth.models.precision import DTYPES, autocast
 from nullbooth.models.sites import find_sites, read_inputs
 from nullbooth.planning.cost import Model, Reading
 from nullbooth.planning.shapes_from_headers import latent_side, scale_factor, tokens_of
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 RANK = 16  # of the adapter in simulated training; what it adds is next to nothing
 CPU = torch.device("cpu")
@@ -133,7 +136,7 @@ def readings(denoiser: nn.Module, inputs: Inputs, sites: Sites) -> tuple[Reading
 
 
 def denoiser_shapes(
-    denoiser: nn.Module, inputs: Inputs, sites: Sites, precision: str, weights: str = "fp32"
+    denoiser: "ModelMixin", inputs: Inputs, sites: Sites, precision: str, weights: str = "fp32"
 ) -> dict[str, Any]:
     """Fields of `planning.cost.Model` for a denoiser on the meta device; `precision` is that of passes, `weights` what
     it is loaded as.
@@ -164,7 +167,7 @@ def denoiser_shapes(
     return {**shapes, "weights": weights, "precision": precision}
 
 
-def decoder_shapes(vae: nn.Module, side: int, precision: str) -> dict[str, Any]:
+def decoder_shapes(vae: "ModelMixin", side: int, precision: str) -> dict[str, Any]:
     """What nullbooth.planning.cost.Model says of a VAE on the meta device, in float32 but for passes in bfloat16.
 
     It is made of fake tensors afterwards.
@@ -174,7 +177,7 @@ def decoder_shapes(vae: nn.Module, side: int, precision: str) -> dict[str, Any]:
         return {"z": torch.empty(n, vae.config.latent_channels, side, side)}
 
     vae.forward = vae.decode
-    shapes = {
+    shapes: dict[str, Any] = {
         "vae_parameters": count(vae),
         "pixels": (side * scale_factor(vae.config)) ** 2,
         "decode_flops": pass_flops(vae, latents),
@@ -191,8 +194,8 @@ def unet_inputs(tokens: int, side: int) -> Inputs:
     """Arguments of UNet2DConditionModel, as the pipelines of Stable Diffusion 1, 2 and XL give them."""
 
     def inputs(unet: nn.Module, n: int) -> dict[str, Any]:
-        c = unet.config
-        given = {
+        c: Any = unet.config
+        given: dict[str, Any] = {
             "sample": torch.empty(n, c.in_channels, side, side),
             "timestep": torch.ones(n),
             "encoder_hidden_states": torch.empty(n, tokens, c.cross_attention_dim),
@@ -210,8 +213,8 @@ def pixart_inputs(tokens: int, side: int) -> Inputs:
     """Arguments of PixArtTransformer2DModel and SanaTransformer2DModel."""
 
     def inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
-        c = denoiser.config
-        given = {
+        c: Any = denoiser.config
+        given: dict[str, Any] = {
             "hidden_states": torch.empty(n, c.in_channels, side, side),
             "encoder_hidden_states": torch.empty(n, tokens, c.caption_channels),
             "encoder_attention_mask": torch.ones(n, tokens),
@@ -226,7 +229,7 @@ def pixart_inputs(tokens: int, side: int) -> Inputs:
 
 def sd3_inputs(tokens: int, side: int) -> Inputs:
     def inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
-        c = denoiser.config
+        c: Any = denoiser.config
         return {
             "hidden_states": torch.empty(n, c.in_channels, side, side),
             "encoder_hidden_states": torch.empty(n, tokens, c.joint_attention_dim),
@@ -241,7 +244,8 @@ def flux_inputs(tokens: int, side: int) -> Inputs:
     """Four latents of a square are one token."""
 
     def inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
-        c, patches = denoiser.config, side**2 // 4
+        c: Any = denoiser.config
+        patches = side**2 // 4
         given = {
             "hidden_states": torch.empty(n, patches, c.in_channels),
             "encoder_hidden_states": torch.empty(n, tokens, c.joint_attention_dim),
@@ -284,7 +288,7 @@ def pipeline_shapes(
         raise ValueError(f"model: {model!r} has no denoiser; costs are known for {known()}")
     family_of(parts[name][1], f"model: {model!r}")
 
-    def built(name: str) -> nn.Module:
+    def built(name: str) -> Any:
         library, kind = parts[name]
         if library == "diffusers":
             cls = getattr(diffusers, kind)
