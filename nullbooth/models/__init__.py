@@ -1,1 +1,1 @@
-"""Diffusion models: what their files say, how they are loaded, and how their denoisers are called."""
+"""Diffusion models: checking and loading their files, and calling their denoisers."""

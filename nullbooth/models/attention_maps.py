@@ -1,4 +1,4 @@
-"""Where in a picture a word of its prompt acts: cross-attention maps (DAAM, arXiv 2210.04885)."""
+"""Cross-attention maps of the words of a prompt: how much each pixel attends to a word (DAAM, arXiv 2210.04885)."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,43 +13,43 @@ from nullbooth.models.families import FAMILIES
 
 
 class Maps:
-    """The running mean of attention over blocks, heads and steps: `[n, tokens, size, size]` of the last `n` rows."""
+    """Mean attention of the last `n` rows over blocks, heads and steps, `[n, tokens, size, size]` float32 on CPU."""
 
     def __init__(self, n: int, size: int):
         self.n, self.size, self.count, self.total = n, size, 0, torch.zeros(())
 
     def add(self, probabilities: Tensor) -> None:
-        """Add one block's attention `[rows, pixels, tokens]`, the mean of its heads. Pictures are square."""
+        """Add a block's attention `[rows, pixels, tokens]`, averaged over heads. Raises ValueError unless square."""
         probabilities = probabilities[-self.n :].float().cpu()
         side = math.isqrt(probabilities.shape[1])
         if side * side != probabilities.shape[1]:
-            raise ValueError(f"attention over {probabilities.shape[1]} pixels: only square pictures have maps")
+            raise ValueError(f"attention over {probabilities.shape[1]} pixels: maps need square pictures")
         maps = probabilities.mT.unflatten(-1, (side, side))
         self.total = self.total + F.interpolate(maps, (self.size, self.size), mode="bilinear")
         self.count += 1
 
     def mean(self) -> Tensor:
-        """`[n, tokens, size, size]`; over the tokens, each pixel's shares add to 1."""
+        """Return the maps `[n, tokens, size, size]`, which sum to 1 over the tokens. Raises ValueError without any."""
         if not self.count:
             raise ValueError("no cross-attention ran: there are no maps")
         return self.total / self.count
 
 
 def without_maps(denoiser: nn.Module) -> str | None:
-    """Why a denoiser has no maps, if so: its text must stay apart from the picture, and be the tokens of the prompt."""
+    """Return the reason why a denoiser has no maps, or None if it has: its cross-attention reads the prompt alone."""
     name = type(denoiser).__name__
     if any(getattr(module, "added_kv_proj_dim", None) is not None for module in denoiser.modules()):
         return f"{name} attends to prompt and picture together"
     if name in FAMILIES and not FAMILIES[name].words_in_place:
-        return f"{name} is given an instruction around the prompt, so that words have no fixed place"
+        return f"{name} reads an instruction before the prompt, so that words have no fixed positions"
     return None
 
 
 @contextmanager
 def recording_attention(denoiser: nn.Module, n: int, size: int) -> Iterator[Maps]:
-    """Collect the attention of every cross-attention block while the denoiser runs, whatever its processor.
+    """Yield Maps that collect the attention of every cross-attention block whenever the denoiser runs in the context.
 
-    `n` is the number of prompts: of a guided batch the last half, which is the conditional one, is kept.
+    Works with any attention processor. n: number of prompts; the last n rows of a guided batch are conditional.
     """
     maps, handles = Maps(n, size), []
     block: Any
@@ -95,7 +95,7 @@ def _attend(block: Any, queries: list[Tensor], masks: list[Tensor | None], maps:
 
 
 def word_tokens(tokenizer: Any, prompt: str, word: str) -> list[int]:
-    """Positions of a word's tokens in a tokenised prompt; none if it is not there."""
+    """Return the positions of a word's tokens in a tokenised prompt; an empty list if the word is not in it."""
     ids = tokenizer(prompt).input_ids
     wanted = tokenizer(word, add_special_tokens=False).input_ids
     for i in range(len(ids) - len(wanted) + 1):
@@ -105,7 +105,7 @@ def word_tokens(tokenizer: Any, prompt: str, word: str) -> list[int]:
 
 
 def overlay(picture: Tensor, heat: Tensor, size: int = 256) -> Tensor:
-    """A picture `[3, h, w]` in [-1, 1] in grey under a map `[h', w']` in colour, brightest where the map is highest."""
+    """Blend a picture `[3, h, w]` in [-1, 1], in grey, with a map `[h', w']` in colour; return `[3, size, size]`."""
     import matplotlib
 
     x = F.interpolate(picture[None], (size, size), mode="bilinear")[0].mean(0).clamp(-1, 1) / 2 + 0.5

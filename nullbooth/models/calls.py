@@ -15,20 +15,20 @@ from nullbooth.models.loading import denoiser_of, device_of, family, latents_nam
 from nullbooth.models.noise import prompt_seed, seeded_noise, step_generators
 from nullbooth.models.prompt_length import check_read
 
-Resolution = int | tuple[int, int] | None  # pixels of a picture's side, its height and width, or the model's own
+Resolution = int | tuple[int, int] | None  # in pixels: side, or height and width; None: the model's own
 
 
-# Arguments of a pipeline's call that are ours.
+# Arguments of a pipeline's call that NullBooth sets itself.
 OWN = ("prompt", "num_inference_steps", "guidance_scale", "latents", "generator", "output_type", "height", "width")
 
 
 @dataclass
 class Trajectory:
-    """Denoiser inputs of `n` prompts over `C` calls.
+    """Inputs of the denoiser for `n` prompts over `C` calls, float32 on the CPU.
 
-    latents: `[C, n, ...]` as the sampler visits them; timesteps: `[C]` as the denoiser is given them;
-    conditions: tensors `[branches, n, ...]` by keyword (dots for nested ones), constant over the trajectory,
-    where branches are the unconditional and the conditional half under classifier-free guidance;
+    latents: `[C, n, ...]`, as the sampler visits them; timesteps: `[C]`, as the denoiser receives them;
+    conditions: tensors `[branches, n, ...]` by keyword (dots for nested ones), constant over the trajectory; the
+    branches are the unconditional and the conditional half under classifier-free guidance;
     constants: tensors by keyword that are the same for all prompts.
     """
 
@@ -39,13 +39,13 @@ class Trajectory:
 
 
 class _SeenError(Exception):
-    """The denoiser was given all that is to be known: no error, but the way out of a pipeline."""
+    """Raised to leave a pipeline once the arguments of its denoiser are recorded; not a failure."""
 
 
 @dataclass
 class _Recorder:
     only_first: bool = False
-    gradients: bool = False  # keep them, where things lie and in the type that they have
+    gradients: bool = False  # keep gradients, devices and dtypes of the arguments
     samples: list[Tensor] = field(default_factory=list)
     timesteps: list[float] = field(default_factory=list)
     conditions: dict[str, Tensor] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class _Recorder:
             if key not in constants() and (not value.ndim or len(value) != len(sample)):
                 raise ValueError(
                     f"{type(denoiser).__name__} is given {key} of shape {tuple(value.shape)}, not one row for each of "
-                    f"{len(sample)} samples: this pipeline is not supported yet"
+                    f"{len(sample)} samples: this pipeline is not supported yet; use another model"
                 )
             kept[key] = value if self.gradients else value.detach().float().cpu()
         if self.only_first:
@@ -71,7 +71,7 @@ class _Recorder:
 
 
 def flatten(kwargs: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    """Tensors of nested keyword arguments under dotted names."""
+    """Return the tensors of nested keyword arguments by dotted name; other values are left out."""
     flat: dict[str, Tensor] = {}
     for key, value in kwargs.items():
         if isinstance(value, dict):
@@ -82,7 +82,7 @@ def flatten(kwargs: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
 
 
 def unflatten(flat: dict[str, Tensor]) -> dict[str, Any]:
-    """Inverse of `flatten`."""
+    """Nest tensors by dotted name; the inverse of `flatten`."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(".")
@@ -104,35 +104,35 @@ def _recording(denoiser: nn.Module, only_first: bool, gradients: bool) -> Iterat
 
 
 def shape_of(pipeline: Any, resolution: Resolution) -> tuple[int, int]:
-    """Height and width of a picture in pixels."""
+    """Return height and width of a picture in pixels."""
     side = resolution or resolution_of(pipeline)
     return (side, side) if isinstance(side, int) else side
 
 
 def initial_latents(pipeline: Any, seeds: list[int], resolution: Resolution = None) -> Tensor:
-    """Initial noise `[n, c, h, w]` of unit variance, one CPU generator per seed; `[n, tokens, c]` where latents are
-    packed."""
+    """Return standard normal noise `[n, c, h, w]` float32, from one CPU generator per seed; `[n, tokens, c]` if the
+    family packs latents."""
     height, width = (pixels // pipeline.vae_scale_factor for pixels in shape_of(pipeline, resolution))
     channels = denoiser_of(pipeline).config.in_channels // family(pipeline).square
     return packed(pipeline, torch.stack([seeded_noise(seed, (channels, height, width)) for seed in seeds]))
 
 
 def call_options(pipeline: Any, resolution: Resolution, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that make a pipeline draw at this size and take prompts as they are, whatever its defaults; and those
-    that the user gives it. Raises InputError for arguments that the pipeline does not have, or that are not the user's.
-    """
+    """Return the user's `arguments`, with others that set the size of pictures and leave prompts unchanged.
+
+    Raises InputError for `arguments` that the pipeline does not have, or that NullBooth sets itself."""
     known = inspect.signature(pipeline.__call__).parameters
     for key in arguments:
         if key not in known or key in OWN or key.endswith("_embeds"):
-            why = "set elsewhere, for every picture" if key in known else f"none of {type(pipeline).__name__}'s"
-            raise InputError(f"sampler.arguments.{key}: an argument that is {why}; take it away")
+            why = "set elsewhere, for every picture" if key in known else f"unknown to {type(pipeline).__name__}"
+            raise InputError(f"sampler.arguments.{key}: this argument is {why}; remove it")
     height, width = shape_of(pipeline, resolution)
     wanted = {"height": height, "width": width, "use_resolution_binning": False, "clean_caption": False}
     return {k: v for k, v in wanted.items() if k in known} | arguments
 
 
 def for_each(options: dict[str, Any], prompts: int) -> dict[str, Any]:
-    """Arguments of a call with so many prompts: a negative prompt once for each, as some pipelines do not repeat it."""
+    """Return the options with negative prompts repeated for each of `prompts`, because some pipelines do not."""
     texts = {k: [v] * prompts for k, v in options.items() if k.startswith("negative_prompt") and isinstance(v, str)}
     return options | texts
 
@@ -148,7 +148,7 @@ def recorded_call(
     only_first: bool = False,
     gradients: bool = False,
 ) -> _Recorder:
-    """What a pipeline gives its denoiser in one call, or before the first pass of it; with gradients on request."""
+    """Call a pipeline and record the inputs of its denoiser, up to the first pass or for all; see _Recorder."""
     call = inspect.unwrap(type(pipeline).__call__) if gradients else type(pipeline).__call__  # in no_grad by default
     seeds = [prompt_seed(text, seed) for text in texts]
     latents = initial_latents(pipeline, seeds, resolution)
@@ -169,7 +169,7 @@ def recorded_call(
 def checked_options(
     pipeline: Any, prompts: list[str], resolution: Resolution, arguments: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return `call_options`, and print a warning for each prompt that the text encoder does not read to its end."""
+    """Return `call_options`, and print warnings about prompts that are longer than what the text encoder reads."""
     for warning in check_read(pipeline, prompts, arguments.get("max_sequence_length")):
         print(warning)
     return call_options(pipeline, resolution, arguments)
@@ -185,24 +185,24 @@ def first_call(
     resolution: Resolution = None,
     arguments: dict[str, Any] | None = None,
 ) -> Trajectory:
-    """What the denoiser is given at the first call, all prompts in one pass: it does not run, and need not be on the
-    GPU. Arguments and errors as of `record`."""
+    """Return the inputs of the denoiser's first call, for all prompts in one pass, without running the denoiser, which
+    need not be on the GPU. Takes the arguments of `record`, and raises its errors."""
     options = checked_options(pipeline, prompts, resolution, arguments or {})
     seen = recorded_call(pipeline, prompts, 2, guidance, seed, resolution, options, only_first=True)
     return split_branches(seen, len(prompts))
 
 
 def spoken(pipeline: Any, prompts: list[str], resolution: Resolution, arguments: dict[str, Any]) -> dict[str, Tensor]:
-    """The conditions of `first_call` without guidance, one row a prompt, with gradients to what text encoders read."""
+    """Return the conditions of `first_call` without guidance, a row per prompt, with gradients to text embeddings."""
     options = call_options(pipeline, resolution, arguments)
     return recorded_call(pipeline, prompts, 2, 1.0, 0, resolution, options, only_first=True, gradients=True).conditions
 
 
 def split_branches(seen: _Recorder, n: int) -> Trajectory:
-    """The halves of a guided batch see the same latents: keep them once, and the conditions by branch."""
+    """Split a recorded batch by branch, with latents, which all branches share, kept once. Raises ValueError."""
     latents = torch.stack(seen.samples).unflatten(1, (-1, n))  # [T, branches, n, ...]
     if not all(latents[:, 0].equal(branch) for branch in latents.unbind(1)):
-        raise ValueError("the branches of guidance do not see the same latents: this pipeline is not supported yet")
+        raise ValueError("the branches of guidance have different latents: this pipeline is not supported yet")
     conditions = {k: v.unflatten(0, (-1, n)) for k, v in seen.conditions.items()}
     return Trajectory(latents[:, 0], seen.timesteps, conditions, seen.constants)
 
@@ -215,10 +215,10 @@ def denoiser_inputs(
     rows: slice,
     constants: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments of one denoiser call on `rows` of the prompts, all branches in one batch.
+    """Return the keyword arguments of one denoiser call on `rows` of the prompts, with all branches in one batch.
 
-    latents: `[n, ...]` at one timestep; conditions: `[branches, n, ...]`; constants: the same for all prompts.
-    """
+    latents: `[n, ...]` at one timestep; conditions: `[branches, n, ...]`; constants: the same for all prompts. Floats
+    get device and dtype of the weights; the timestep is `[branches * rows]` float32."""
     weight = next(denoiser.parameters())
     branches = len(next(iter(conditions.values())))
     given = {k: v[:, rows].flatten(0, 1) for k, v in conditions.items()} | (constants or {})

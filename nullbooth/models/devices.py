@@ -1,8 +1,8 @@
-"""Which GPU a job takes: jobs side by side on one machine take different ones, whoever started them from which folder.
+"""Locks on GPUs: jobs on one machine take different GPUs, whichever user or folder started them.
 
-To take a GPU is to bind its name in the kernel's table of abstract sockets (unix(7)). That lock is one per machine, has
-no file with an owner, permissions or a folder that others could clean up, and the kernel drops it with the process that
-holds it, however that ended.
+A process locks a GPU by binding its name in the kernel's table of abstract sockets (unix(7)). Such a lock holds for
+the whole machine, and has no file whose owner, permissions or deletion could matter. The kernel releases it when the
+process ends, for whatever reason.
 """
 
 import errno
@@ -16,20 +16,20 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
-_held: dict[str, socket.socket] = {}  # what this process has taken, until it ends
+_held: dict[str, socket.socket] = {}  # locks of this process by UUID, until it ends
 
 
 def count() -> int:
-    """How many GPUs jobs started from here can have, from the device files alone: the driver is not asked."""
+    """Return the number of GPUs for jobs started from here, from device files and CUDA_VISIBLE_DEVICES alone."""
     there = len(list(Path("/dev").glob("nvidia[0-9]*")))
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return there if allowed is None or not there else len(list(filter(None, allowed.split(","))))
 
 
 def listed() -> list[str]:
-    """UUIDs of the GPUs that the driver shows to this process, in its order, a MIG slice in place of its GPU.
+    """Return the UUIDs of the machine's GPUs in the driver's order, with MIG slices in place of their GPU.
 
-    `nvidia-smi` says so without CUDA, which reads CUDA_VISIBLE_DEVICES once, when it starts.
+    Asks `nvidia-smi` and not CUDA, which reads CUDA_VISIBLE_DEVICES only once, at its start.
     """
     if shutil.which("nvidia-smi") is None:
         return []
@@ -40,9 +40,9 @@ def listed() -> list[str]:
 
 
 def choices(uuids: list[str], allowed: str | None) -> dict[str, str]:
-    """What CUDA_VISIBLE_DEVICES says (numbers, UUIDs or their beginnings) as its entries by the UUIDs that they mean.
+    """Return the entries of CUDA_VISIBLE_DEVICES (numbers, UUIDs or prefixes of UUIDs) by the UUIDs that they mean.
 
-    Like CUDA, nothing counts from the first entry on that is no GPU (`-1`, `NoDevFiles`).
+    As in CUDA, the first entry that is not a GPU (`-1`, `NoDevFiles`) and all entries after it are ignored.
     """
     if allowed is None:
         return {uuid: uuid for uuid in uuids}
@@ -56,7 +56,7 @@ def choices(uuids: list[str], allowed: str | None) -> dict[str, str]:
 
 
 def lock(uuid: str) -> bool:
-    """Take the GPU until this process ends; False if another process has it."""
+    """Lock the GPU until this process ends; return False if another process has it."""
     taken = socket.socket(socket.AF_UNIX)
     try:
         taken.bind(f"\0nullbooth/{uuid}")
@@ -70,7 +70,7 @@ def lock(uuid: str) -> bool:
 
 
 def lock_together(uuids: Iterable[str], count: int) -> list[str]:
-    """Take `count` of the GPUs, or none: two jobs that hold one each and want two would wait for ever."""
+    """Lock `count` GPUs, or none: two jobs that each hold one GPU and need two would wait for each other forever."""
     taken = list(islice(filter(lock, uuids), count))
     if len(taken) < count:
         for uuid in taken:
@@ -80,17 +80,17 @@ def lock_together(uuids: Iterable[str], count: int) -> list[str]:
 
 
 def take(pause: float = 5.0, say: Callable[[str], None] = print, count: int = 1) -> str | None:
-    """Take free GPUs among those that CUDA_VISIBLE_DEVICES allows, and let CUDA see no others; the first of them, or
-    None if there is no GPU.
+    """Lock free GPUs among those that CUDA_VISIBLE_DEVICES allows, and hide all others from CUDA. Returns the UUID of
+    the first, or None if there is no GPU.
 
-    While too few are free, be it for another folder's run or another user's, it waits, and says so: they will be free.
-    Raises RuntimeError if there are GPUs, but never so many.
+    Waits, with a message to `say`, while too few are free, and looks again every `pause` seconds. Raises RuntimeError
+    if the machine has GPUs, but fewer than `count`.
     """
     if _held:
         return next(iter(_held))
     found = choices(listed(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     if 0 < len(found) < count:
-        raise RuntimeError(f"train.gpus: {count}: this machine has {len(found)}; take fewer")
+        raise RuntimeError(f"train.gpus: {count}: this machine has {len(found)}; use fewer")
     waiting = False
     while found:
         if taken := lock_together(found, count):
@@ -105,9 +105,9 @@ def take(pause: float = 5.0, say: Callable[[str], None] = print, count: int = 1)
 
 
 def side_by_side(work: Callable[..., None], arguments: tuple, processes: int, device: str) -> None:
-    """Run `work(*arguments)` in processes that accelerate joins, on as many GPUs or, where there is none, on the CPU.
+    """Run `work(*arguments)` in several processes joined by accelerate, each on a GPU, or on the CPU if there is none.
 
-    device: `auto` takes free GPUs, `cuda` the first ones, `cpu` none. Call it before CUDA is used.
+    device: `auto` locks free GPUs, `cuda` uses the first ones, `cpu` none. Call this before CUDA is used.
     """
     from accelerate import debug_launcher, notebook_launcher
 

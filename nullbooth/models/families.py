@@ -1,4 +1,4 @@
-"""The table of model families: how each denoiser is called, and what other tools call its layers.
+"""Table of model families: the inputs of their denoisers, and what differs between their pipelines.
 
 To add a family, write its `Family` and its `inputs` function in one file, and add the `Family` to `FAMILIES`. A family
 whose pipeline follows those of diffusers needs nothing else. Imports no torch: the rules read the table.
@@ -14,17 +14,17 @@ from nullbooth.errors import InputError
 class Family:
     """One class of denoisers.
 
-    denoiser: its class in diffusers. models: names that people know. part: its name in a pipeline.
-    inputs: `module:function` that takes numbers of tokens and latents per side, and returns a function of the denoiser
-    and a number of samples: the arguments of one call, as empty tensors (`planning.shapes_exact`).
-    tokens: how many tokens of text encoders other than CLIP a pipeline reads by default; None: there is only CLIP.
+    denoiser: class in diffusers. models: names that people know. part: name of the denoiser in a pipeline.
+    inputs: `module:function` that takes the numbers of tokens and of latents per side, and returns a function of the
+    denoiser and a number of samples, which makes the arguments of one call as empty tensors (`planning.shapes_exact`).
+    tokens: number of tokens that a text encoder other than CLIP reads by default; None if there is only CLIP.
     behind_clip: whether these tokens follow those of CLIP in one sequence.
-    pack: the pipeline's method that turns squares of 2 x 2 latents into one token of four times the channels; empty if
-    the denoiser takes latents as pictures. Called with latents `[n, c, h, w]` and these four numbers.
-    constants: arguments that are the same for all prompts, without an axis for them.
-    side: latents per side of the model's own pictures, where the config has no `sample_size`.
-    words_in_place: whether the tokens of a prompt's words have a fixed place, as heat maps need.
-    kohya: whether LoRA files with kohya's keys exist for it.
+    pack: the pipeline's method that turns squares of 2 x 2 latents into one token of four times the channels, called
+    with latents `[n, c, h, w]` and these four numbers; empty if the denoiser takes latents as pictures.
+    constants: arguments without an axis for prompts.
+    side: latents per side of the model's own pictures, for configs without `sample_size`.
+    words_in_place: whether the tokens of a prompt's words have fixed positions, as heat maps need.
+    kohya: whether LoRA files with kohya's keys exist for this family.
     """
 
     denoiser: str
@@ -76,10 +76,10 @@ def family_of(denoiser: str, where: str = "model") -> Family:
 
 
 def known() -> str:
-    """Return the models that people know, for messages."""
+    """Return the names of all families, joined for messages."""
     return " or ".join(family.models for family in FAMILIES.values())
 
 
 def constants() -> frozenset[str]:
-    """Return the arguments of denoisers that are the same for all prompts."""
+    """Return the arguments of denoisers, of any family, that are the same for all prompts."""
     return frozenset(name for family in FAMILIES.values() for name in family.constants)

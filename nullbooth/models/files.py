@@ -1,4 +1,4 @@
-"""What the files of a model say of it, without reading its weights; imports neither torch nor diffusers."""
+"""Checks of the files of a model, without reading its weights; imports neither torch nor diffusers."""
 
 import json
 import math
@@ -27,11 +27,11 @@ from nullbooth.models.parts import (
 )
 
 DENOISERS = ("unet", "transformer")
-# Image encoders that read pictures of one size alone, and that mask parts of them at random.
+# Image encoders that read pictures of one size only; those that mask random parts of them.
 _FIXED = ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "vit", "deit")
 _RANDOM = ("vit_mae",)
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
-# Where one file has the parts of a pipeline, in the names of the original repositories; T5 has a place of its own.
+# Prefixes of the weights of each part in a single file, as named in the original repositories; those of T5 differ.
 _DENOISER = ("model.diffusion_model.",)
 _PLACES = {
     "unet": _DENOISER,
@@ -42,13 +42,13 @@ _PLACES = {
 }
 _T5 = ("text_encoders.t5xxl.",)
 TEXTS = (_PLACES["text_encoder"], _PLACES["text_encoder_2"], _T5)  # of each text encoder
-# What any pipeline has, where its configs are not here.
+# Parts of every pipeline, checked if its configs are not on this machine.
 _LEAST = {"unet": "", "vae": "", "text_encoder": ""}
-_OWN_CODE = "a model with code of its own is not run; use one that diffusers or transformers itself knows"
+_OWN_CODE = "a model with code of its own is not run; use one whose classes are in diffusers or transformers"
 
 
 def is_local(model: str, key: str, revision: str | None = None) -> bool:
-    """Whether a model is a folder here; else it is a Hub id. Raises SettingsError for what is neither."""
+    """Return True for a folder, False for a Hub id. Raises SettingsError for anything else; `key` is the setting."""
     path = Path(model)
     if path.is_file():
         raise SettingsError(f"{key}: {model} is one file; give the folder that it belongs to, or a Hub id")
@@ -59,23 +59,23 @@ def is_local(model: str, key: str, revision: str | None = None) -> bool:
     if path.parent.is_dir() and not revision:
         others = ", ".join(sorted(p.name for p in path.parent.iterdir() if p.is_dir()))
         raise SettingsError(
-            f"{key}: {shown(model)} is no folder, {path.parent} has {others}; for a model of the Hub, set its "
+            f"{key}: {shown(model)} is not a folder, {path.parent} has {others}; for a model on the Hub, set its "
             "revision too"
         )
     return False
 
 
 def check_pipeline(folder: Path, key: str = "model", variant: str | None = None, file: Path | None = None) -> None:
-    """Refuse a folder that is not a diffusers pipeline whose denoiser has cross-attention, in safetensors.
+    """Refuse a folder that is not a text-to-image pipeline of diffusers in safetensors with a known denoiser.
 
-    file: has the weights in place of the folder, of which configs and tokenizers alone are looked at.
+    file: single file with the weights; only configs and tokenizers of `folder` are then checked. Raises InputError.
     """
     if not (folder / "model_index.json").is_file():
         raise SettingsError(f"{key}: {folder} has no model_index.json; give the folder of a diffusers pipeline")
     parts = components(read_json(folder / "model_index.json"), f"{key}: {folder}/model_index.json")
     [denoiser] = [name for name in DENOISERS if name in parts][:1]
     if variant and (folder / denoiser).is_dir() and not has_variant(folder / denoiser, variant):
-        raise SettingsError(f"variant: {folder / denoiser} has no weights of the variant {variant!r}; take it away")
+        raise SettingsError(f"variant: {folder / denoiser} has no weights of the variant {variant!r}; remove it")
     check_drawn(folder, key)
     for name, (library, cls) in parts.items():
         part = folder / name
@@ -95,7 +95,7 @@ def check_pipeline(folder: Path, key: str = "model", variant: str | None = None,
 
 
 def check_drawn(folder: Path, key: str) -> None:
-    """Refuse a pipeline that draws from more than a prompt, as far as its index and configs are here."""
+    """Refuse a pipeline that draws from more than a prompt, by its index and existing configs. Raises InputError."""
     index = folder / "model_index.json"
     parts = components(found := read_json(index), f"{key}: {index}")
     denoiser = next(name for name in DENOISERS if name in parts)
@@ -109,12 +109,11 @@ def check_drawn(folder: Path, key: str) -> None:
 
 
 def check_file(file: Path, parts: Mapping[str, str] = _LEAST, key: str = "model") -> None:
-    """Refuse one file that is no safetensors, or lacks the weights of one of a pipeline's `parts`, classes by name."""
+    """Refuse a single file that is not safetensors or lacks weights of `parts` (classes by name). Raises InputError."""
     if file.suffix != ".safetensors":
         raise SettingsError(
-            f"{key}: {file} is one file, and no .safetensors, which alone are read; convert it, if you trust who made "
-            f'it, and give the new folder: StableDiffusionPipeline.from_single_file("{file.name}")'
-            f'.save_pretrained("{file.stem}")'
+            f"{key}: {file} is one file, but not a .safetensors file; convert it, if you trust who made it, and give "
+            f'the new folder: StableDiffusionPipeline.from_single_file("{file.name}").save_pretrained("{file.stem}")'
         )
     names = weight_names(file, key)
     places = {name: places_of(name, cls) for name, cls in parts.items()}
@@ -122,17 +121,19 @@ def check_file(file: Path, parts: Mapping[str, str] = _LEAST, key: str = "model"
     if not lacking:
         return
     if any(re.search("lora|lycoris|hada|lokr", name, re.IGNORECASE) for name in names):
-        raise InputError(f"{key}: {file} is a LoRA ({shown(names[0])}), which only changes a model: give that model")
+        raise InputError(
+            f"{key}: {file} is a LoRA ({shown(names[0])}), which only changes a model; give the base model"
+        )
     sought = {part: " or ".join(f"{place}*" for place in places[part]) for part in lacking}
-    missing = [f"{part} ({where or f'{parts[part]} is read from no file'})" for part, where in sought.items()]
+    missing = [f"{part} ({where or f'{parts[part]} cannot be read from one'})" for part, where in sought.items()]
     raise InputError(
-        f"{key}: {file} has no {', no '.join(missing)}: it is not a whole pipeline; take a file that has all of one, "
-        "or the folder or Hub id of one"
+        f"{key}: {file} has no {', no '.join(missing)}: it is not a whole pipeline; give a file with all parts, or the "
+        "folder or Hub id of a pipeline"
     )
 
 
 def places_of(part: str, cls: str = "") -> tuple[str, ...]:
-    """What the names of a part's weights may begin with in one file; none where diffusers knows no such place."""
+    """Return the prefixes of a part's weights in a single file; none for parts that diffusers cannot read from one."""
     if part.startswith("text_encoder") and cls.startswith("T5"):
         return _T5
     clip = not cls or cls.startswith("CLIPTextModel")
@@ -140,7 +141,7 @@ def places_of(part: str, cls: str = "") -> tuple[str, ...]:
 
 
 def check_denoiser(config: dict[str, Any], where: str) -> None:
-    """Refuse a denoiser that does not read prompts in a way that is known."""
+    """Refuse a denoiser of an unknown family, or a UNet without cross-attention. Raises InputError."""
     name = config.get("_class_name", "denoiser")
     blocks = [
         config.get(f"{place}_type{s}") for place, s in (("down_block", "s"), ("mid_block", ""), ("up_block", "s"))
@@ -148,23 +149,21 @@ def check_denoiser(config: dict[str, Any], where: str) -> None:
     reads = config.get("cross_attention_dim") and (not any(blocks) or "CrossAttn" in str(blocks))
     if name not in FAMILIES or (FAMILIES[name].part == "unet" and not reads):
         raise InputError(
-            f"{where}: this {name} has no cross-attention, where a subject is learned, or none that is known; use "
-            f"{known()}"
+            f"{where}: this {name} has no known cross-attention, where subjects are learned; use {known()}"
         )
 
 
 def loaded_files(folder: Path, variant: str | None = None, weights: bool = True) -> list[Path]:
-    """The files of a pipeline folder that are loaded. weights: whether those are among them. Raises InputError."""
+    """Return the files of a pipeline folder that are loaded. weights: include files of weights. Raises InputError."""
     index = folder / "model_index.json"
     parts = components(read_json(index), f"model: {index}")
     return list(pipeline_files(folder, parts, variant, weights))
 
 
 def components(index: dict[str, Any], where: str) -> dict[str, tuple[str, str]]:
-    """The parts of a pipeline that are loaded, by name, with library and class.
+    """Return library and class of the parts of a pipeline that are loaded, by name. index: model_index.json.
 
-    Raises InputError for code that came with the model, for classes that the libraries do not know, and where there is
-    no denoiser.
+    Raises InputError for code that comes with the model, for classes unknown to the libraries, and without a denoiser.
     """
     if not isinstance(index.get("_class_name"), str):
         raise InputError(f"{where}: _class_name {shown(index.get('_class_name'))}: {_OWN_CODE}")
@@ -176,7 +175,7 @@ def components(index: dict[str, Any], where: str) -> dict[str, tuple[str, str]]:
             continue
         if not re.fullmatch(r"\w+", name) or len(value) != 2 or not all(isinstance(v, str) for v in value):
             raise InputError(
-                f"{where}: {shown(name)}: {shown(value)} is no part of a pipeline; download the model again"
+                f"{where}: {shown(name)}: {shown(value)} is not a part of a pipeline; download the model again"
             )
         if value[0] not in LIBRARIES:
             raise InputError(f"{where}: {name}: {value[0]!r}: {_OWN_CODE}")
@@ -185,13 +184,13 @@ def components(index: dict[str, Any], where: str) -> dict[str, tuple[str, str]]:
     for name, cls in {"_class_name": index["_class_name"], **named}.items():
         if diffusers_names() and cls not in diffusers_names():
             raise InputError(
-                f"{where}: {name}: {cls!r} is no class of the installed diffusers; update it, or use another model"
+                f"{where}: {name}: {cls!r} is not in the installed diffusers; update it, or use another model"
             )
     for name, (library, cls) in found.items():
         if library == "transformers" and not transformers_has(cls):
             newer = cls.replace("FeatureExtractor", "ImageProcessor")
-            mend = f"write {newer!r} in its place" if newer != cls else "update it, or use another model"
-            raise InputError(f"{where}: {name}: {cls!r} is no class of the installed transformers; {mend}")
+            hint = f"replace it by {newer!r}" if newer != cls else "update it, or use another model"
+            raise InputError(f"{where}: {name}: {cls!r} is not in the installed transformers; {hint}")
     if not set(DENOISERS) & set(found):
         raise InputError(f"{where}: no component named {' or '.join(DENOISERS)}; is this a text-to-image pipeline?")
     return found
@@ -199,7 +198,7 @@ def components(index: dict[str, Any], where: str) -> dict[str, tuple[str, str]]:
 
 @cache
 def diffusers_names() -> frozenset[str]:
-    """Names that diffusers exports, read from its text: importing it takes seconds."""
+    """Return the names that diffusers exports, from its source text, because importing it takes seconds."""
     spec = find_spec("diffusers")
     return (
         frozenset(re.findall(r'"(\w+)"', Path(str(spec.origin)).read_text(encoding="utf-8"))) if spec else frozenset()
@@ -208,7 +207,7 @@ def diffusers_names() -> frozenset[str]:
 
 @cache
 def transformers_has(cls: str) -> bool:
-    """Whether transformers defines a class, by the text of the models whose name it begins with."""
+    """Check that transformers defines a class, in the source text of the models whose names the class begins with."""
     spec, name = find_spec("transformers"), cls.removesuffix("Fast")
     root = spec and Path(str(spec.origin)).parent
     if not root or not (root / "models").is_dir():
@@ -221,7 +220,7 @@ def transformers_has(cls: str) -> bool:
 
 @cache
 def attention_names() -> tuple[str, ...]:
-    """Attention back ends of the installed diffusers, by its text, without those whose code comes from the Hub."""
+    """Return the attention back ends of the installed diffusers, from its source text, without those from the Hub."""
     spec = find_spec("diffusers")
     path = spec and Path(str(spec.origin)).parent / "models" / "attention_dispatch.py"
     if not path or not path.is_file():
@@ -231,13 +230,13 @@ def attention_names() -> tuple[str, ...]:
 
 
 def check_encoder(folder: Path, key: str) -> None:
-    """Refuse a folder that is not a model of transformers in safetensors."""
+    """Refuse a folder that is not an image encoder of transformers in safetensors. Raises InputError."""
     if not (folder / "config.json").is_file():
         raise SettingsError(f"{key}: {folder} has no config.json; give the folder of a transformers model")
     check_config(folder, key)
     check_weights(folder, key, "transformers")
     if not (folder / "preprocessor_config.json").is_file():
-        raise InputError(f"{key}: {folder} has no preprocessor_config.json, which says how it wants its images")
+        raise InputError(f"{key}: {folder} has no preprocessor_config.json; download the model again")
     if (folder / "heads.json").is_file():
         weight_names(folder / "heads.safetensors", key)
     config, about = read_json(folder / "config.json"), read_json(folder / "preprocessor_config.json")
@@ -253,18 +252,18 @@ def check_encoder(folder: Path, key: str) -> None:
     if config.get("model_type") in _RANDOM:
         raise SettingsError(
             f"{key}: {folder}/config.json: model_type {config['model_type']!r} reads a random part of each picture, so "
-            "that no two measurements agree; give another image encoder, such as facebook/dinov2-base"
+            "that measurements cannot be repeated; give another image encoder, such as facebook/dinov2-base"
         )
     size, own = picture_size(about, where := f"{key}: {folder}/preprocessor_config.json"), vision.get("image_size", 224)
     if config.get("model_type") in _FIXED and isinstance(own, int) and size != own:
         raise InputError(
-            f"{where}: pictures of {size} pixels, but config.json has image_size {own}, and the model reads no other "
-            "size; the files do not belong together: download the model again"
+            f"{where}: pictures of {size} pixels, but config.json has image_size {own}, the only size that the model "
+            "reads; the files do not belong together: download the model again"
         )
 
 
 def check_texts(folder: Path, config: dict[str, Any], key: str) -> None:
-    """Refuse an encoder of images alone where texts are compared with images."""
+    """Refuse an encoder without a text encoder and its vocabulary. Raises InputError."""
     named = [name for name in ("text_config", "text_config_dict") if isinstance(config.get(name), dict)]
     if not named:
         raise SettingsError(
@@ -285,15 +284,15 @@ def check_texts(folder: Path, config: dict[str, Any], key: str) -> None:
 def _installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # the package above it
+    except ModuleNotFoundError:  # of the parent package
         return False
 
 
 def picture_size(about: dict[str, Any], where: str) -> int:
-    """The side in pixels of the square pictures that an encoder takes, by its preprocessor_config.json.
+    """Return the side in pixels of the square pictures that an encoder takes. about: its preprocessor_config.json.
 
-    Reads every form in which transformers has written it: a number, height and width, or the shortest edge; of the crop
-    if there is one. Raises InputError, which begins with `where`, if there is none or mean and deviation are not given.
+    Reads all forms that transformers has written: a number, height and width, or the shortest edge; those of the crop
+    if there is one. Raises InputError, beginning with `where`, for other sizes, and as `normalisation`.
     """
     normalisation(about, where)
     crop = about.get("do_center_crop", True) and about.get("crop_size") is not None
@@ -302,15 +301,16 @@ def picture_size(about: dict[str, Any], where: str) -> int:
     oblong = isinstance(size, dict) and size.get("width", side) != side
     if not isinstance(side, int) or isinstance(side, bool) or side < 1 or oblong:
         raise InputError(
-            f"{where}: {'crop_size' if crop else 'size'} {shown(size)} is no size of pictures; download the model again"
+            f"{where}: {'crop_size' if crop else 'size'} {shown(size)} is not a size of square pictures; download the "
+            "model again"
         )
     return side
 
 
 def normalisation(about: dict[str, Any], where: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of colours in [0, 1] that an encoder takes away and divides by.
+    """Return the means and standard deviations by which an encoder normalises colours in [0, 1].
 
-    Raises InputError, which begins with `where`, if they are not three numbers each, or a deviation is not positive.
+    Raises InputError, beginning with `where`, unless they are three numbers each and all deviations are positive.
     """
     if about.get("do_normalize") is False:
         return [0.0] * 3, [1.0] * 3
@@ -319,19 +319,19 @@ def normalisation(about: dict[str, Any], where: str) -> tuple[list[float], list[
         value, least = about.get(name), 0.0 if name == "image_std" else -math.inf
         numbers = isinstance(value, list) and [v for v in value if type(v) in (int, float) and least < v < math.inf]
         if not numbers or len(numbers) != 3 or numbers != value:
-            raise InputError(f"{where}: {name} {shown(value)}: three numbers are needed; download the model again")
+            raise InputError(f"{where}: {name} {shown(value)}: needs three numbers; download the model again")
         found.append([float(v) for v in numbers])
     return found[0], found[1]
 
 
 def check_config(folder: Path, key: str) -> None:
-    """Refuse one model that brings code."""
+    """Refuse a part of a model, or an encoder, that brings code of its own. Raises InputError."""
     if "auto_map" in read_json(folder / "config.json"):
         raise InputError(f"{key}: {folder}/config.json: auto_map: {_OWN_CODE}")
 
 
 def check_weights(folder: Path, key: str, library: str, variant: str | None = None) -> None:
-    """Refuse one model whose weights are missing, pickled or cut off."""
+    """Refuse a part of a model, or an encoder, whose weights are missing, pickled or broken. Raises InputError."""
     try:
         files = weight_files(folder, library, variant)
     except InputError as error:
@@ -348,17 +348,17 @@ def _no_weights(folder: Path, key: str, wanted: str, loader: str) -> str:
     files = sorted(p.name for p in folder.iterdir())
     if pickled := [name for name in files if name.endswith(_PICKLED)]:
         return (
-            f"{key}: {folder}: {pickled[0]} is a pickle, which can run any code, and is not read. Take the model's "
-            "safetensors, or convert it where you trust it: "
+            f"{key}: {folder}: {pickled[0]} is a pickle, which can run any code, and is not read. Use the model's "
+            "safetensors, or convert it if you trust it: "
             f'{loader}.from_pretrained("old", use_safetensors=False).save_pretrained("new")'
         )
     others = [name for name in files if name.endswith(".safetensors")]
-    mend = f"rename {others[0]}" if len(others) == 1 else "download the model again"
-    return f"{key}: {folder}: no {wanted}; {mend}"
+    hint = f"rename {others[0]}" if len(others) == 1 else "download the model again"
+    return f"{key}: {folder}: no {wanted}; {hint}"
 
 
 def weight_names(path: Path, key: str) -> list[str]:
-    """Names of the tensors of a safetensors file, by its header. Raises InputError."""
+    """Return the names of the tensors in a safetensors file, from its header. Raises InputError."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -371,7 +371,7 @@ def weight_names(path: Path, key: str) -> list[str]:
 
 
 def shapes_of(path: Path, places: Iterable[str] = ("",)) -> dict[str, list[int]]:
-    """Shapes of a safetensors file's tensors by name, of those alone whose names begin with one of `places`."""
+    """Return the shapes of those tensors in a safetensors file whose names begin with one of `places`, by name."""
     with open(path, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}

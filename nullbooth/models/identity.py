@@ -1,4 +1,4 @@
-"""What a model and a set of prompts are: content hashes that caching relies on."""
+"""Identities of models, by the content of their files or their commit on the Hub; caching relies on them."""
 
 import re
 from importlib.metadata import version
@@ -11,18 +11,18 @@ from nullbooth.models.files import DENOISERS, loaded_files, shapes_of
 from nullbooth.models.parts import encoder_files
 from nullbooth.storage.digests import digest, place_of, remembered_digests, remembering
 
-CONFIGS = (".json", ".txt", ".model")  # and tokenizers
+CONFIGS = (".json", ".txt", ".model")  # of configs and tokenizers
 
 
 def single_identity(file: Path, configs: str, revision: str | None = None) -> str:
-    """Hash of a single-file model, and the identity of its configs and tokenizers: `hash+hash` or `hash+id@commit`."""
+    """Return the identity of a single-file model and its configs and tokenizers: `hash+hash` or `hash+id@commit`."""
     return f"{remembered_digests([file])[0][:16]}+{model_identity(configs, revision, 'model_config', weights=False)}"
 
 
 def known_configs(file: Path) -> str:
-    """The Hub id whose configs and tokenizers diffusers takes for a file, by names and shapes of its weights.
+    """Return the Hub id of the configs and tokenizers that diffusers uses for a file, by its weights' names and shapes.
 
-    Remembered, because diffusers takes seconds to import. Raises InputError if it knows none.
+    The result is cached, because diffusers takes seconds to import. Raises InputError if diffusers knows none.
     """
     with remembering() as known:
         if (place := f"{place_of(file)}:diffusers {version('diffusers')}") not in known:
@@ -33,7 +33,9 @@ def known_configs(file: Path) -> str:
                 fetch: Any = fetch_diffusers_config
                 known[place] = fetch(weights)["pretrained_model_name_or_path"]
             except (LookupError, NameError, TypeError, ValueError) as error:
-                raise InputError(f"model: {file}: no model that diffusers knows ({error}); set model_config") from error
+                raise InputError(
+                    f"model: {file}: diffusers does not know this model ({error}); set model_config"
+                ) from error
     return known[place]
 
 
@@ -45,12 +47,11 @@ def model_identity(
     variant: str | None = None,
     weights: bool = True,
 ) -> str:
-    """Hash of the files of a local model that are loaded, or `id@commit` of a Hub model. `key` is the setting that
-    names it, `index` the file that every such folder has: model_index.json of a diffusers pipeline, config.json of an
-    evaluator. variant: of a pipeline's weights; weights: whether they count.
+    """Return the hash of the files of a local model that are loaded, or `id@commit` of a Hub model.
 
-    A file's hash is remembered by path, size, modification time and change time, so that large models are
-    read once. Raises FileNotFoundError if a local folder has no such model in it, or lacks a file of it.
+    key: setting that names the model. index: model_index.json of a pipeline, or config.json of an evaluator. variant:
+    of a pipeline's weights. weights: include their files. A file's hash is cached by path, size, modification and
+    change time. Raises FileNotFoundError if a local folder lacks the model or a file, and InputError (`loaded_files`).
     """
     folder = Path(model)
     if not folder.exists():
@@ -66,8 +67,8 @@ def model_identity(
 
 
 def model_folder(model: str, commit: str | None, weights: bool = True) -> Path | None:
-    """The folder with a pipeline's weights, or configs alone: its own, or that of the Hub's cache; None if they are not
-    here."""
+    """Return the folder of a local pipeline (commit None) or of a Hub pipeline in the Hub's cache; None if it has no
+    weights, or configs if not `weights`, there."""
     if commit is None:
         return Path(model)
     from huggingface_hub import try_to_load_from_cache
@@ -80,9 +81,9 @@ def model_folder(model: str, commit: str | None, weights: bool = True) -> Path |
 
 
 def hub_commit(model: str, revision: str | None, key: str, index: str) -> str:
-    """The commit of a Hub model: of the copy in the Hub's cache if there is one, so that jobs without network agree.
+    """Return the commit of a Hub model, from the Hub's cache if it is there, so that jobs without network agree.
 
-    Raises FileNotFoundError if it is neither there nor to be had.
+    Raises FileNotFoundError if it is not in the cache and cannot be downloaded.
     """
     if revision and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
@@ -90,9 +91,9 @@ def hub_commit(model: str, revision: str | None, key: str, index: str) -> str:
 
 
 def hub_file(model: str, revision: str | None, key: str, name: str) -> Path:
-    """One file of a Hub model in the Hub's cache, in the folder of its commit; downloaded if it is not there.
+    """Return a file of a Hub model in the Hub's cache, in the folder of its commit; download it if it is missing.
 
-    Raises FileNotFoundError if it is neither there nor to be had.
+    Raises FileNotFoundError if it cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -105,7 +106,7 @@ def hub_file(model: str, revision: str | None, key: str, name: str) -> Path:
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().partition(".")[0]
         raise FileNotFoundError(
-            f"{key}: {model!r}, revision {revision or 'main'}: no such folder here, not in the Hub's cache, and not to "
-            f"be had from the Hub ({reason}); download it first, or give the folder of a model"
+            f"{key}: {model!r}, revision {revision or 'main'}: not a folder, not in the Hub's cache, and not available "
+            f"from the Hub ({reason}); download it first, or give the folder of a model"
         ) from error
     return Path(path)

@@ -1,4 +1,4 @@
-"""The parts of a model folder, and the files of each that are loaded; imports neither torch nor diffusers."""
+"""Parts of a model folder and the files of each that are loaded; imports neither torch nor diffusers."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,11 @@ from typing import Any
 from nullbooth.errors import InputError, SettingsError
 from nullbooth.inputs.text import read_text
 
-# Parts that drawing from a prompt does not need, and that are never loaded: they judge pictures, or read image prompts.
+# Parts that are never loaded: they check pictures or read image prompts, and drawing from a prompt does not need them.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 LIBRARIES = tuple(_STEMS)
-# The file without which a part of each kind cannot be built.
+# The config file that a part of each kind must have.
 _CONFIGS = {
     "model": "config.json",
     "scheduler": "scheduler_config.json",
@@ -23,37 +23,37 @@ _CONFIGS = {
 }
 _WORDS = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 SENTENCES = ("spiece.model", "tokenizer.model", "spm.model", "sentencepiece.bpe.model")
-_LETTERS = 1000  # tokens that no merge builds: single bytes, their forms at the end of a word, special tokens
+_LETTERS = 1000  # most tokens not built by merges: single bytes, their forms at the end of a word, special tokens
 _TOKENIZER = (_CONFIGS["tokenizer"], *_WORDS, *SENTENCES, "special_tokens_map.json", "added_tokens.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file. Raises InputError."""
+    """Read a JSON file that holds an object. Raises InputError for anything else."""
     try:
         if isinstance(found := json.loads(read_text(path)), dict):
             return found
     except (json.JSONDecodeError, RecursionError):
         pass
-    raise InputError(f"{path}: not JSON of a model; download the model again")
+    raise InputError(f"{path}: not a JSON object; download the model again")
 
 
 def kind_of(cls: str) -> str:
-    """The kind of a part by the name of its class: `model`, `scheduler`, `tokenizer` or `processor`."""
+    """Return the kind of a part by the name of its class: `model`, `scheduler`, `tokenizer` or `processor`."""
     if cls.endswith(("Processor", "FeatureExtractor")):
         return "processor"
     return next((kind for kind in ("scheduler", "tokenizer") if kind in cls.lower()), "model")
 
 
 def config_name(cls: str) -> str:
-    """The config file of a part of this class."""
+    """Return the name of the config file of a part of this class."""
     return _CONFIGS[kind_of(cls)]
 
 
 def weight_files(part: Path, library: str, variant: str | None = None) -> list[Path]:
-    """The files of weights that `library` reads from a folder: one, or an index and its shards; none if it finds none.
+    """Return the files of weights that `library` reads from a folder: one file, or an index and its shards, or none.
 
-    variant: as `fp16` in `model.fp16.safetensors`. With both forms there, diffusers takes the shards and transformers
-    the one file. Raises InputError for an index that lists nothing, or files elsewhere.
+    variant: such as `fp16` in `model.fp16.safetensors`. If both forms exist, diffusers reads the shards and
+    transformers the one file. Raises InputError for an index that lists nothing, or files in other folders.
     """
     middle = f".{variant}" if variant else ""
     whole = part / f"{_STEMS[library]}{middle}.safetensors"
@@ -66,34 +66,34 @@ def weight_files(part: Path, library: str, variant: str | None = None) -> list[P
 def _shards(index: Path) -> list[Path]:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
-        raise InputError(f"{index}: it lists no weights; download the model again")
+        raise InputError(f"{index}: lists no weights; download the model again")
     names = sorted({str(name) for name in listed.values()})
     for name in names:
         if Path(name).name != name:
-            raise InputError(f"{index}: {name!r} leaves its folder; download the model again")
+            raise InputError(f"{index}: {name!r} is outside its folder; download the model again")
     return [index.parent / name for name in names]
 
 
 def weights_name(library: str, variant: str | None) -> str:
-    """The name of a part's weights in one file."""
+    """Return the name of the file of a part's weights, if they are not in shards."""
     return f"{_STEMS[library]}{f'.{variant}' if variant else ''}.safetensors"
 
 
 def has_variant(part: Path, variant: str | None) -> bool:
-    """Whether a part of a pipeline has weights of a variant (`model.fp16.safetensors`) of its own."""
+    """Check that a part of a pipeline has weights of a variant (`model.fp16.safetensors`)."""
     return variant is not None and any(weight_files(part, library, variant) for library in LIBRARIES)
 
 
 def tokenizer_files(part: Path) -> list[Path]:
-    """The files of a tokenizer."""
+    """Return the existing files of a tokenizer."""
     return [part / name for name in _TOKENIZER if (part / name).is_file()]
 
 
 def pipeline_files(
     folder: Path, parts: Mapping[str, tuple[str, str]], variant: str | None, weights: bool
 ) -> Iterator[Path]:
-    """The files of a pipeline folder that are loaded, as far as they are there. parts: library and class by name;
-    weights: whether those are among them."""
+    """Yield the existing files of a pipeline folder that are loaded. parts: library and class by name;
+    weights: include files of weights."""
     yield folder / "model_index.json"
     for name, (library, cls) in parts.items():
         part = folder / name
@@ -107,7 +107,7 @@ def pipeline_files(
 
 
 def encoder_files(folder: Path) -> Iterator[Path]:
-    """The files of an evaluator's folder that are loaded, as far as they are there."""
+    """Yield the existing files of an evaluator's folder that are loaded."""
     names = ["config.json", "preprocessor_config.json", "heads.json"]
     if (folder / "heads.json").is_file():
         names.append("heads.safetensors")
@@ -118,22 +118,22 @@ def encoder_files(folder: Path) -> Iterator[Path]:
 
 
 def reads_text(folder: Path) -> bool:
-    """Whether a model of transformers has a text encoder beside its image encoder, by its config."""
+    """Check in its config.json that a model of transformers has a text encoder. Raises InputError."""
     return bool({"text_config", "text_config_dict"} & read_json(folder / "config.json").keys())
 
 
 def check_part(part: Path, cls: str, key: str) -> None:
-    """Refuse a part of a pipeline without its folder or config. `key` is the setting that names the model."""
+    """Raise InputError if a part of a pipeline lacks its folder or config. key: setting that names the model."""
     if not part.is_dir():
-        raise InputError(f"{key}: {part}: no such folder, but model_index.json names it; download the model again")
+        raise InputError(f"{key}: {part}: no such folder, but model_index.json lists it; download the model again")
     if not (part / config_name(cls)).is_file():
         raise InputError(f"{key}: {part} has no {config_name(cls)}; download the model again")
 
 
 def check_words(part: Path, key: str, rows: object = None) -> None:
-    """Refuse a tokenizer without its vocabulary, or with fewer tokens than its text encoder has embeddings (`rows`).
+    """Refuse a tokenizer with an incomplete vocabulary, from which transformers would build one that knows no word.
 
-    transformers would build one that knows no word. Raises InputError.
+    rows: number of embeddings of its text encoder, if known. Raises InputError.
     """
     names = {path.name for path in tokenizer_files(part)}
     again = "every prompt would mean the same; download the model again"
@@ -147,33 +147,33 @@ def check_words(part: Path, key: str, rows: object = None) -> None:
     elif "vocab.txt" in names:
         found, merges = len(read_text(part / "vocab.txt").split("\n")), None
     else:
-        wanted = "tokenizer.json, no vocab.json with merges.txt, no spiece.model"
-        raise InputError(f"{key}: {part} has no vocabulary (no {wanted}): {again}")
+        wanted = "tokenizer.json, vocab.json with merges.txt, or spiece.model"
+        raise InputError(f"{key}: {part} has no vocabulary ({wanted}): {again}")
     if lacking_words(found, rows):
         beside = f", but its text encoder has {rows}" if isinstance(rows, int) else ""
         raise InputError(f"{key}: {part}: the vocabulary of this tokenizer has {found} tokens{beside}: {again}")
     if merges is not None and found > 2 * merges + _LETTERS:
-        raise InputError(f"{key}: {part}: {found} tokens, but only {merges} merges that build them: {again}")
+        raise InputError(f"{key}: {part}: {found} tokens, but only {merges} merges to build them: {again}")
 
 
 def lacking_words(tokens: int, rows: object) -> bool:
-    """Whether a tokenizer lacks a part of its vocabulary. rows: embeddings of its text encoder, if they are known, of
-    which a few may be padding."""
+    """Check whether a vocabulary of so many tokens is incomplete. rows: embeddings of the text encoder, if known; up to
+    a tenth of them may be padding."""
     return tokens < 10 or (isinstance(rows, int) and 10 * tokens < 9 * rows)
 
 
 def _json_words(path: Path) -> tuple[int, int | None]:
-    """How many tokens, and how many merges if tokens are built by merges, a tokenizer.json has."""
+    """Return the numbers of tokens and of merges (None unless BPE) in a tokenizer.json. Raises InputError."""
     model = read_json(path).get("model")
     if not isinstance(model, dict) or not isinstance(words := model.get("vocab"), dict | list):
-        raise InputError(f"{path}: no vocabulary in it; download the model again")
+        raise InputError(f"{path}: has no vocabulary; download the model again")
     merges = model.get("merges")
     return len(words), len(merges) if isinstance(merges, list) and model.get("type") == "BPE" else None
 
 
 def _check_sentencepiece(path: Path, key: str) -> None:
     if path.stat().st_size < 1000:
-        raise InputError(f"{key}: {path}: {path.stat().st_size} bytes are no vocabulary; download the model again")
+        raise InputError(f"{key}: {path}: only {path.stat().st_size} bytes; download the model again")
     for package in ("sentencepiece", "google.protobuf"):
         if not _installed(package):
             name = package.removeprefix("google.")

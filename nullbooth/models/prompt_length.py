@@ -1,4 +1,4 @@
-"""How many tokens a prompt has, and how many of them the model reads; imports neither torch nor transformers."""
+"""Lengths of prompts in tokens, and the lengths that a model reads; imports neither torch nor transformers."""
 
 from collections.abc import Callable, Iterable
 from inspect import signature
@@ -10,26 +10,26 @@ from nullbooth.errors import InputError
 from nullbooth.inputs.text import shown
 from nullbooth.models.parts import read_json
 
-_TOO_LONG = 10  # times what the text encoder reads: no prompt any more, but a mistake
+_TOO_LONG = 10  # times the length that the text encoder reads: a mistake, not a prompt
 _CLIP_WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def check_lengths(prompts: Iterable[tuple[str, str]], model: Path) -> list[str]:
-    """Warnings for prompts that the text encoder cuts off. Raises InputError if one is no prompt at all."""
+    """Return warnings about prompts (key, text) that all text encoders of a model folder cut off. Raises InputError
+    for a prompt over ten times as long, or a broken tokenizer."""
     key_of = {text: key for key, text in prompts}
     counters = [tokens(folder) for folder in sorted(model.glob("tokenizer*/"))]
     limit, count = max(filter(None, counters), key=lambda pair: pair[0], default=(0, None))
     cut = []
     if count:
-        doubtful = [text for text in key_of if len(text.encode()) > limit]  # no token is shorter than a byte
+        doubtful = [text for text in key_of if len(text.encode()) > limit]  # tokens have at least one byte
         cut = [(key_of[text], text, n) for text, n in zip(doubtful, count(doubtful), strict=True) if n > limit]
     return judge_lengths(cut, limit)
 
 
 def check_read(pipeline: Any, prompts: list[str], most: int | None = None) -> list[str]:
-    """As `check_lengths`, by a pipeline's own tokenizers: of a Hub model no file may be here before its jobs are.
-
-    most: what the encoder that reads furthest is given, if not what the pipeline gives it by itself.
+    """Return the warnings of `check_lengths`, from the tokenizers of a loaded pipeline (files of a Hub model may not be
+    here earlier). most: tokens that the pipeline reads, end token included, if set by the user.
     """
     default = signature(pipeline.__call__).parameters.get("max_sequence_length")
     found = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None]
@@ -42,20 +42,20 @@ def check_read(pipeline: Any, prompts: list[str], most: int | None = None) -> li
 
 
 def judge_lengths(cut: list[tuple[str, str, int]], limit: int) -> list[str]:
-    """What to say of prompts (key, text, tokens) of which a text encoder reads only `limit` tokens."""
+    """Return at most four warnings about prompts (key, text, tokens) of which a text encoder reads `limit` tokens.
+    Raises InputError for a prompt over ten times as long."""
     said = [
         f"{key}: {shown(text)} has {n} tokens, of which the text encoder reads {limit}: the rest is lost; shorten it"
         for key, text, n in cut
     ]
     if worst := [line for line, (_, _, n) in zip(said, cut, strict=True) if n > _TOO_LONG * limit]:
         raise InputError(worst[0])
-    return [*said[:3], *([f"{len(said)} prompts are longer than what the text encoder reads"] if said[3:] else [])]
+    return [*said[:3], *([f"{len(said)} prompts are longer than the text encoder reads"] if said[3:] else [])]
 
 
 def tokens(folder: Path) -> tuple[int, Callable[[list[str]], list[int]]] | None:
-    """How many tokens of a text the model reads, those at its ends apart, and a function that counts them.
-
-    None where the files say neither.
+    """Return the most tokens of a text that a tokenizer's model reads, start and end tokens excluded, and a function
+    that counts them in texts; None if the folder does not tell. Raises InputError if the tokenizer is broken.
     """
     from tokenizers import Tokenizer
 
@@ -70,7 +70,7 @@ def tokens(folder: Path) -> tuple[int, Callable[[list[str]], list[int]]] | None:
             tokenizer = clip_tokenizer(folder)
         else:
             return None
-    except Exception as error:  # the library raises nothing more exact
+    except Exception as error:  # the library raises no subclass
         reason = shorten(str(error), 300)  # it may quote the whole file
         raise InputError(f"{folder}: a broken tokenizer ({reason}); download the model again") from error
     tokenizer.no_truncation()
@@ -83,7 +83,7 @@ def tokens(folder: Path) -> tuple[int, Callable[[list[str]], list[int]]] | None:
 
 
 def clip_tokenizer(folder: Path) -> Any:
-    """CLIP's tokenizer from vocab.json and merges.txt, as transformers builds it."""
+    """Build CLIP's tokenizer from vocab.json and merges.txt, like transformers."""
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 

@@ -1,4 +1,4 @@
-"""Pictures from a pipeline, with noise that belongs to the seed: the same for every method and batch size."""
+"""Pictures from a pipeline, with noise that depends on the seed alone: the same for every method and batch size."""
 
 import inspect
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def sample(
     arguments: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """One picture per prompt and seed, float32 `[n, 3, h, w]` in [-1, 1], on the CPU."""
+    """Draw one picture per prompt, with the seed at its index; return `[n, 3, h, w]` float32 in [-1, 1], on the CPU."""
     pictures, device, denoiser = [], device_of(pipeline), denoiser_of(pipeline)
     with passes_in(device, precision, denoiser.dtype):
         for i in range(0, len(prompts), batch):
@@ -48,11 +48,11 @@ def sample(
 
 
 def without_halves(pipeline: Any) -> str | None:
-    """Why a pipeline cannot draw two prompts in one picture, or None if it can."""
+    """Return the reason why a pipeline cannot draw two prompts in one picture, or None if it can."""
     if family(pipeline).pack:
         return f"{type(pipeline).__name__} packs its latents, which have no left and right"
     if "callback_on_step_end" not in inspect.signature(pipeline.__call__).parameters:
-        return f"{type(pipeline).__name__} lets nobody in between its steps (callback_on_step_end)"
+        return f"{type(pipeline).__name__} has no callback between its steps (callback_on_step_end)"
     return None
 
 
@@ -69,11 +69,11 @@ def sample_halves(
     resolution: int | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> Tensor:
-    """One picture, float32 `[3, h, w]` in [-1, 1] on the CPU, whose halves obey two prompts.
+    """Draw one picture whose halves follow two prompts; return `[3, h, w]` float32 in [-1, 1], on the CPU.
 
-    Both prompts are denoised from the same noise, and after each step the left half of what the one has come to is put
-    together with the right half of the other (MultiDiffusion, arXiv 2302.08113, with two regions that do not overlap).
-    Raises InputError for pipelines that cannot (`without_halves`).
+    Both prompts are denoised from the same noise. After each step, the left half of the latents of the first is joined
+    with the right half of the second (MultiDiffusion, arXiv 2302.08113, with two regions that do not overlap).
+    Raises InputError for the reasons of `without_halves`.
     """
     if why := without_halves(pipeline):
         raise InputError(f"two prompts in one picture: {why}")

@@ -1,4 +1,4 @@
-"""Which linear layers of a denoiser are protected, and which of them read the same tensor."""
+"""Sites, the protected linear layers of a denoiser, and features, the tensors that they read."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from nullbooth.models.sites_by_name import DEFAULT, PROJECTIONS, Feature, select
 
 
 def find_sites(denoiser: nn.Module, wanted: Sequence[str] = DEFAULT) -> dict[str, nn.Linear]:
-    """The linears to protect, by module name, in the order of `named_modules`. wanted: `protect.sites` of the config.
+    """Return the sites by module name, in the order of `named_modules`. wanted: `protect.sites` of the config.
 
-    Attention is `cross-attention` wherever it reads the prompt, be it beside the picture
-    (`Attention.is_cross_attention`) or together with it (joint attention). Raises ValueError if there are no such
-    linears, or if they are fused or wrapped by an adapter.
+    Attention is `cross-attention` wherever it reads the prompt, alone (`Attention.is_cross_attention`) or jointly with
+    the picture (joint attention). Raises ValueError if no layer matches, or if layers are fused or wrapped by an
+    adapter.
     """
     kinds = linear_kinds(denoiser)
     linears = {name: module for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)}
@@ -31,12 +31,12 @@ def find_sites(denoiser: nn.Module, wanted: Sequence[str] = DEFAULT) -> dict[str
 
 
 def linear_kinds(denoiser: nn.Module) -> dict[str, str]:
-    """The kind of each linear of attention and feed-forward blocks, by name. Raises ValueError for fused ones."""
+    """Return the kinds of linear layers in attention and feed-forward blocks, by name. Raises ValueError if fused."""
     kinds: dict[str, str] = {}
     for parent, block in denoiser.named_modules():
         attentions = {n: m for n, m in block.named_children() if hasattr(m, "processor") and hasattr(m, "heads")}
         reading = {name for name, attention in attentions.items() if reads_prompt(attention)}
-        # A block that is given the prompt, without an attention of its own for it, has put it beside the picture.
+        # A block that takes the prompt, without an attention for it, has joined it with the picture.
         if attentions and not reading and "encoder_hidden_states" in inspect.signature(block.forward).parameters:
             reading = set(attentions)
         for name, child in block.named_children():
@@ -59,12 +59,12 @@ def linears_in(module: nn.Module, prefix: str) -> list[str]:
 
 
 def below(name: str, block: str) -> str:
-    """A linear's name inside its block, be it wrapped or not."""
+    """Return a linear layer's name inside its block, without the suffix of an adapter's wrapper."""
     return name.removeprefix(f"{block}.").removesuffix(".base_layer")
 
 
 def refuse_fused(where: str, attention: nn.Module) -> None:
-    # A fused processor says so by its name, or the block by a flag (which UNet blocks keep after unfusing).
+    # The processor's name or the block's flag says that it is fused; blocks of UNets keep the flag after unfusing.
     flagged = type(attention).__name__ != "Attention" and getattr(attention, "fused_projections", False)
     if flagged or "Fused" in type(attention.processor).__name__:
         raise ValueError(
@@ -74,10 +74,10 @@ def refuse_fused(where: str, attention: nn.Module) -> None:
 
 
 def find_features(sites: dict[str, nn.Linear], forward: Callable[[int], object]) -> list[Feature]:
-    """Group sites by the identity of the tensor that they read.
+    """Group sites into features, by the identity of the tensor that they read.
 
-    `forward(0)` and `forward(1)` run the denoiser on the same latents and prompts at two different
-    timesteps; an input equal in both does not depend on the timestep.
+    forward: `forward(0)` and `forward(1)` run the denoiser on the same latents and prompts at two different timesteps;
+    features that are equal in both are static.
     """
     first, second = read_inputs(sites, lambda: forward(0)), read_inputs(sites, lambda: forward(1))
     readers: dict[int, list[str]] = {}
@@ -95,12 +95,12 @@ def find_features(sites: dict[str, nn.Linear], forward: Callable[[int], object])
 
 
 class _SeenAllError(Exception):
-    """Every site has read: no error, but the way out of a pass."""
+    """Raised to leave a pass once every site has read; not a failure."""
 
 
 def read_inputs(sites: dict[str, nn.Linear], run: Callable[[], object]) -> dict[str, Tensor]:
-    """The very tensors that the sites read, in a pass that ends there. They are kept alive, so that identities stay
-    distinct."""
+    """Return the tensors that the sites read, by site, in a pass that stops once all have read. The tensors are not
+    copied, and stay alive so that identities are distinct. Raises ValueError if a site is never called."""
     seen: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable:

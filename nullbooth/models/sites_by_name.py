@@ -1,4 +1,4 @@
-"""Which linears of a denoiser are protected, by their names; imports neither torch nor diffusers."""
+"""Selection of sites by the names of linear layers; imports neither torch nor diffusers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from fnmatch import fnmatchcase
 
 PROJECTIONS = (
     *("to_q", "to_k", "to_v", "to_out.0"),
-    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of text, where it has linears of its own
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the text, if it has layers of its own
 )
-DEFAULT = ("cross-attention",)  # beside it: self-attention, feed-forward
+DEFAULT = ("cross-attention",)  # the other kinds: self-attention, feed-forward
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One tensor that protected linears read: stored once, whatever the number of its readers."""
+    """A tensor that one or several sites read; its statistics are stored once."""
 
     name: str  # the first site that reads it
     sites: tuple[str, ...]
@@ -22,10 +22,10 @@ class Feature:
 
 
 def select(wanted: Sequence[str], names: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
-    """Those of `names` that are wanted, in their order; `kinds` has the kind of each name that has one.
+    """Return those of `names` that `wanted` selects, in their order. kinds: kinds of names that have one.
 
-    Each of `wanted` is a kind, or a pattern of names that adds them (`*.ff.net.2`) or, after an exclamation mark, takes
-    them away (`!*.to_q`). Raises ValueError if one does nothing, or if nothing is left.
+    An entry of `wanted` is a kind or a pattern of names (`*.ff.net.2`) to add, or, after an exclamation mark, to remove
+    (`!*.to_q`). Raises ValueError for an entry without effect, and if nothing is left.
     """
     chosen: set[str] = set()
     for entry in sorted(wanted, key=lambda entry: entry.startswith("!")):
@@ -39,5 +39,5 @@ def select(wanted: Sequence[str], names: Sequence[str], kinds: Mapping[str, str]
             )
         chosen = chosen - found if entry.startswith("!") else chosen | found
     if not chosen:
-        raise ValueError(f"protect.sites: [{', '.join(wanted)}] leaves no linear to protect: take less away")
+        raise ValueError(f"protect.sites: [{', '.join(wanted)}] matches no layer; remove one of its `!` patterns")
     return [name for name in names if name in chosen]

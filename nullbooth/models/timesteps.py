@@ -9,30 +9,30 @@ from nullbooth.errors import InputError
 
 
 def nearest_index(timesteps: Tensor, timestep: Tensor) -> Tensor:
-    """Index `[b]` of the entry of `timesteps: [T]` nearest to each entry of `timestep: []` or `[b]`."""
+    """Return the indices `[b]` int64 of the entries of `timesteps: [T]` nearest to those of `timestep: []` or `[b]`."""
     distance = (timesteps[None] - timestep.reshape(-1, 1).to(timesteps)).abs()
     return distance.argmin(1)
 
 
 def timestep_argument(args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    """The timestep of a denoiser call: its second argument."""
+    """Return the timestep of a denoiser call, `timestep` or the second positional argument."""
     value = kwargs["timestep"] if "timestep" in kwargs else args[1]
     return torch.as_tensor(value)
 
 
 def step_timesteps(scheduler: Any, timesteps: list[float], steps: int) -> list[float]:
-    """One timestep for each step of a sampler, out of those of its calls.
+    """Select one timestep for each step of a sampler from the timesteps of its calls.
 
-    A sampler of second order calls at the end of a step once more (Heun), or between (DPM2): the first call, and each
-    second one after it, are the steps. Raises InputError where that is not so.
+    A second-order sampler calls the denoiser again at the end of a step (Heun) or within it (DPM2), so that the steps
+    are the first call and every second one after it. Raises InputError if the calls do not match.
     """
     for found in (list(dict.fromkeys(timesteps)), timesteps[:: getattr(scheduler, "order", 1)]):
         if len(found) == len(set(found)) == steps:
             return found
     if len(timesteps) == steps:
         raise InputError(
-            f"sampler.steps: {steps}: only {len(set(timesteps))} of their timesteps differ as the denoiser is given "
-            "them, which is in the precision of `weights`; take fewer steps, or weights: fp32"
+            f"sampler.steps: {steps}: only {len(set(timesteps))} distinct timesteps remain after rounding to the "
+            "precision of `weights`; use fewer steps, or weights: fp32"
         )
     raise InputError(
         f"sampler.scheduler: {type(scheduler).__name__} calls the denoiser {len(timesteps)} times in {steps} steps, "
@@ -41,6 +41,6 @@ def step_timesteps(scheduler: Any, timesteps: list[float], steps: int) -> list[f
 
 
 def calls_of(timesteps: list[float], cached: list[float], step: int) -> list[int]:
-    """The calls that step `step` stands for: those to whose timestep no other cached one is nearer."""
+    """Return the indices of the calls whose timestep is nearest to the cached timestep of index `step`."""
     nearest = nearest_index(torch.tensor(cached, dtype=torch.float64), torch.tensor(timesteps, dtype=torch.float64))
     return [call for call, index in enumerate(nearest.tolist()) if index == step]

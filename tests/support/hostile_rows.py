@@ -429,7 +429,7 @@ changed("no id", {"model": "a b/c d"}, "model: 'a b/c d' is neither a folder nor
 for kind in (".ckpt", ".bin", ".pt", ".SAFETENSORS"):
 
     @row(
-        f"a model in one {kind} file", "model: ", f"sd{kind}", "no .safetensors", "from_single_file", "save_pretrained"
+        f"a model in one {kind} file", "model: ", f"sd{kind}", "not a .safetensors file", "from_single_file", "save_pre"
     )
     def _(world, kind=kind):
         (world.folder / f"sd{kind}").write_bytes(b"x")
@@ -459,8 +459,8 @@ LORAS = (
     "unet.mid_block.attentions.0.proj_in.lora_A.weight",
 )
 for name, names, *says in (
-    ("a LoRA by kohya", LORAS[:1], "is a LoRA", "lora_unet", "give that model"),
-    ("a LoRA by peft", LORAS[1:], "is a LoRA", "lora_A", "give that model"),
+    ("a LoRA by kohya", LORAS[:1], "is a LoRA", "lora_unet", "give the base model"),
+    ("a LoRA by peft", LORAS[1:], "is a LoRA", "lora_A", "give the base model"),
     ("a transformer alone", ["double_blocks.0.img_attn.qkv.weight"], "has no unet (model.diffusion_model.*)", "no vae"),
     ("a denoiser alone", WHOLE[:1], "has no vae (first_stage_model.* or vae.*), no text_encoder", "whole pipeline"),
     ("a denoiser and its VAE", WHOLE[:2], "has no text_encoder (cond_stage_model.* or ", "folder or Hub id"),
@@ -479,7 +479,7 @@ def _(world):
     return one_file(world, *WHOLE)
 
 
-@row("a text encoder that no file has", "has no text_encoder_2 (Gemma2Model is read from no file)")
+@row("a text encoder that no file has", "has no text_encoder_2 (Gemma2Model cannot be read from one)")
 def _(world):
     world.json(INDEX, lambda content: content.update(text_encoder_2=["transformers", "Gemma2Model"]))
     shutil.copytree(world.model / "text_encoder", world.model / "text_encoder_2")
@@ -532,8 +532,8 @@ def _(world):
     return {"evaluate": {"clip": one_file(world, "a")["model"]}}
 
 
-written("an index that is no JSON", "model/model_index.json", "{", "model_index.json", "not JSON")
-written("an index that is a list", "model/model_index.json", "[1]", "model_index.json", "not JSON")
+written("an index that is not JSON", "model/model_index.json", "{", "model_index.json", "not a JSON object")
+written("an index that is a list", "model/model_index.json", "[1]", "model_index.json", "not a JSON object")
 PLAIN = {"down_block_types": ["DownBlock2D"], "mid_block_type": "UNetMidBlock2D", "up_block_types": ["UpBlock2D"]}
 for name, file, change, *says in (
     ("an unknown pipeline", INDEX, {"_class_name": "MyPipeline"}, "model: ", "'MyPipeline'", "diffusers"),
@@ -568,7 +568,7 @@ for name, file, change, *says in (
         world.json(file, lambda content: content.update(change))
 
 
-@row("a feature extractor of the past where a text encoder is", "text_encoder: ", "write 'CLIPImageProcessor' in its")
+@row("a feature extractor of the past where a text encoder is", "text_encoder: ", "replace it by 'CLIPImage")
 def _(world):
     world.json(INDEX, lambda content: content.update(text_encoder=["transformers", "CLIPFeatureExtractor"]))
 
@@ -605,14 +605,14 @@ for name, vocabulary, said in (
     ("an empty vocabulary", {}, "0 tokens"),
     ("a vocabulary of special tokens", {"<|startoftext|>": 0, "<|endoftext|>": 1}, "2 tokens"),
     ("a vocabulary that was cut", {str(i): i for i in range(300)}, "300 tokens, but its text encoder has 450"),
-    ("a vocabulary that is none", 7, "no vocabulary in it"),
+    ("a number as vocabulary", 7, "has no vocabulary"),
 ):
 
     @row(name, "tokenizer", said)
     def _(world, vocabulary=vocabulary):
         world.json(WORDS, lambda content: content["model"].update(vocab=vocabulary, merges=[]))
 
-    @row(f"{name}, in vocab.json", "tokenizer", said if isinstance(vocabulary, dict) else "not JSON")
+    @row(f"{name}, in vocab.json", "tokenizer", said if isinstance(vocabulary, dict) else "not a JSON object")
     def _(world, vocabulary=vocabulary):
         (world.model / WORDS).unlink()
         (world.model / "tokenizer/vocab.json").write_text(json.dumps(vocabulary))
@@ -625,7 +625,7 @@ def _(world):
     world.json(WORDS, lambda content: content["model"].update(vocab=content["model"]["vocab"] | more, merges=[]))
 
 
-@row("a vocabulary of no bytes", "spiece.model: 0 bytes are no vocabulary")
+@row("a vocabulary of no bytes", "spiece.model: only 0 bytes")
 def _(world):
     (world.model / WORDS).unlink()
     (world.model / "tokenizer/spiece.model").touch()
@@ -661,7 +661,7 @@ for name, content in {
 }.items():
     written(name, f"model/{UNET}", content, UNET, "broken", "again")
 
-for place, *says in (("../../private.safetensors", "leaves"), ("none.safetensors", "no such file")):
+for place, *says in (("../../private.safetensors", "is outside its folder"), ("none.safetensors", "no such file")):
 
     @row(f"weights at {place}", "unet/diffusion_pytorch_model.safetensors.index.json", place, *says)
     def _(world, place=place):

@@ -339,14 +339,14 @@ def test_the_size_of_pictures_is_read_in_all_forms_of_the_hub(about, size):
 @pytest.mark.parametrize(
     ("about", "said"),
     [
-        ({}, "size None is no size of pictures"),
-        ({"size": {"longest_edge": 64}}, "size .* is no size of pictures"),
-        ({"size": {"height": 16, "width": 8}}, "size .* is no size of pictures"),
-        ({"size": True}, "size True is no size of pictures"),
-        ({"size": 16, "image_mean": None}, "image_mean None: three numbers are needed"),
-        ({"size": 16, "image_std": [0, 1, 1]}, r"image_std \[0, 1, 1\]: three numbers are needed"),
-        ({"size": 16, "image_mean": ["a", "b", "c"]}, "image_mean .*: three numbers are needed"),
-        ({"size": 16, "image_mean": [0.5, float("nan"), 0.5]}, "image_mean .*: three numbers are needed"),
+        ({}, "size None is not a size of square pictures"),
+        ({"size": {"longest_edge": 64}}, "size .* is not a size of square pictures"),
+        ({"size": {"height": 16, "width": 8}}, "size .* is not a size of square pictures"),
+        ({"size": True}, "size True is not a size of square pictures"),
+        ({"size": 16, "image_mean": None}, "image_mean None: needs three numbers"),
+        ({"size": 16, "image_std": [0, 1, 1]}, r"image_std \[0, 1, 1\]: needs three numbers"),
+        ({"size": 16, "image_mean": ["a", "b", "c"]}, "image_mean .*: needs three numbers"),
+        ({"size": 16, "image_mean": [0.5, float("nan"), 0.5]}, "image_mean .*: needs three numbers"),
         ({"size": 32}, "pictures of 32 pixels, but config.json has image_size 16"),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_job_takes_several_gpus_or_none(pretend, job):
 def test_more_gpus_than_there_are_are_refused(pretend, monkeypatch):
     pretend(2)
     monkeypatch.setattr(devices, "_held", {})
-    with pytest.raises(RuntimeError, match=r"train\.gpus: 3: this machine has 2; take fewer"):
+    with pytest.raises(RuntimeError, match=r"train\.gpus: 3: this machine has 2; use fewer"):
         devices.take(count=3)
     assert not devices._held
 

@@ -103,7 +103,7 @@ def test_a_new_family_protects_prompts_from_its_pipeline_to_its_adapter(added, f
 def test_without_its_entry_it_is_refused_by_name(folder, monkeypatch):
     monkeypatch.setattr(diffusers, strip.FAMILY.denoiser, strip.StripTransformer2DModel, raising=False)
     known = "Stable Diffusion 1, 2 and XL or PixArt or Sana or Stable Diffusion 3 or FLUX.1"
-    with pytest.raises(InputError, match=f"this StripTransformer2DModel has no cross-attention, .* use {known}"):
+    with pytest.raises(InputError, match=f"this StripTransformer2DModel has no known cross-attention, .* use {known}"):
         files.check_denoiser({"_class_name": "StripTransformer2DModel"}, "model")
     with pytest.raises(InputError, match="StripTransformer2DModel is not a known denoiser"):
         shapes_exact.pipeline_shapes(str(folder), None, DEFAULT, "fp32")

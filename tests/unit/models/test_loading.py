@@ -76,7 +76,7 @@ def test_headers_are_those_of_the_variant(halved, pipeline_folder):
 
 
 def test_a_variant_that_is_not_there_is_refused(halved):
-    with pytest.raises(SettingsError, match=r"variant: .*unet has no weights of the variant 'bf16'; take it away"):
+    with pytest.raises(SettingsError, match=r"variant: .*unet has no weights of the variant 'bf16'; remove it"):
         check_pipeline(halved, variant="bf16")
     with pytest.raises(InputError, match=r"no model\.safetensors; rename model\.fp16"):
         check_pipeline(halved)
@@ -340,7 +340,9 @@ def test_another_attention_of_diffusers(restored):
 
 def test_attention_of_models_without_a_choice_is_refused(unet):
     set_attention(unet, None)
-    with pytest.raises(InputError, match="attention: native: diffusers gives UNet2DConditionModel no choice"):
+    with pytest.raises(
+        InputError, match="attention: native: diffusers has no choice of back ends for UNet2DConditionModel"
+    ):
         set_attention(unet, "native")
 
 
@@ -379,6 +381,6 @@ def test_half_precision_is_for_processors_that_have_it(monkeypatch, capsys, mach
     assert computed_in(CPU, "fp32") == "fp32"
     with passes_in(CPU, "bf16"):
         assert torch.is_autocast_enabled("cpu") == (used == "bf16")
-    assert ("precision: bf16: this processor is faster in fp32" in capsys.readouterr().out) == (used == "fp32")
+    assert ("precision: bf16: using fp32, which is faster" in capsys.readouterr().out) == (used == "fp32")
     with pytest.raises(ValueError, match="precision 'int8': use one of fp32, bf16, fp16"):
         computed_in(CPU, "int8")

@@ -58,7 +58,7 @@ def test_a_sampler_that_needs_a_package_names_it(monkeypatch):
 def test_models_of_other_objectives_are_refused(name):
     own = getattr(diffusers, f"{name}Scheduler")()
     assert objective_of(own) is None
-    with pytest.raises(InputError, match=f"model: its scheduler {name}Scheduler is neither of a DDPM schedule nor of"):
+    with pytest.raises(InputError, match=f"model: its scheduler {name}Scheduler is neither for DDPM schedules nor for"):
         training_scheduler(own)
 
 
@@ -86,5 +86,5 @@ def test_a_flow_learns_by_its_own_scheduler():
 @pytest.mark.parametrize(("name", "steps"), [("PNDM", 3), ("UnCLIP", 1)])
 def test_numbers_of_steps_that_a_scheduler_cannot_take_are_refused(name, steps):
     found = fitting_sampler(DDIMScheduler(), f"{name}Scheduler", {})
-    with pytest.raises(InputError, match=rf"sampler\.steps: {steps}: {name}Scheduler cannot take so many"):
+    with pytest.raises(InputError, match=rf"sampler\.steps: {steps}: {name}Scheduler does not work with so many"):
         check_steps(found, steps)

@@ -190,7 +190,7 @@ def test_a_file_that_diffusers_cannot_name(single):
     """Of a Stable Diffusion 3 of no known size."""
     names = {"joint_blocks.0.context_block.adaLN_modulation.1.bias": torch.ones(9216), "pos_embed": torch.ones(1, 7, 3)}
     single.edit(lambda weights: weights.update(names))
-    with pytest.raises(InputError, match=r"no model that diffusers knows .* set model_config"):
+    with pytest.raises(InputError, match=r"diffusers does not know this model .* set model_config"):
         known_configs(single.file)
 
 
@@ -319,7 +319,9 @@ def test_a_file_without_a_part_is_never_filled_up_from_elsewhere(single):
 def test_a_pipeline_that_diffusers_reads_from_no_file(single):
     families.save("PixArt-Sigma", single.configs.parent / "sigma")
     single.edit(lambda weights: weights.update({"text_encoders.t5xxl.transformer.shared.weight": torch.ones(2)}))
-    with pytest.raises(InputError, match="PixArtSigmaPipeline: diffusers reads none from one file; give the folder"):
+    with pytest.raises(
+        InputError, match="PixArtSigmaPipeline: diffusers cannot read it from one file; give a pipeline"
+    ):
         load_pipeline(ModelSource(str(single.file), model_config=str(single.configs.parent / "sigma")), CPU)
 
 

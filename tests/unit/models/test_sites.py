@@ -67,7 +67,7 @@ def test_what_finds_nothing_is_refused(unet, entry):
 
 
 def test_no_site_is_left(unet):
-    with pytest.raises(ValueError, match=r"\[cross-attention, !\*\] leaves no linear"):
+    with pytest.raises(ValueError, match=r"\[cross-attention, !\*\] matches no layer"):
         find_sites(unet, ("cross-attention", "!*"))
 
 

@@ -162,7 +162,7 @@ def test_prompts_that_are_cut_off_are_named_with_their_tokens(project, world):
     assert warning.startswith("protect.prompts: 'a red star on a blue background' has 7 tokens")
     assert "reads 6: the rest is lost" in warning
     (world.prompts / "protected.txt").write_text("".join(f"a red star on a blue background {i}\n" for i in range(9)))
-    assert checked(project, world)[3:] == ["9 prompts are longer than what the text encoder reads"]
+    assert checked(project, world)[3:] == ["9 prompts are longer than the text encoder reads"]
 
 
 @pytest.mark.parametrize("texts", [[*UNUSUAL, "a photo of a sks dog's CAF\u00c9, 123 \u00bd  x"]])
