@@ -284,7 +284,7 @@ def test_a_whole_training(pipeline_folder, tmp_path, request, weights, every):
         "sampler": {"steps": 2, "guidance": 3.0},
     }
     config["validate"] = {"every": every, "prompts": ["a photo of a {subject}"]}
-    config |= {"protect": {"pack": None}, "model_config": None, "trackers": ["tensorboard"]}
+    config |= {"attention": None, "protect": {"pack": None}, "model_config": None, "trackers": ["tensorboard"]}
     train = {"steps": 2, "batch": 2, "flip": True, "buckets": False, "precision": weights, "seed": 0}
     train |= {"gpus": 1, "inversion_steps": 0}
     method = {

@@ -328,7 +328,9 @@ def test_a_pipeline_that_diffusers_reads_from_no_file(single):
 def test_a_pickle_is_refused_by_its_name(single):
     path = single.file.rename(single.file.with_suffix(".ckpt"))
     for load in (load_pipeline, load_denoiser):
-        with pytest.raises(InputError, match=r"model: .*model\.ckpt is one file, and no \.safetensors, .* convert it"):
+        with pytest.raises(
+            InputError, match=r"model: .*model\.ckpt is one file, but not a \.safetensors file; convert"
+        ):
             load(ModelSource(str(path), model_config=str(single.configs)), CPU)
 
 
