@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from running import ROOT, snakemake
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +74,18 @@ def test_links_of_the_readmes_lead_somewhere():
             heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE) if anchor else []
             anchors = [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
             assert not anchor or anchor in anchors, f"{name}: {link}"
+
+
+def test_the_workflow_of_ones_own_is_planned(tmp_path):
+    """The Snakefile of docs/elsewhere.md, with the place of the checkout, beside a config that says little."""
+    [text] = re.findall(r"^```py\n(.*?)^```", (ROOT / "docs/elsewhere.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert "/path/to/NullBooth/Snakefile" in text
+    (tmp_path / "Snakefile").write_text(text.replace("/path/to/NullBooth", str(ROOT)))
+    (tmp_path / "mine.yaml").write_text("concepts: [{name: rex, images: resources/subjects/quilt/train, class: heart}]")
+    for target in ("published/rex.safetensors", "samples", "results/samples"):
+        done = snakemake("--dry-run", "--", target, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert "results/kept/runs/rex/nullbooth/0/" in done.stderr + done.stdout
 
 
 # --- Quoted messages ---
