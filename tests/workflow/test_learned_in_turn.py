@@ -292,4 +292,4 @@ def test_when_the_room_is_used_up_the_subjects_that_took_it_are_named(learned, t
     said = "quilt: the protected prompts and the subjects before it (starling) leave no direction free: "
     logs = "".join(path.read_text() for path in (results(run) / "logs").rglob("*.log"))
     assert said in logs, done.stderr[-3000:]
-    assert "no free direction under protect.rule absolute: 0.001" in logs
+    assert "no free direction under the rule absolute: 0.001" in logs

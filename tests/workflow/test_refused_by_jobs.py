@@ -12,7 +12,7 @@ def test_a_job_that_finds_nothing_free_says_so(finished, tmp_path):
     methods = [{"name": "tight", "rank": 4, "rule": {"absolute": 1e-200}}]
     done = snakemake(str(run.folder / "results/runs/starling/tight/0"), *run.arguments(methods=methods))
     assert done.returncode != 0
-    assert "no free direction under protect.rule absolute: 1e-200" in done.stderr
+    assert "no free direction under the rule absolute: 1e-200" in done.stderr
     assert "Raise the value, protect fewer prompts" in done.stderr
 
 

@@ -131,7 +131,7 @@ def test_the_soft_rule_weakens_directions_by_their_eigenvalues(rho, seed):
 
 
 def test_the_error_without_free_directions_names_the_site():
-    with pytest.raises(ProjectorError, match=r"attn2\.to_k: no free direction under protect\.rule absolute: 1e-30"):
+    with pytest.raises(ProjectorError, match=r"attn2\.to_k: no free direction under the rule absolute: 1e-30"):
         free_factor(moment(normal(40, WIDTH)), "absolute", 1e-30, "attn2.to_k")
     broken = torch.full((3, 3), float("nan"))
     with pytest.raises(ProjectorError, match="NaN"):

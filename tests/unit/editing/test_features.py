@@ -249,7 +249,7 @@ def test_several_edits_hold_at_once(pipeline):
 
 
 def test_no_free_direction_is_an_error(pipeline):
-    with pytest.raises(ProjectorError, match=r"attn2\.to_k: no free direction under protect\.rule fraction: 0\.01"):
+    with pytest.raises(ProjectorError, match=r"attn2\.to_k: no free direction under the rule fraction: 0\.01"):
         solved(pipeline, "Stable Diffusion 1", [EDIT], rule=("fraction", 0.01))
 
 

@@ -360,7 +360,7 @@ def test_the_error_without_free_directions_names_the_earlier_subjects(monkeypatc
     """Happens when earlier subjects have used up the free directions."""
 
     def full(*_):
-        raise ProjectorError("a.to_q: no free direction under protect.rule energy: 0.001")
+        raise ProjectorError("a.to_q: no free direction under the rule energy: 0.001")
 
     monkeypatch.setattr(job, "protected_adapter", full)
     monkeypatch.setattr(job, "training_data", lambda *_, **__: [])
@@ -376,6 +376,6 @@ def test_the_error_without_free_directions_names_the_earlier_subjects(monkeypatc
     identity = {"model": "abc", "earlier": {"ann/ours/0": "1", "bob/ours/0": "2"}}
     out = {"adapter": str(tmp_path / "adapter.safetensors")}
     before = ([], [], None, ["one", "two"])
-    said = r"^cleo: .*subjects before it \(ann, bob\) leave no direction free: a\.to_q: no free .*protect\.rule energy"
+    said = r"^cleo: .*subjects before it \(ann, bob\) leave no direction free: a\.to_q: no free .*rule energy"
     with pytest.raises(ProjectorError, match=said):
         job.learn(out, *before, concept, method, sampler, None, ["cross-attention"], identity, config)

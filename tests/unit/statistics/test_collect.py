@@ -164,7 +164,7 @@ def test_several_rules_read_the_same_stores(tmp_path):
 
 
 def test_the_error_of_an_empty_null_space_names_site_and_timestep(tmp_path):
-    with pytest.raises(ProjectorError, match=r"a\.to_q at timestep 9: no free direction under protect\.rule fraction"):
+    with pytest.raises(ProjectorError, match=r"a\.to_q at timestep 9: no free direction under the rule fraction"):
         site_projectors(write_projectors(tmp_path), IDENTITY, "fraction", 0.01)
 
 
