@@ -1,6 +1,6 @@
 """Table of model families: the inputs of their denoisers, and what differs between their pipelines.
 
-To add a family, write its `Family` and its `inputs` function in one file, and add the `Family` to `FAMILIES`. A family
+To add a family, write its `inputs` function in a file of its own and one entry of `FAMILIES` that names it. A family
 whose pipeline follows those of diffusers needs nothing else. Imports no torch: the rules read the table.
 """
 

@@ -4,6 +4,8 @@ import os
 import re
 import sys
 
+from nullbooth.inputs.shipped import HOME
+
 # What mpirun, srun and torchrun tell the processes that they start: accelerate would wait for the others. A training on
 # several GPUs starts its own.
 _OF_PROCESSES = re.compile(
@@ -28,6 +30,7 @@ def prepare_environment() -> None:
     """
     for name in filter(_OF_PROCESSES.fullmatch, list(os.environ)):
         del os.environ[name]
+    os.environ["NULLBOOTH_HOME"] = str(HOME)  # for envs/nullbooth.post-deploy.sh
     os.environ.pop("PYTHONOPTIMIZE", None)  # -OO takes docstrings away, which transformers parses as it is imported
     if (environ := restart_needed(dict(os.environ), sys.getfilesystemencoding())) is not None:
         sys.stdout.flush()

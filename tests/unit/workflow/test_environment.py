@@ -36,6 +36,20 @@ def test_no_job_takes_itself_for_one_of_several_processes(monkeypatch, left):
     assert os.environ.keys() >= kept.keys()
 
 
+def test_conda_installs_the_library_of_the_checkout_wherever_it_is_asked_for(monkeypatch, tmp_path):
+    (tmp_path / "pip").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "pip").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("NULLBOOTH_HOME", raising=False)
+    command = ["bash", ROOT / "envs/nullbooth.post-deploy.sh"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "conda: NullBooth has no checkout here" in done.stderr
+    prepare_environment()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["install", "--no-deps", "--editable", str(ROOT)]
+
+
 @pytest.mark.parametrize(
     "environment",
     [
