@@ -116,6 +116,6 @@ def nothing_free(site: str, rule: str, value: float, w: NDArray) -> str:
     quantiles = ", ".join(f"{q:.3g}" for q in np.quantile(w, (0, 0.25, 0.5, 0.75, 1)))
     return (
         f"{site}: no free direction under the rule {rule}: {value}; its {len(w)} eigenvalues have quartiles "
-        f"{quantiles}. Raise the value (protect.rule, or `rule` of the method or of edit), protect fewer prompts, or leave the site "
-        "out (protect.sites)"
+        f"{quantiles}. Raise the value (protect.rule, or `rule` of the method or of edit), protect fewer prompts, or "
+        "leave the site out (protect.sites)"
     )
