@@ -1,1 +1,1 @@
-"""Time, memory and storage of a run before it starts."""
+"""Estimates of time, memory and storage before a run starts."""

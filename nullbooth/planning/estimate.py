@@ -1,4 +1,4 @@
-"""Jobs of the workflow by rule, and what each takes, from shapes of models and speeds of machines (`planning.cost`)."""
+"""Estimated costs of the workflow's jobs by rule, from shapes of models and speeds of machines (`planning.cost`)."""
 
 from collections.abc import Iterable
 
@@ -39,7 +39,7 @@ from nullbooth.planning.cost import (
 
 
 def described(rule: str, size: tuple[float, float]) -> tuple[float, float]:
-    """With its log, and its benchmark if it has one."""
+    """Add a job's log, and its benchmark file if it has one, to bytes and files."""
     return size[0] + 1e3, size[1] + (1 if rule in CACHED else 2)
 
 
@@ -53,8 +53,8 @@ def gpu_job(
     host: float,
     size: tuple[float, float],
 ) -> Job:
-    """A job that loads so many bytes of weights; `device` is the most that it holds at a time of them and all else, on
-    the GPU if there is one, where the host holds the weights for a while."""
+    """Return a job that loads `loaded` bytes of weights. `device` is its peak memory in bytes, weights included: on the
+    GPU if there is one, and then the host holds the weights too, while they are loaded."""
     size = described(rule, size)
     seconds += START["model"] + loaded / LOAD
     host += RESIDENT["model"]
@@ -64,8 +64,8 @@ def gpu_job(
 
 
 def sampling(model: Model, work: Work, machine: Machine, passes: float, decoded: float) -> float:
-    """Bytes on the device at the peak of sampling: the weights, copies that autocast keeps, and the largest of what
-    passes and decoding take. With offloading, which needs a GPU, the weights of one part at a time."""
+    """Return the peak bytes on the device while sampling: weights, autocast's copies, and the larger of `passes` and
+    `decoded`, the activations. With offloading, which needs a GPU, the weights of one part at a time."""
     copies = model.copied * (model.parameters + model.text_parameters + model.vae_parameters)
     if not (work.offload and machine.gpus):
         return copies + model.weight_bytes + max(passes, decoded)
@@ -78,12 +78,12 @@ def cpu_job(rule: str, count: int, start: str, seconds: float, host: float, size
 
 
 def trajectory(model: Model, work: Work, machine: Machine, count: int, prompts: int) -> Job:
-    """Whole sampling of `prompts` prompts."""
+    """Sampling of `prompts` prompts, from noise to pictures."""
     samples = prompts * work.branches
     arrays = trajectory_arrays(model, work, prompts)
     seconds = work.steps * pass_seconds(model, machine, samples, work.batch * work.branches)
     seconds += samples * model.text_flops / machine.rate + raw(arrays) / WRITE["latents"]
-    # Each batch keeps the latents of all branches until the end, where they are put together once more.
+    # The latents of all branches are kept until the end, and copied once more when the batches are joined.
     host = raw(arrays[:1]) * (work.branches + 1) + 2 * raw(arrays[1:])
     passes = activations(model.pass_bytes, min(prompts, work.batch) * work.branches)
     device = sampling(model, work, machine, passes, 0.0)
@@ -91,22 +91,22 @@ def trajectory(model: Model, work: Work, machine: Machine, count: int, prompts: 
 
 
 def moments(model: Model, work: Work, machine: Machine, prompts: int, readings: list[Reading]) -> tuple[float, float]:
-    """Seconds, and memory on the device, of the passes of one timestep."""
+    """Return seconds and bytes on the device of the passes of one timestep."""
     samples, batch = prompts * work.branches, min(prompts, work.batch) * work.branches
     seconds = pass_seconds(model, machine, samples, batch) + product_seconds(readings, machine, samples)
-    # With keys and values alone, which only see the prompt, nothing is left that moves: no readings after step 0.
+    # If all features are static, as those of keys and values are, there are no readings after step 0.
     held = sum(8.0 * r.width**2 for r in readings) + 12 * max((r.width for r in readings), default=0) ** 2
     return seconds, model.denoiser_bytes + held + activations(model.pass_bytes, batch)
 
 
 def statistics(model: Model, work: Work, machine: Machine) -> list[Job]:
-    """From trajectories to projectors. Step 0 also has what does not depend on the timestep."""
+    """Jobs from held-out trajectories and moments to projectors. Step 0 also has the static features."""
     moving, every = [r for r in model.readings if not r.static], list(model.readings)
     parts = ((1, every), (work.steps - 1, moving))
     found = [trajectory(model, work, machine, 1, work.heldout)]
     for count, readings in parts:
         found += [shard_moments(model, work, machine, count, readings), covariance(work, count, readings)]
-    # Only what some adapter reads is decomposed: all timesteps, or the pooled moments.
+    # Only moments that some adapter reads are decomposed: those of all timesteps, or the pooled ones.
     scopes = {run.scope == "pooled" for run in work.runs if run.ours}
     if True in scopes:
         found += [pool(work, every, moving), projector(1, every)]
@@ -130,7 +130,7 @@ def shard_moments(model: Model, work: Work, machine: Machine, count: int, readin
 
 
 def covariance(work: Work, count: int, readings: list[Reading]) -> Job:
-    """Sums over shards."""
+    """Sums of the moments of all shards."""
     arrays = moment_arrays(readings, kept_of_moments(work.prompts / work.batch))
     seconds = work.shards * raw(arrays) / READ["moments"] + raw(arrays) / WRITE["moments"]
     return cpu_job("covariance", count, "numpy", seconds, raw(arrays) + 2 * widest(readings), stored(arrays))
@@ -145,13 +145,13 @@ def pool(work: Work, every: list[Reading], moving: list[Reading]) -> Job:
 
 
 def shard_pool(work: Work, every: list[Reading], moving: list[Reading]) -> Job:
-    """As `pool`, of each shard."""
+    """One `pool` job per shard."""
     job = pool(work, every, moving)
     return job._replace(rule="shard_pool", count=work.shards, files=job.files + 1)
 
 
 def leak(work: Work, parts: Iterable[tuple[int, list[Reading]]]) -> Job:
-    """One job for each number of shards: their pooled moments, half of all in the mean, and those of other prompts."""
+    """One job per number of shards: it reads their pooled moments, half of all on average, and the held-out moments."""
     [(_, every), *_], moments = parts, [array for n, readings in parts for array in n * moment_arrays(readings, 1.0)]
     shards = (work.shards + 1) / 2 * raw(moment_arrays(every, 1.0))
     products = sum(8.0 * r.width**3 for r in every) / FLOAT64_RATE
@@ -166,7 +166,7 @@ def projector(count: int, readings: list[Reading]) -> Job:
 
 
 def spectra(parts: Iterable[tuple[int, list[Reading]]]) -> Job:
-    """Eigenvalues of all moments, one after the other."""
+    """Eigenvalues of all moments, one after another."""
     seconds, host = 0.0, 0.0
     for count, readings in parts:
         seconds += count * (EIGVALSH * eigh_seconds(readings) + raw(moment_arrays(readings, 1.0)) / READ["moments"])
@@ -175,7 +175,7 @@ def spectra(parts: Iterable[tuple[int, list[Reading]]]) -> Job:
 
 
 def heldout(model: Model, work: Work, machine: Machine, parts: Iterable[tuple[int, list[Reading]]]) -> Job:
-    """Moments of prompts that are not protected: all timesteps in one job, and one store."""
+    """Moments of unprotected prompts: all timesteps in one job, and in one store."""
     kept = kept_of_moments(work.heldout / work.batch)
     arrays = [array for count, readings in parts for array in count * moment_arrays(readings, kept)]
     seconds, device = moments(model, work, machine, work.heldout, list(model.readings))
@@ -185,7 +185,7 @@ def heldout(model: Model, work: Work, machine: Machine, parts: Iterable[tuple[in
 
 
 def projector_bytes(model: Model, run: Run, steps: int) -> float:
-    """Of the projectors that an adapter holds, at most: the thinner of two bases, float32, for every step it has."""
+    """Return the most bytes of an adapter's projectors: the thinner of two bases, in float32, at each of its steps."""
     if not run.ours:
         return 0.0
     times = {True: 1, False: 1 if run.scope == "pooled" else steps}
@@ -193,7 +193,7 @@ def projector_bytes(model: Model, run: Run, steps: int) -> float:
 
 
 def trained(model: Model, run: Run) -> float:
-    """Numbers that learn."""
+    """Return the number of trained parameters."""
     if METHODS[run.method].whole:
         return model.parameters
     if run.rank == "full":
@@ -202,7 +202,7 @@ def trained(model: Model, run: Run) -> float:
 
 
 def saved(model: Model, run: Run, steps: int) -> float:
-    """Bytes of an adapter's file."""
+    """Return the bytes of an adapter's file."""
     if not run.ours or run.scope == "pooled" or run.rank == "full":
         return 4.0 * trained(model, run)
     times = {True: 1, False: steps}
@@ -210,7 +210,7 @@ def saved(model: Model, run: Run, steps: int) -> float:
 
 
 def training(model: Model, work: Work, machine: Machine, run: Run) -> list[Job]:
-    """An adapter, its pictures, and what is measured of both."""
+    """Training of an adapter, its pictures, and the measurements of both."""
     projectors = projector_bytes(model, run, work.steps)
     flops = (3 * model.flops if METHODS[run.method].whole else model.train_flops) + run.checkpointing * model.flops
     seconds = run.steps * pass_seconds(model, machine, run.samples, run.microbatch, flops, calls=3)
@@ -227,19 +227,19 @@ def training(model: Model, work: Work, machine: Machine, run: Run) -> list[Job]:
 
 
 def measuring(work: Work, machine: Machine, rule: str, n: int) -> Job:
-    """n pictures of a run or of the base model, embedded by both encoders. They are taken for vision transformers with
-    257 tokens, a pass of which costs two operations for each weight and token."""
+    """Embedding of n pictures, of a run or of the base model, by both evaluators. Assumes vision transformers with 257
+    tokens, whose passes take two operations per weight and token."""
     of_picture = 2 * work.encoders / 4 * 257 / (machine.rate if machine.gpus else machine.rate / machine.cores)
     seconds, passes = n * (0.03 + of_picture), 0.2 * work.encoders
     return gpu_job(machine, rule, 1, seconds, work.encoders, work.encoders + passes, 0.0, (4e4, 1))
 
 
 def learning(model: Model, work: Work, machine: Machine, run: Run) -> float:
-    """Bytes on the device at the peak of a training: while photographs and captions are encoded, on a GPU with the VAE
-    and one text encoder alone; while it learns; or while it draws to validate, with all parts."""
+    """Return the peak bytes on the device in a training: while it encodes photographs and captions (on a GPU, with only
+    the VAE and one text encoder), while it learns, or while it draws validation pictures, with all parts."""
     held = model.denoiser_bytes + projector_bytes(model, run, work.steps) + 16 * trained(model, run)
     if METHODS[run.method].own_weights and not METHODS[run.method].whole:
-        held += model.denoiser_bytes  # a copy, to tell the change
+        held += model.denoiser_bytes  # a copy of the initial weights, to compute the change
     others, decoded = model.weight_bytes - model.denoiser_bytes, activations(model.decode_bytes, 1)
     parts = model.itemsize * model.largest_text + 4 * model.vae_parameters
     encoding = (parts if machine.gpus else model.weight_bytes) + decoded
@@ -253,23 +253,24 @@ def learning(model: Model, work: Work, machine: Machine, run: Run) -> float:
 
 
 def replayed(model: Model, work: Work) -> float:
-    """Bytes of the trajectories that a training which draws from them has in memory: nullbooth.learning.replay."""
+    """Return the bytes of trajectories that a training on them keeps in memory (nullbooth.learning.replay)."""
     latents, conditions, *_ = trajectory_arrays(model, work, work.largest)
     return min(REPLAYED, work.shards * raw([latents])) + 2 * raw([conditions])
 
 
 def mechanism(model: Model, work: Work) -> Job:
-    """Two moments of every reading and step, each times the weights and times the change of every site."""
+    """Products of two moments of every reading and step with the weights and the change of every site."""
     products = work.steps * sum(8.0 * r.outs * r.width**2 for r in model.readings) / FLOAT64_RATE
     read = 2 * work.steps * raw(moment_arrays(model.readings, 1.0)) / READ["moments"]
     weights, of_sites = model.denoiser_bytes, sum(r.outs * r.width for r in model.readings)
-    copies = model.itemsize + (4 if model.itemsize < 4 else 0)  # as they were, and in float32
+    copies = model.itemsize + (4 if model.itemsize < 4 else 0)  # the initial weights, and a float32 copy
     host = weights + copies * of_sites + 6 * widest(model.readings)
     return cpu_job("mechanism", 1, "model", weights / LOAD + products + read, host, (2e5, 3))
 
 
 def drawing(model: Model, work: Work, machine: Machine, rule: str, n: int, run: Run | None = None) -> Job:
-    """`n` pictures, by the base model or with the adapter of a run: its numbers, and the weights that it replaces."""
+    """Drawing of `n` pictures, by the base model, or with a run's adapter, which the device then holds with the weights
+    that it replaces."""
     seconds = work.steps * pass_seconds(model, machine, n * work.branches, work.picture_batch * work.branches)
     seconds += n * model.decode_flops / machine.rate
     batch = min(n, work.picture_batch)
@@ -283,7 +284,7 @@ def drawing(model: Model, work: Work, machine: Machine, rule: str, n: int, run: 
 
 
 def jobs(model: Model, work: Work, machine: Machine) -> list[Job]:
-    """All jobs of `snakemake results/samples` from nothing, by rule, in the order in which they can run."""
+    """Return all jobs of `snakemake results/samples` without earlier results, one entry per rule, in order."""
     found = []
     if work.protecting or any(METHODS[run.method].reads == "trajectories" for run in work.runs):
         found.append(trajectory(model, work, machine, work.shards, work.largest))
@@ -303,7 +304,7 @@ def jobs(model: Model, work: Work, machine: Machine) -> list[Job]:
 
 
 def combined(group: list[Job]) -> Job:
-    """Jobs of one rule as one entry."""
+    """Combine jobs of one rule into one entry: means of seconds, disk and files, maxima of memory."""
     count = sum(job.count for job in group)
     seconds, disk, files = (
         sum(getattr(job, key) * job.count for job in group) / count for key in ("seconds", "disk", "files")

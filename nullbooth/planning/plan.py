@@ -1,4 +1,4 @@
-"""From a config to what it will cost, as a table for people, with warnings where something will not fit."""
+"""Plan of a config: the work that it asks for, a table of costs, and warnings of jobs that will not fit."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from nullbooth.inputs.methods import prior_of
 from nullbooth.planning.cost import ENCODERS, Job, Machine, Run, Work
 
 VALIDATION_BATCH = 8  # as nullbooth.models.sampling
-USUAL_BATCH = 16  # what estimates take for a batch that finds its size by itself
+USUAL_BATCH = 16  # assumed by estimates if the batch size is found automatically
 
 ENCODING = ("embed_base", "evaluate")  # run the evaluators
-# What to change where a rule does not fit the card.
-MENDS = {
+# What to change if a rule does not fit the card.
+HINTS = {
     "trajectory": "lower protect.batch, or set weights to bf16, or offload to true",
-    "moments": "lower protect.batch, set weights to bf16, or leave some of protect.sites out",
-    "heldout_moments": "lower protect.batch, set weights to bf16, or leave some of protect.sites out",
-    "adapter": "lower train.batch, set train.gradient_checkpointing to true, weights to bf16, or take scope: pooled",
+    "moments": "lower protect.batch, set weights to bf16, or remove some of protect.sites",
+    "heldout_moments": "lower protect.batch, set weights to bf16, or remove some of protect.sites",
+    "adapter": "lower train.batch, set train.gradient_checkpointing to true, weights to bf16, or use scope: pooled",
     "base_images": "lower sample.batch, or set weights to bf16, or offload to true",
     "class_images": "lower sample.batch, or set weights to bf16, or offload to true",
     "tuned_images": "lower sample.batch, or set weights to bf16, or offload to true",
-    **dict.fromkeys(ENCODING, "take smaller models for evaluate.clip and evaluate.dino"),
+    **dict.fromkeys(ENCODING, "use smaller models for evaluate.clip and evaluate.dino"),
 }
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What there is, in bytes; None where that is not known."""
+    """Available GPU memory, memory and disk space in bytes; None if unknown."""
 
     card: float | None
     memory: float | None
@@ -39,10 +39,10 @@ class Limits:
 def work_of(
     config: dict[str, Any], protected: int, prompts: dict[str, int], methods: dict[str, dict[str, Any]]
 ) -> Work:
-    """Sizes of a run of the workflow: from its complete config, with the class prompts of every concept, how many
-    prompts each group has, and the methods by name, one for each point of a sweep."""
+    """Return the sizes of a run of the workflow. config: complete, with the class prompts of every concept. protected:
+    number of protected prompts. prompts: numbers by group. methods: by name, one for each point of a sweep."""
     each = config["sample"]["per_prompt"]
-    looked_at = min(2, prompts["subject"])  # drawn once more, for their attention maps
+    looked_at = min(2, prompts["subject"])  # drawn again for their attention maps
     own, common = (sum(prompts.get(group, 0) for group in groups) for groups in (OF_CONCEPT, OF_ALL))
     runs = [run_of(config, method, each * (own + common) + looked_at) for method in methods.values()]
     with_class = any(prior_of(method) == "images" for method in methods.values())
@@ -64,7 +64,7 @@ def work_of(
 
 
 def encoder_bytes(*models: str) -> float:
-    """Of the weights of the models that measure pictures, as far as they are on disk."""
+    """Return the bytes of the evaluators' weights, or an estimate unless all are local folders."""
     if not all(Path(model).is_dir() for model in models):
         return ENCODERS
     return float(sum(path.stat().st_size for model in models for path in Path(model).glob("*.safetensors")))
@@ -77,7 +77,7 @@ def class_pictures(config: dict[str, Any], concept: dict[str, Any]) -> int:
 
 def run_of(config: dict[str, Any], method: dict[str, Any], pictures: int) -> Run:
     train = {**config["train"], **method["train"]}
-    microbatch = train["batch"] * (2 if prior_of(method) else 1)  # as many samples again
+    microbatch = train["batch"] * (2 if prior_of(method) else 1)  # as many samples of the prior
     return Run(
         method=method["method"],
         scope=method["scope"],
@@ -93,40 +93,40 @@ def run_of(config: dict[str, Any], method: dict[str, Any], pictures: int) -> Run
 
 
 def hours(jobs: Iterable[Job], gpu: bool) -> float:
-    """Of GPUs, or of processor cores."""
+    """Return the hours of all jobs on GPUs, or of all others on processor cores."""
     return sum(job.count * job.seconds for job in jobs if job.gpu is gpu) / 3600
 
 
 def wall_seconds(jobs: Iterable[Job], machine: Machine) -> float:
-    """Until all is done, if each rule waits for the one before, and every GPU and core takes one job at a time."""
+    """Return the seconds until all jobs are done, if each rule waits for the one before; see `slots`."""
     return sum(ceil(job.count / slots(job, machine)) * job.seconds for job in jobs)
 
 
 def slots(job: Job, machine: Machine) -> int:
-    """How many jobs of a rule run side by side. Without GPUs a denoiser takes all cores."""
+    """Return how many jobs of a rule run at a time. Without GPUs, a denoiser uses all cores."""
     if job.gpu:
         return machine.gpus
-    return 1 if not machine.gpus and job.rule in MENDS and job.rule not in ENCODING else machine.cores
+    return 1 if not machine.gpus and job.rule in HINTS and job.rule not in ENCODING else machine.cores
 
 
 def total(jobs: Iterable[Job], key: str) -> float:
-    """Sum over all jobs of `seconds`, `disk` or `files`."""
+    """Return the sum of `seconds`, `disk` or `files` over all jobs."""
     return sum(job.count * getattr(job, key) for job in jobs)
 
 
 def warnings(jobs: Iterable[Job], limits: Limits) -> list[str]:
-    """What will not fit, with the mend."""
+    """Return warnings about jobs that do not fit, with hints."""
     jobs, found = list(jobs), []
     for job in jobs:
         if limits.card is not None and job.card > limits.card:
             found.append(
-                f"{job.rule} needs {amount(job.card)} on the card, which has {amount(limits.card)}: {MENDS[job.rule]}"
+                f"{job.rule} needs {amount(job.card)} on the card, which has {amount(limits.card)}: {HINTS[job.rule]}"
             )
         if limits.memory is not None and job.host > limits.memory:
             found.append(f"{job.rule} needs {amount(job.host)} of memory; this machine has {amount(limits.memory)}")
     if limits.disk is not None and (needed := total(jobs, "disk")) > limits.disk:
         found.append(
-            f"all results together need {amount(needed)} on disk, where {amount(limits.disk)} are free: "
+            f"all results together need {amount(needed)} on disk, but only {amount(limits.disk)} are free: "
             "set `results` to a larger disk, raise protect.shard_size, lower sampler.steps, or protect fewer prompts"
         )
     return found
@@ -136,7 +136,7 @@ HEADINGS = ("step", "jobs", "time of each", "together", "memory", "card", "disk"
 
 
 def table(jobs: Iterable[Job]) -> str:
-    """One line for each rule, in columns."""
+    """Format one line per rule, in columns under HEADINGS."""
     rows = [HEADINGS, *map(row, jobs)]
     widths = [max(len(line[i]) for line in rows) for i in range(len(HEADINGS))]
     lines = (
@@ -156,7 +156,7 @@ def row(job: Job) -> tuple[str, ...]:
 
 
 def summary(jobs: Iterable[Job], machine: Machine) -> str:
-    """What it all comes to, in a few sentences."""
+    """Summarise time, bytes and files of all jobs in two sentences."""
     jobs = list(jobs)
     n = sum(job.count for job in jobs)
     used = f"{hours(jobs, False):.1f} hours of processors"
@@ -170,7 +170,7 @@ def summary(jobs: Iterable[Job], machine: Machine) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`, `12 days`."""
+    """Format seconds for people: `40 s`, `12 min`, `3.5 h`, `12 days`."""
     for unit, size, limit in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
         if seconds < limit * size:
             value = seconds / size
@@ -179,7 +179,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(size: float) -> str:
-    """`12 MB`, `3.4 GB`, `2.1 TB`."""
+    """Format bytes for people: `12 MB`, `3.4 GB`, `2.1 TB`."""
     for unit, power in (("kB", 3), ("MB", 6), ("GB", 9)):
         if size < 999.5 * 10**power:
             value = size / 10**power

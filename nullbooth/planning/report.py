@@ -1,4 +1,4 @@
-"""What a config will cost, printed before anything runs."""
+"""Report of the estimated costs of a config, printed before anything runs."""
 
 import os
 import shutil
@@ -15,12 +15,12 @@ GIB = 2**30
 
 
 def product_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large product on the GPU, or on one core."""
+    """Measure the FLOP/s of a large product on the GPU, or on one core."""
     n = 8192 if device.type == "cuda" else 1024
     dtype = DTYPES[precision]
     a = torch.randn(n, n, device=device).to(dtype)
     clock, wait = (time.perf_counter, torch.cuda.synchronize) if device.type == "cuda" else (time.process_time, int)
-    for repeats in (1, 5):  # the first one is not counted
+    for repeats in (1, 5):  # the first is a warm-up
         wait()
         began = clock()
         for _ in range(repeats):
@@ -31,7 +31,7 @@ def product_rate(device: torch.device, precision: str) -> float:
 
 
 def machine_of(settings: dict, device: torch.device, precision: str) -> cost.Machine:
-    """The machine that the config names under `plan`, or else this one, measured."""
+    """Return the machine described by the settings of `plan`, or this one, measured."""
     cores = len(os.sched_getaffinity(0))
     if settings["tflops"] is not None:
         return cost.card(1e12 * settings["tflops"], settings["gpus"] or 1, cores)
@@ -69,10 +69,10 @@ def print_plan(work: cost.Work, config: dict) -> None:
     of_pack = f", of {config['protect']['pack']}" if work.packed else f", shards: {work.shards}"
     print(f"protected prompts: {work.prompts}{of_pack}, timesteps: {work.steps}, adapters: {len(work.runs)}")
     if config["protect"]["prompts_until"] and work.shards > 1 and not work.packed:
-        print("protect.prompts_until may need fewer of the shards: this is for all of them")
+        print("protect.prompts_until may need fewer shards: this estimate is for all of them")
     print(f"\n{plan.table(jobs)}\n\n{plan.summary(jobs, machine)}")
     if config["edits"] or any(method["lifelong"] for method in config["methods"]):
-        print("Not counted: edits, and what is drawn and measured of subjects after others were learned (lifelong)")
+        print("Not counted: edits, and pictures and measurements of subjects after later ones were learned (lifelong)")
     for warning in plan.warnings(jobs, limits):
         print(f"Warning: {warning}")
-    print("Estimates from nothing, without what is there already; docs/scaling.md says how they are made.")
+    print("Estimates for a run without earlier results; docs/scaling.md explains them.")

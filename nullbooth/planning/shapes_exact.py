@@ -1,6 +1,6 @@
 """Shapes of a model, for nullbooth.planning.cost, from its configs alone: no weights are read and nothing is computed.
 
-Models are built on torch's `meta` device, or of fake tensors: these have shapes but no numbers.
+Models are built on torch's `meta` device, or from fake tensors, which have shapes but no numbers.
 """
 
 import weakref
@@ -27,7 +27,7 @@ from nullbooth.planning.shapes_from_headers import latent_side, scale_factor, to
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-RANK = 16  # of the adapter in simulated training; what it adds is next to nothing
+RANK = 16  # of the adapter in simulated training, which hardly adds to the costs
 CPU = torch.device("cpu")
 
 Inputs = Callable[[nn.Module, int], dict[str, Any]]  # keyword arguments of one denoiser call on n samples
@@ -35,7 +35,7 @@ Sites = Callable[[nn.Module], dict[str, nn.Linear]]
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that were made inside and are still held, their peak, and the number of calls of kernels."""
+    """Counter of kernel calls, and of the bytes of live tensors made inside the context and their peak."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def affine(measure: Callable[[int], float]) -> tuple[float, float]:
-    """`measure(n)` as a fixed part and a part for each sample, from two and four samples."""
+    """Split `measure(n)` into a fixed part and a part per sample, from two and four samples."""
     two, four = measure(2), measure(4)
     return max(0.0, 2 * two - four), (four - two) / 2
 
@@ -72,14 +72,14 @@ def count(module: nn.Module) -> int:
 
 
 def pass_flops(denoiser: nn.Module, inputs: Inputs, sites: Sites | None = None) -> float:
-    """FLOPs of one sample through a denoiser, or, given the sites to train, there and back."""
+    """Return the FLOPs of one sample in a forward pass, or, if `sites` to train are given, forwards and backwards."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         run(denoiser, inputs(denoiser, 1), sites)
     return float(counter.get_total_flops())
 
 
 def peak_bytes(denoiser: nn.Module, inputs: Inputs, n: int, precision: str, sites: Sites | None = None) -> float:
-    """What a pass of n samples holds at its peak beside the weights: within 0.1 % that of a real pass on the CPU."""
+    """Return the peak bytes of a pass of n samples, weights excluded; within 0.1 % of a real pass on the CPU."""
     with autocast(CPU, precision):
         given = inputs(denoiser, n)
         with LiveBytes() as memory:
@@ -94,7 +94,7 @@ def kernel_calls(denoiser: nn.Module, inputs: Inputs) -> int:
 
 
 def run(denoiser: nn.Module, given: dict[str, Any], sites: Sites | None = None) -> None:
-    """One pass without gradients, or one training step with an adapter at the sites."""
+    """Run a pass without gradients, or, if `sites` are given, a forward and backward pass with an adapter at them."""
     if sites is None:
         with torch.no_grad():
             denoiser(**given)
@@ -114,8 +114,8 @@ def low_rank(linear: nn.Linear) -> Callable[..., Tensor]:
 
 @torch.no_grad()
 def readings(denoiser: nn.Module, inputs: Inputs, sites: Sites) -> tuple[Reading, ...]:
-    """The distinct tensors that protected sites read. One that the denoiser was given, or that several blocks read, is
-    the prompt, and the same at all timesteps."""
+    """Return the features of the sites. A tensor that the denoiser received, or that several blocks read, is the prompt
+    and thus static."""
     with torch.device("meta"):
         given, found = inputs(denoiser, 1), sites(denoiser)
         seen = read_inputs(found, lambda: denoiser(**given))
@@ -138,10 +138,9 @@ def readings(denoiser: nn.Module, inputs: Inputs, sites: Sites) -> tuple[Reading
 def denoiser_shapes(
     denoiser: "ModelMixin", inputs: Inputs, sites: Sites, precision: str, weights: str = "fp32"
 ) -> dict[str, Any]:
-    """Fields of `planning.cost.Model` for a denoiser on the meta device; `precision` is that of passes, `weights` what
-    it is loaded as.
+    """Return the fields of `planning.cost.Model` for a denoiser on the meta device.
 
-    The denoiser is made of fake tensors afterwards.
+    precision: of passes. weights: dtype of the loaded weights. Turns the denoiser's weights into fake tensors.
     """
     with torch.device("meta"):
         tensors = flatten(inputs(denoiser, 1)).items()
@@ -168,9 +167,8 @@ def denoiser_shapes(
 
 
 def decoder_shapes(vae: "ModelMixin", side: int, precision: str) -> dict[str, Any]:
-    """What nullbooth.planning.cost.Model says of a VAE on the meta device, in float32 but for passes in bfloat16.
-
-    It is made of fake tensors afterwards.
+    """Return the fields of `planning.cost.Model` for a VAE on the meta device, with float32 weights; passes run in
+    bfloat16 if that is the `precision`, else in float32. Turns the VAE's weights into fake tensors.
     """
 
     def latents(_vae: nn.Module, n: int) -> dict[str, Any]:
@@ -191,7 +189,7 @@ def decoder_shapes(vae: "ModelMixin", side: int, precision: str) -> dict[str, An
 
 
 def unet_inputs(tokens: int, side: int) -> Inputs:
-    """Arguments of UNet2DConditionModel, as the pipelines of Stable Diffusion 1, 2 and XL give them."""
+    """Arguments of UNet2DConditionModel in the pipelines of Stable Diffusion 1, 2 and XL."""
 
     def inputs(unet: nn.Module, n: int) -> dict[str, Any]:
         c: Any = unet.config
@@ -228,6 +226,8 @@ def pixart_inputs(tokens: int, side: int) -> Inputs:
 
 
 def sd3_inputs(tokens: int, side: int) -> Inputs:
+    """Arguments of SD3Transformer2DModel."""
+
     def inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
         c: Any = denoiser.config
         return {
@@ -241,7 +241,7 @@ def sd3_inputs(tokens: int, side: int) -> Inputs:
 
 
 def flux_inputs(tokens: int, side: int) -> Inputs:
-    """Four latents of a square are one token."""
+    """Arguments of FluxTransformer2DModel, in which a square of four latents is one token."""
 
     def inputs(denoiser: nn.Module, n: int) -> dict[str, Any]:
         c: Any = denoiser.config
@@ -260,7 +260,7 @@ def flux_inputs(tokens: int, side: int) -> Inputs:
 
 
 def inputs_of(denoiser: str, tokens: int, side: int) -> Inputs:
-    """Return the arguments of one call of a denoiser, by the function that its family names."""
+    """Return the function that makes the arguments of one call of a denoiser, from the entry of its family."""
     module, _, function = family_of(denoiser).inputs.partition(":")
     return getattr(import_module(module), function)(tokens, side)
 
@@ -274,9 +274,8 @@ def pipeline_shapes(
     resolution: int | None = None,
     most: int | None = None,
 ) -> Model:
-    """Shapes of a diffusers pipeline, by folder or Hub id. resolution and most: as of `shapes_from_headers.read`.
-
-    Raises ValueError if its denoiser is of no known class.
+    """Return the shapes of a diffusers pipeline in a folder or on the Hub. resolution, most: as in
+    `shapes_from_headers.read`. Raises ValueError if the class of its denoiser is unknown.
     """
     import diffusers
     import transformers
@@ -285,7 +284,7 @@ def pipeline_shapes(
     parts = {name: entry for name, entry in listed.items() if isinstance(entry, (list, tuple)) and entry[0]}
     name = next((name for name in DENOISERS if name in parts), None)
     if name is None:
-        raise ValueError(f"model: {model!r} has no denoiser; costs are known for {known()}")
+        raise ValueError(f"model: {model!r} has no denoiser; costs can be estimated for {known()}")
     family_of(parts[name][1], f"model: {model!r}")
 
     def built(name: str) -> Any:

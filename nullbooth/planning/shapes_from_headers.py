@@ -1,6 +1,6 @@
-"""Memory of jobs from the headers of a model's safetensors files: cheap enough for every reading of the workflow.
+"""Memory of jobs from the headers of a model's safetensors files: fast enough for every start of the workflow.
 
-Like `shapes_exact`, but without torch: sizes of weights and of protected layers are exact, activations are bounds.
+Unlike `shapes_exact`, it needs no torch. Sizes of weights and sites are exact, those of activations are upper bounds.
 """
 
 import json
@@ -19,14 +19,14 @@ from nullbooth.planning.cost import Machine, Model, Reading, Work
 
 _ATTENTION = re.compile(r".*\.(?P<block>attn\d?)\.(?P<linear>.*)")
 _FEED_FORWARD = re.compile(r"\.ff(_context)?\.|^single_transformer_blocks\.\d+\.proj_(mlp|out)$")
-# Activations, in units of the first layer's for one sample, of UNets of three sizes (embedded, 1.5, XL): 8 to 13 in a
-# pass, 87 to 260 in training, which also keeps a copy of the weights in half precision. Of the VAE, bytes per pixel.
+# Activations, in units of those of the first layer for one sample, of UNets of three sizes (embedded, 1.5, XL): 8 to 13
+# in a pass, 87 to 260 in training, which also keeps a half-precision copy of the weights. For the VAE: bytes per pixel.
 PASS, TRAINING, HALF, DECODING = 13, 260, 2, 1600
-LAYER = 12  # in training, of each layer of a transformer: 7.5 to 9.2 for FLUX.1 and Stable Diffusion 3.5
+LAYER = 12  # in training, per layer of a transformer: 7.5 to 9.2 for FLUX.1 and Stable Diffusion 3.5
 
 
 def shapes_in(folder: Path, variant: str | None = None) -> dict[str, list[int]]:
-    """Shapes of all tensors of one component, by name."""
+    """Return the shapes of all tensors of a pipeline's part, by name. Raises ValueError without safetensors files."""
     found: dict[str, list[int]] = {}
     variant = variant if has_variant(folder, variant) else None
     files = weight_files(folder, "diffusers", variant) or weight_files(folder, "transformers", variant)
@@ -34,7 +34,7 @@ def shapes_in(folder: Path, variant: str | None = None) -> dict[str, list[int]]:
         if path.suffix == ".safetensors":
             found |= shapes_of(path)
     if not found:
-        raise ValueError(f"{folder}: no safetensors file of weights in it")
+        raise ValueError(f"{folder}: no safetensors file in it; download the model again")
     return found
 
 
@@ -43,7 +43,7 @@ def count(shapes: dict[str, list[int]]) -> int:
 
 
 def kinds_by_name(names: Iterable[str]) -> dict[str, str]:
-    """The kind of each linear (nullbooth.models.sites.linear_kinds), as far as names tell."""
+    """Return the kinds of linear layers as nullbooth.models.sites.linear_kinds, from their names alone."""
     names = list(names)
     joint = any(name.endswith(".add_k_proj") for name in names)
     reading, other = ("attn", "attn2") if joint else ("attn2", "attn1")
@@ -58,9 +58,9 @@ def kinds_by_name(names: Iterable[str]) -> dict[str, str]:
 
 
 def readings(shapes: dict[str, list[int]], sites: Sequence[str]) -> tuple[Reading, ...]:
-    """What the protected layers read: cross-attention's to_k and to_v the prompt; queries, keys and values of one
-    stream of one block the same tensor; each other one a tensor of its own. How many rows that has is not in the
-    headers, and no matter for memory."""
+    """Return the features of the sites. to_k and to_v of cross-attention read the prompt; queries, keys and values of a
+    stream of a block read the same tensor; every other site reads a tensor of its own. rows is 0: the headers do not
+    have it, and memory does not depend on it. Raises ValueError as `select`."""
     weights = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
     weights = {name: shape for name, shape in weights.items() if len(shape) == 2}
     kinds = kinds_by_name(weights)
@@ -80,8 +80,8 @@ def readings(shapes: dict[str, list[int]], sites: Sequence[str]) -> tuple[Readin
 
 
 class Sample(NamedTuple):
-    """One sample of a denoiser: numbers of its latent and of what it is given for a prompt, bytes of its widest stream
-    in float32, and so many times those in training."""
+    """Size of one sample of a denoiser: numbers in its latent and in its conditions, bytes of its widest stream in
+    float32, and the multiple of these bytes that training keeps."""
 
     latent: int
     condition: int
@@ -90,12 +90,12 @@ class Sample(NamedTuple):
 
 
 def sample_of(config: dict[str, Any], side: int, tokens: int) -> Sample:
-    """A denoiser's sample of `side` x `side` latents and so many tokens of text, by its config."""
+    """Return the size of a denoiser's sample of `side` x `side` latents and `tokens` text tokens, from its config."""
     family = family_of(config["_class_name"])
     if family.part == "unet":
         stream = 4.0 * config["block_out_channels"][0] * side**2
         return Sample(config["in_channels"] * side**2, tokens * config["cross_attention_dim"], stream, TRAINING)
-    # Attention of text and picture together has both in its stream; packed latents are patches already.
+    # With joint attention, the stream has both text and picture. Packed latents are already patches.
     joint = config.get("joint_attention_dim")
     latent = config["in_channels"] * side**2 // family.square
     patches = side**2 // (family.square if family.pack else config["patch_size"] ** 2)
@@ -113,13 +113,13 @@ def latent_side(config: dict[str, Any]) -> int:
 
 
 def scale_factor(vae: dict[str, Any]) -> int:
-    """Pixels of a latent's side."""
+    """Return the number of pixels per side of a latent."""
     return 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
 
 
 def tokens_of(denoiser: str, clip: int, most: int | None) -> int:
-    """Tokens that a denoiser of this class is given for a prompt. clip: what CLIP reads; most: what the user lets
-    other text encoders read at most (`max_sequence_length`), None takes the pipeline's own."""
+    """Return the number of tokens that a denoiser of this class receives for a prompt. clip: tokens that CLIP reads;
+    most: the user's `max_sequence_length` for other text encoders, or None for the pipeline's default."""
     family = family_of(denoiser)
     if family.tokens is None:
         return clip
@@ -136,17 +136,17 @@ def read(
     weights: str = "fp32",
     precision: str = "bf16",
 ) -> Model:
-    """A local pipeline. resolution: pixels of a picture's side, None takes the model's own; most: of tokens_of; file:
-    has the weights, where the folder has only configs; weights, precision: what they are loaded as, and computed with.
+    """Read the shapes of a local pipeline. resolution: side in pixels, None for the model's own. most: as in tokens_of.
+    file: the weights of a single-file model, of which `folder` has the configs. weights: dtype of the loaded weights.
+    precision: of passes.
 
-    Raises ValueError or OSError if it is something else, or if sites are patterns of names that a single file does not
-    have.
+    Raises ValueError or OSError if it is not a pipeline, or if no name in a single file matches a pattern of `sites`.
     """
     folder = Path(folder)
     name = next(name for name in DENOISERS if (folder / name).is_dir())
     config, vae = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in (name, "vae"))
     texts = [path for path in folder.glob("text_encoder*") if path.is_dir()]
-    if file:  # whose names of attention layers end like those of diffusers
+    if file:  # its names of attention layers end like those of diffusers
         tensors, decoder = (shapes_of(file, places) for places in (places_of(name), places_of("vae")))
         encoders = [count(shapes_of(file, places)) for places in TEXTS]
     else:
@@ -186,6 +186,6 @@ def read(
 
 
 def memory(model: Model, work: Work, gpus: int) -> dict[str, int]:
-    """Memory of the host, MB, that a job of each rule asks for: the estimate and a quarter more."""
+    """Return the host memory in MB to request for jobs of each rule: the estimate plus a quarter."""
     jobs = estimate.jobs(model, work, Machine(1.0, 1.0, gpus))
     return {job.rule: round(1.25 * job.host / 1e6) for job in jobs}

@@ -394,7 +394,7 @@ def test_replay_takes_trajectories_and_memory_for_them():
 # For people
 
 
-def test_warnings_name_rule_and_mend():
+def test_warnings_name_the_rule_and_a_hint():
     jobs = estimate.jobs(SDXL, Work(1000, 512, 50, runs=(Run(scope="timestep"),)), card(312e12))
     largest = max(job.card for job in jobs)
     assert warnings(jobs, Limits(largest, None, None)) == []
@@ -405,7 +405,7 @@ def test_warnings_name_rule_and_mend():
     named = {line.split()[0] for line in every}
     assert {"trajectory", "moments", "adapter", "tuned_images", "heldout_moments", "all"} <= named
     assert sum("on the card" in line for line in every) == sum(job.gpu for job in jobs)
-    assert f"{amount(total(jobs, 'disk'))} on disk, where 1.0 GB are free" in every[-1]
+    assert f"{amount(total(jobs, 'disk'))} on disk, but only 1.0 GB are free" in every[-1]
 
 
 def test_every_gpu_rule_has_a_mend():
