@@ -1,8 +1,8 @@
-"""Errors that name what is wrong, where, and how to fix it. All are ValueErrors."""
+"""Errors whose messages say what is wrong, where, and how to fix it. All are ValueErrors."""
 
 
 class InputError(ValueError):
-    """Something from outside cannot be used; the message names the file or key, the value and the mend."""
+    """A user's input cannot be used. The message names the file or key and the value, and gives a hint."""
 
 
 class SettingsError(InputError):
@@ -10,8 +10,8 @@ class SettingsError(InputError):
 
 
 class StoreError(ValueError):
-    """A store is missing, broken, or was made from something else."""
+    """A store is missing, broken, or made from other inputs."""
 
 
 class ProjectorError(ValueError):
-    """The moments of a site do not give a usable projector."""
+    """The second moment of a feature gives no usable projector."""

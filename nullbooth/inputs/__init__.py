@@ -1,1 +1,1 @@
-"""What the user gives: settings, prompts, edits, photographs. Imports no torch."""
+"""Inputs of the user: settings, prompts, edits, photographs. Imports no torch."""

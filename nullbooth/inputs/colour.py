@@ -1,4 +1,4 @@
-"""Colours of a picture as a viewer shows them: sRGB, 8 bits a channel, transparency over white. Imports no torch."""
+"""Colours of a picture as a viewer shows them: sRGB, 8 bits per channel, transparency over white. Imports no torch."""
 
 from functools import lru_cache
 from io import BytesIO
@@ -6,16 +6,16 @@ from io import BytesIO
 from PIL import Image, ImageChops, ImageCms
 
 _GREY = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N")
-_EXIF_INTEROP, _ADOBE_RGB = 0xA005, "R03"  # cameras write this in place of a profile
+_EXIF_INTEROP, _ADOBE_RGB = 0xA005, "R03"  # some cameras write this tag in place of a profile
 _USUAL_GAMMA = 1 / 2.2
-_SAME = 2  # levels of 255: what profiles of sRGB itself differ from each other by
+_SAME = 2  # levels of 255, by which profiles of sRGB differ from each other
 
 
 def as_seen(image: Image.Image) -> Image.Image:
-    """A picture as an 8-bit RGB image in sRGB, over white where it is transparent.
+    """Convert a picture to 8-bit RGB in sRGB, with transparent parts over white.
 
-    Its colour profile is applied, if it is one for such a picture; viewers too ignore others. Raises ValueError for
-    numbers of which the file does not say what is white.
+    Applies its colour profile if that fits the picture's mode; otherwise ignores it, as viewers do. Raises ValueError
+    if the file does not define which value is white.
     """
     found, cmyk = _eight_bits(image), image if image.mode == "CMYK" else None
     alpha = None
@@ -30,27 +30,27 @@ def as_seen(image: Image.Image) -> Image.Image:
 
 
 def _applied(image: Image.Image | None, transform: ImageCms.ImageCmsTransform) -> Image.Image:
-    assert image is not None, "a profile fits its picture"
+    assert image is not None, "the profile fits the picture's mode"
     found = ImageCms.applyTransform(image, transform)
-    assert found is not None, "it is not done in place"
+    assert found is not None, "applyTransform returns a new image"
     return found
 
 
 def seen_anew(image: Image.Image) -> bool:
-    """Whether the colours that `as_seen` gives differ from the file's numbers, as they were taken before it knew
-    profiles and transparency in 16 bits. Results that were made from those are out of date."""
+    """Return True if versions before colour profiles and 16-bit transparency read other colours from this picture than
+    `as_seen`, so that results of such versions are out of date."""
     deep = image.mode.startswith("I") and "transparency" in image.info
     return _profile(image)[0] is not None or deep or _deep_transparency(image) is not None
 
 
 def colour_note(image: Image.Image) -> str | None:
-    """What a viewer may show differently, because the file says it in a way that is not read."""
+    """Return a warning if a viewer may show other colours, because the file describes them in a way not read here."""
     if problem := _profile(image)[1]:
         return f"its colour profile is not used ({problem}); if its colours look wrong, save it again in sRGB"
     if image.info.get("icc_profile") or "srgb" in image.info:
         return None
     if image.getexif().get_ifd(_EXIF_INTEROP).get(1) == _ADOBE_RGB:
-        return "its camera says Adobe RGB, but no colour profile is in it; sRGB is taken: save it again in sRGB"
+        return "its camera says Adobe RGB, but it has no colour profile and is read as sRGB; save it again in sRGB"
     gamma = image.info.get("gamma")
     if gamma and abs(gamma / _USUAL_GAMMA - 1) > 0.05:
         return f"its gamma of {gamma:.3f} (gAMA) is not used; if it looks too dark or too light, save it again in sRGB"
@@ -58,9 +58,9 @@ def colour_note(image: Image.Image) -> str | None:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The same with 8 bits: Pillow would clip grey of 16 bits to white."""
+    """Convert an image to 8 bits per channel: Pillow would clip 16-bit grey to white. Raises ValueError."""
     if image.mode == "F":
-        raise ValueError("its numbers are floats, and nothing says which of them is white")
+        raise ValueError("its values are floats, and the file does not say which of them is white")
     if key := _deep_transparency(image):
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in key)
@@ -70,7 +70,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
     array = np.asarray(image).astype(np.int64)
     if array.min() < 0 or array.max() > 65535:
-        raise ValueError("its numbers have more than 16 bits, and nothing says which of them is white")
+        raise ValueError("its values have more than 16 bits, and the file does not say which of them is white")
     grey = Image.fromarray((array / 257).round().astype(np.uint8))
     if (key := image.info.get("transparency")) is not None:
         grey = Image.merge("LA", (grey, Image.fromarray((array != key).astype(np.uint8) * 255)))
@@ -78,14 +78,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _deep_transparency(image: Image.Image) -> tuple[int, ...] | None:
-    """The colour that is transparent in RGB of 16 bits, of which Pillow keeps 8."""
+    """Return the transparent colour of 16-bit RGB, of which Pillow keeps 8 bits; None for other images."""
     key = image.info.get("transparency")
     return key if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255 else None
 
 
 def _profile(image: Image.Image) -> tuple[ImageCms.ImageCmsTransform | None, str | None]:
-    """What takes a picture to sRGB, or None where there is nothing to do, and why its profile cannot be used."""
-    if not (content := image.info.get("icc_profile")) or image.mode == "LAB":  # Pillow itself takes LAB to sRGB
+    """Return the transform of a picture to sRGB or None, and the reason if its profile cannot be used."""
+    if not (content := image.info.get("icc_profile")) or image.mode == "LAB":  # Pillow itself converts LAB to sRGB
         return None, None
     try:
         transform, mode = _to_srgb(content)
@@ -97,9 +97,9 @@ def _profile(image: Image.Image) -> tuple[ImageCms.ImageCmsTransform | None, str
 
 @lru_cache(maxsize=16)
 def _to_srgb(content: bytes) -> tuple[ImageCms.ImageCmsTransform | None, str]:
-    """What takes pictures with an ICC profile to sRGB, or None if they are in it, and the mode of such pictures.
+    """Return the transform from an ICC profile to sRGB, None if the profile is sRGB, and the mode of its pictures.
 
-    Raises ImageCms.PyCMSError or ValueError if it is no profile for pictures.
+    Raises ImageCms.PyCMSError or ValueError if it is not a profile for pictures.
     """
     profile = ImageCms.ImageCmsProfile(BytesIO(content))
     space = profile.profile.xcolor_space.strip()
@@ -116,7 +116,7 @@ def _to_srgb(content: bytes) -> tuple[ImageCms.ImageCmsTransform | None, str]:
 
 
 def _samples() -> Image.Image:
-    """All colours of a coarse grid."""
+    """Return an image with all colours of a coarse grid."""
     import numpy as np
 
     grid = np.stack(np.meshgrid(*[np.linspace(0, 255, 18).astype(np.uint8)] * 3), -1)

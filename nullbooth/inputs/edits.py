@@ -1,5 +1,5 @@
-"""Edits as texts: which prompts they make of a context, which prompts speak of what is edited, and which words of one
-prompt stand for which of another. Imports no torch: the workflow asks all this too."""
+"""Texts of edits: their prompts in a context, the prompts that mention an edited concept, and the alignment of words
+between two prompts. Imports no torch: the rules use it."""
 
 import re
 from collections.abc import Iterable
@@ -10,41 +10,42 @@ from nullbooth.inputs.settings import fill_prompt
 
 @dataclass(frozen=True)
 class Edit:
-    """What `source` draws is to become what `target` draws; an empty target erases."""
+    """A change of what `source` draws to what `target` draws; an empty target erases."""
 
     source: str
     target: str
 
     def filled(self, context: str) -> tuple[str, str]:
-        """A context with `{concept}` in it, as the two prompts. Raises SettingsError for another placeholder."""
+        """Return the prompts of source and target in a context with `{concept}`. Raises SettingsError for other
+        placeholders."""
         source, target = (" ".join(fill_prompt(context, {"concept": c}).split()) for c in (self.source, self.target))
         return source, target
 
 
 def edits_of(listed: Iterable[dict[str, str]]) -> list[Edit]:
-    """`edits` of the config."""
+    """Return the edits that `edits` of the config lists."""
     return [Edit(*(" ".join(entry[key].split()) for key in ("from", "to"))) for entry in listed]
 
 
 def concerns(prompt: str, concept: str) -> bool:
-    """Whether a prompt speaks of a concept: the words of it stand there in a row, whatever the article."""
+    """Check that a prompt contains the words of a concept in a row, apart from its article and regardless of case."""
     words = re.sub(r"^(an?|the)\s+", "", concept, flags=re.IGNORECASE).split()
     pattern = r"\s+".join(map(re.escape, words))
     return re.search(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE) is not None
 
 
 def not_concerned(prompts: Iterable[str], edits: Iterable[Edit]) -> list[str]:
-    """The prompts that speak of nothing that is edited: they are to stay as they are."""
+    """Return the prompts that mention no edited concept; their pictures must not change."""
     sources = [edit.source for edit in edits]
     return [prompt for prompt in prompts if not any(concerns(prompt, source) for source in sources)]
 
 
 def align(source: list[int], target: list[int], length: int) -> list[int]:
-    """For each of `length` positions of a prompt with tokens `source`, padding included, the position in another with
-    tokens `target` that stands for it.
+    """Return, for each of the `length` positions of a prompt with tokens `source`, padding included, the position in a
+    prompt with tokens `target` that corresponds to it.
 
-    What both begin with and what both end with correspond, and padding follows the end; the tokens between are spread
-    evenly over those of the other, the last on the last. Where it has none, what comes before stands for them.
+    The longest common beginning and end correspond, and padding follows the end. The source's tokens between are spread
+    evenly over those of the target, the last on the last; if the target has none, they map to the token before.
     """
     start = 0
     while start < min(len(source), len(target)) and source[start] == target[start]:

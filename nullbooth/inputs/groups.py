@@ -1,4 +1,4 @@
-"""Groups of prompts that are drawn and measured, and what each may hold. Imports no torch: the workflow reads it."""
+"""Groups of prompts that are drawn and measured, and their checks. Imports no torch: the rules use it."""
 
 import re
 
@@ -6,20 +6,20 @@ from nullbooth.errors import SettingsError
 from nullbooth.inputs.edits import concerns
 from nullbooth.inputs.text import shown
 
-OF_CONCEPT = ("subject", "class")  # prompts that each concept has its own of
-OTHERS = ("unrelated", "unprotected", "names")  # to stay as the base model draws them; ever farther from the protected
+OF_CONCEPT = ("subject", "class")  # drawn for each concept
+OTHERS = ("unrelated", "unprotected", "names")  # must not change; increasingly far from the protected prompts
 OF_ALL = (*OTHERS, "protected")
 
 
 def words(prompt: str) -> set[str]:
-    """The words of a prompt, without marks and capitals."""
+    """Return the words of a prompt in lower case, without punctuation."""
     return set(re.findall(r"\w+", prompt.casefold()))
 
 
 def check_groups(prompts: dict[str, list[str]], protected: list[str], source: str, identifiers: list[str]) -> None:
-    """Refuse prompts that are not what their group is there to measure.
+    """Refuse prompts that cannot measure what their group is for. Raises SettingsError.
 
-    prompts: by group; protected: all protected prompts, which `source` names. Raises SettingsError.
+    prompts: by group. protected: all protected prompts. source: setting or file that they come from.
     """
     known = {word for prompt in protected for word in words(prompt)}
     for group in OTHERS:
@@ -27,12 +27,12 @@ def check_groups(prompts: dict[str, list[str]], protected: list[str], source: st
         if both := sorted(set(found) & set(protected)):
             raise SettingsError(
                 f"{where}: {both[0]!r} is also protected ({len(both)} such prompts); drift is measured on prompts that "
-                f"are not: take them out of it, or out of {source}"
+                f"are not: remove them here, or from {source}"
             )
         for prompt in found:
             if group == "unprotected" and known.issuperset(words(prompt)):
                 raise SettingsError(
-                    f"{where}: {shown(prompt)}: each of its words stands in a protected prompt; move it to the file of "
+                    f"{where}: {shown(prompt)}: all of its words are in protected prompts; move it to the file of "
                     "sample.prompts.unrelated"
                 )
             if group == "names" and (named := [word for word in identifiers if concerns(prompt, word)]):

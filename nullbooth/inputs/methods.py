@@ -1,6 +1,6 @@
-"""The table of methods: what each reads, learns and changes. Schema, cost model, rules and exports ask it.
+"""Table of methods: what each reads, learns and changes. Schema, cost model, rules and exports use it.
 
-A new method is one file with a builder (`learning.rivals` has those of today) and one entry of `METHODS`.
+To add a method, write a file with its builder (`learning.rivals` has the present ones) and an entry of `METHODS`.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class Method:
     name: str
     builder: str = ""
     reads: Literal["projectors", "trajectories"] | None = None  # of the protected prompts
-    # What is learned beside the photographs; None: what the config says (`prior`), which only NullBooth allows.
+    # What it learns beside the photographs; None: the setting `prior`, which only NullBooth has.
     prior: Literal["images", "prediction", "protected"] | None = None
-    low_rank: bool = False  # its change is one product of two factors, the same at all timesteps: a LoRA file
-    own_weights: bool = False  # changes the denoiser's own weights, or reads its change off them: they must be float32
+    low_rank: bool = False  # its change is one product of two factors at all timesteps, as in a LoRA file
+    own_weights: bool = False  # changes the denoiser's weights, or computes its change from them: they must be float32
     whole: bool = False  # trains every weight of the denoiser
 
 
@@ -44,26 +44,26 @@ OURS = "nullbooth"
 
 
 def is_ours(entry: dict[str, Any]) -> bool:
-    """Whether an entry of `methods` is NullBooth itself, and no rival."""
+    """Return True if an entry of `methods` is NullBooth itself, False for a rival."""
     return entry["method"] == OURS
 
 
 def reads_trajectories(entry: dict[str, Any]) -> bool:
-    """Whether an entry of `methods` learns from the stored trajectories of the protected prompts."""
+    """Return True if an entry of `methods` learns from the stored trajectories of the protected prompts."""
     return METHODS[entry["method"]].reads == "trajectories"
 
 
 def prior_of(entry: dict[str, Any]) -> str | None:
-    """What an entry of `methods` learns beside the photographs to keep what the base model knows.
+    """Return what an entry of `methods` learns beside the photographs to keep the base model's knowledge, or None.
 
-    `images` of the class by the base model, its `prediction` for captions that name the class alone, or its prediction
-    for the `protected` prompts.
+    `images`: pictures of the class by the base model. `prediction`: its prediction for captions that name the class
+    alone. `protected`: its prediction for the protected prompts.
     """
     return METHODS[entry["method"]].prior or entry["prior"]
 
 
 def is_lora(entry: dict[str, Any]) -> bool:
-    """Whether the change of an entry of `methods` is one product of two low-rank factors at all timesteps."""
+    """Return True if the change of an entry of `methods` is one product of two low-rank factors at all timesteps."""
     if is_ours(entry):
         return entry["scope"] != "timestep" and entry["rank"] != "full"
     return METHODS[entry["method"]].low_rank

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-# A checkout has them at its top. The wheel has copies of all but the embedded model (setup.py).
+# A checkout has them at its root. The wheel has copies of all but the embedded model (setup.py).
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _WHEEL = Path(__file__).resolve().parents[1] / "shipped"
 HOME = _WHEEL if _WHEEL.is_dir() else _CHECKOUT
-# What settings may name. Other files of the project are no inputs.
+# Places that settings may name. Other files of the project are not inputs.
 _NAMED = ("config/prompts", "resources")
 
 

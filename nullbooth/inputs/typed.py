@@ -1,5 +1,5 @@
-"""Text that spells what a setting wants: Snakemake's `--config` gives numbers within lists and mappings as text, and
-YAML 1.1 takes 1e-4 for text too."""
+"""Conversion of text in settings to the types of the schema: Snakemake's `--config` passes numbers within lists and
+mappings as text, and YAML 1.1 reads 1e-4 as text."""
 
 import math
 import re
@@ -11,17 +11,17 @@ _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _INTEGER = re.compile(r"[-+]?\d+")
 _KINDS = {bool: "boolean", int: "integer", float: "number", list: "array", dict: "object", type(None): "null"}
 _TOO_DEEP = 20
-_SCALARS = {"type": ["number", "boolean", "null"]}  # what text is taken for where the schema leaves everything open
+_SCALARS = {"type": ["number", "boolean", "null"]}  # types to read text as where the schema allows everything
 
 
 def resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    """A part of the schema `root`, or what it refers to."""
+    """Return a part of the schema `root`, or the definition that it refers to."""
     return root["$defs"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
 
 
 def typed(value: Any, schema: dict[str, Any], root: dict[str, Any], depth: int = 0) -> Any:
-    """A copy of a setting, with text read as a number, boolean, list, object or null where it spells one and the schema
-    has no place for text. `null` is read wherever it may stand. Other text stays, for the schema to refuse."""
+    """Return a copy of a setting, with text read as the number, boolean, list or object that it spells, if the schema
+    allows no text, and as null wherever the schema allows that. Other text stays, for the schema to refuse."""
     parts = _parts(schema, root)
     if isinstance(value, str):
         value = _meant(value, parts)
@@ -38,14 +38,14 @@ def typed(value: Any, schema: dict[str, Any], root: dict[str, Any], depth: int =
 
 
 def _parts(schema: dict[str, Any], root: dict[str, Any]) -> list[dict[str, Any]]:
-    """The schemas of which a value must fit all or any."""
+    """Return a schema and those that it combines by anyOf and allOf."""
     schema = resolve(schema, root)
     inner = [*schema.get("anyOf", ()), *schema.get("allOf", ())]
     return [schema, *(found for part in inner for found in _parts(part, root))]
 
 
 def _meant(text: str, parts: list[dict[str, Any]]) -> Any:
-    """What a text spells, if that is of a kind that is wanted; else the text."""
+    """Return what a text spells, if the schemas allow its type and no text; else the text."""
     kinds, values = set(), []
     for part in parts:
         kinds |= {part["type"]} if isinstance(part.get("type"), str) else set(part.get("type", ()))
@@ -61,13 +61,13 @@ def _meant(text: str, parts: list[dict[str, Any]]) -> Any:
 
 
 def _spelled(text: str) -> Any:
-    """The number, boolean, list, object or null in YAML or JSON, with numbers as 1e-4 too; else the text."""
+    """Return the number (such as 1e-4), boolean, list, object or null that a text spells in YAML or JSON, or itself."""
     text = text.strip()
     if _INTEGER.fullmatch(text):
         return int(text) if len(text) < 20 else text
     if _NUMBER.fullmatch(text):
         return number if math.isfinite(number := float(text)) else text
-    if "&" in text:  # anchors could grow without end
+    if "&" in text:  # aliases of YAML anchors could expand without end
         return text
     try:
         return yaml.safe_load(text)

@@ -131,7 +131,7 @@ for key in ("templates", "paraphrases"):
         "unknown placeholder {subject}; use {concept}",
         **{key: "a {concept} and a {subject}\n"},
     )
-    editing(f"no {key}", [MOON], f"{key}.txt: no prompts in it; write one a line", **{key: "# {concept}\n"})
+    editing(f"no {key}", [MOON], f"{key}.txt: no prompts in it; write one per line", **{key: "# {concept}\n"})
     changed(f"edits: {key} nowhere", {"edits": [MOON], "edit": {key: "no.txt"}}, f"edit.{key}: 'no.txt': no such file")
     editing(f"long {key}", [MOON], f"edit.{key}: ", "tokens", "reads 6", **{key: "{concept} " + "star " * 10_000})
 editing(
@@ -177,7 +177,7 @@ in_turn("a stranger", {"lifelong": {"pair": ["a {subject}", "a {sbject}"]}}, "li
 long = "{subject} " + "star " * 390
 in_turn("long halves", {"lifelong": {"pair": ["a", long]}}, "lifelong.pair: ", "tokens", "reads 6")
 in_turn("prompts nowhere", {"lifelong": {"prompts": "no.txt"}}, "lifelong.prompts: 'no.txt': no such file")
-in_turn("no prompts", {}, "taught.txt: no prompts in it; write one a line", prompts="# a {subject}\n")
+in_turn("no prompts", {}, "taught.txt: no prompts in it; write one per line", prompts="# a {subject}\n")
 in_turn("long prompts", {}, "lifelong.prompts: ", "tokens", "reads 6", prompts=long)
 in_turn("nameless prompts", {}, "lifelong.prompts: ", "'a b': {subject} is not in it", prompts="{subject}\na b\n")
 in_turn("a stranger in prompts", {}, "lifelong.prompts: ", "unknown placeholder {x}", prompts="a {subject} {x}\n")
@@ -200,8 +200,8 @@ def nested(depth: int) -> list:
 # --- prompts -------------------------------------------------------------------------------------------
 
 LONG = "star " * 10_000
-written("no prompts", "prompts/protected.txt", "# a comment\n\n", "protected.txt: no prompts in it; write one a line")
-written("an empty prompt file", "prompts/class.txt", "", "class.txt: no prompts in it; write one a line")
+written("no prompts", "prompts/protected.txt", "# a comment\n\n", "protected.txt: no prompts in it; write one per line")
+written("an empty prompt file", "prompts/class.txt", "", "class.txt: no prompts in it; write one per line")
 written("UTF-16", "prompts/protected.txt", "a star".encode("utf-16"), "protected.txt", "UTF-8")
 written("NUL", "prompts/protected.txt", "a star\na\0b\n", "protected.txt:2", "U+0000", "remove it")
 written("escape", "prompts/subject.txt", "a {subject} \x1b[31m\n", "subject.txt:1", "U+001B", "remove it")
@@ -342,7 +342,7 @@ def _(world):
     photograph(0).save(world.photos / "b.tif", save_all=True, append_images=[photograph(1)])
 
 
-@row("a picture under another ending", "b.jpg: not a readable image", "by its content it is avif")
+@row("a picture under another ending", "b.jpg: not a readable image", "its content is avif")
 def _(world):
     photograph().save(world.photos / "b.jpg", "AVIF")
 
@@ -384,7 +384,7 @@ TABLE = "file_name,text\n"
 for name, rows, *says in (
     ("another column", "file_name,prompt\n0.png,x\n", "metadata.csv:1: expected the columns file_name and text"),
     ("another separator", "file_name;text\n0.png;x\n", "metadata.csv:1: expected", "commas"),
-    ("a comma too many", TABLE + "0.png,a {subject}, asleep\n", "metadata.csv:2: ", "between quotes"),
+    ("a comma too many", TABLE + "0.png,a {subject}, asleep\n", "metadata.csv:2: ", "in quotes"),
     ("an image not there", TABLE + "9.png,x\n", "metadata.csv:2: '9.png'", "no such image"),
     ("twice", TABLE + "0.png,x\n" * 2, "metadata.csv:3: '0.png'", "twice"),
     ("in UTF-16", (TABLE + "0.png,x\n").encode("utf-16"), "metadata.csv: not UTF-8"),
@@ -394,7 +394,7 @@ written("a .caption without an image", "photos/7.caption", "a {subject}", "7.cap
 written("an empty .caption", "photos/0.caption", " ", "0.caption: an empty caption")
 
 
-@row("captions that differ", "0.png: its captions differ: metadata.csv 'a cat', 0.txt 'a dog'", "leave one")
+@row("captions that differ", "0.png: its captions differ: metadata.csv 'a cat', 0.txt 'a dog'", "keep one")
 def _(world):
     (world.photos / "0.txt").write_text("a dog")
     (world.photos / "metadata.csv").write_text(TABLE + "0.png,a cat\n")

@@ -43,7 +43,7 @@ def test_a_strange_group_is_named(schema):
 def test_what_is_protected_is_in_no_other_group(group):
     found = {"unrelated": ["a green moon"], group: ["a red star"]}
     with pytest.raises(
-        SettingsError, match=rf"^sample\.prompts\.{group}: 'a red star' is also protected .* of p\.txt$"
+        SettingsError, match=rf"^sample\.prompts\.{group}: 'a red star' is also protected .* from p\.txt$"
     ):
         check_groups(found, PROTECTED, "p.txt", [])
 
@@ -51,7 +51,9 @@ def test_what_is_protected_is_in_no_other_group(group):
 @pytest.mark.parametrize("prompt", ["a red ring", "A Blue star", "a small, ring"])
 def test_unprotected_prompts_have_a_word_of_their_own(prompt):
     check_groups({"unprotected": ["a green star", "a ring outside"]}, PROTECTED, "p.txt", [])
-    with pytest.raises(SettingsError, match=r"^sample\.prompts\.unprotected: .*: each of its words stands in a protec"):
+    with pytest.raises(
+        SettingsError, match=r"^sample\.prompts\.unprotected: .*: all of its words are in protected pro"
+    ):
         check_groups({"unprotected": ["a green star", prompt]}, PROTECTED, "p.txt", [])
 
 
@@ -78,6 +80,6 @@ def test_the_groups_of_the_comparison_are_what_their_names_say(root):
     found = {group: read_prompts(folder / f"{group}.txt") for group in ("unrelated", "unprotected")}
     found["names"] = read_prompts(root / EMBEDDED_NAMES)
     check_groups(found, protected, "protected.txt", ["vbk"])
-    with pytest.raises(SettingsError, match="each of its words"):
+    with pytest.raises(SettingsError, match="all of its words"):
         check_groups({"unprotected": found["unrelated"][:1]}, protected, "protected.txt", [])
     assert {len(prompts) for prompts in found.values()} == {16}

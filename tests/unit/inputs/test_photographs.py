@@ -131,7 +131,7 @@ def test_every_ending_that_is_listed_can_be_opened(tmp_path, name):
 def test_a_format_is_known_by_its_content_where_browsers_show_it_and_by_its_ending_where_they_do_not(tmp_path):
     image = stripes(RED, BLUE, height=32, width=32)
     assert open_image(save(image, tmp_path / "a.png", format="WEBP")).mode == "RGB"
-    for kind, brand in (("TIFF", "cannot identify"), ("AVIF", "by its content it is avif")):
+    for kind, brand in (("TIFF", "cannot identify"), ("AVIF", "its content is avif")):
         with pytest.raises(InputError, match=rf"b\.jpg: not a readable image \({brand}"):
             open_image(save(image, tmp_path / "b.jpg", format=kind))
     with pytest.raises(InputError, match=r"c\.tif: a TIFF of several pictures"):
@@ -391,7 +391,7 @@ def test_captions_by_metadata(tmp_path):
     (tmp_path / "metadata.jsonl").write_text(lines, encoding="utf-8")
     (tmp_path / "b.txt").write_text("beside")
     with pytest.raises(
-        InputError, match=r"b\.png: its captions differ: metadata\.jsonl 'listed', b\.txt 'beside'; leave"
+        InputError, match=r"b\.png: its captions differ: metadata\.jsonl 'listed', b\.txt 'beside'; keep"
     ):
         captions(paths, "default")
     (tmp_path / "b.txt").write_text("listed\n")
@@ -411,7 +411,10 @@ def test_captions_by_table(tmp_path):
         ("", r":1: expected the columns file_name and text"),
         ("file_name;text\na.png;x\n", r":1: expected the columns file_name and text, separated by commas"),
         ("file_name,prompt\na.png,x\n", r":1: expected the columns file_name and text"),
-        ("file_name,text\na.png,a dog, asleep\n", r":2: not as many fields as columns; put a text with commas between"),
+        (
+            "file_name,text\na.png,a dog, asleep\n",
+            r":2: not as many fields as columns; put texts with commas in quotes",
+        ),
         ("file_name,text\na.png\n", r":2: not as many fields as columns"),
         ('file_name,text\na.png,"a dog\n', r"not CSV"),
         ("file_name,text\nb.png,x\n", r":2: 'b\.png': no such image"),
@@ -430,7 +433,7 @@ def test_captions_in_caption_files(tmp_path):
     (tmp_path / "b.CAPTION").write_text("a dog\n")
     assert captions(paths, "default") == ["default", "a dog"]
     (tmp_path / "b.txt").write_text("a cat")
-    with pytest.raises(InputError, match=r"b\.png: its captions differ: b\.CAPTION 'a dog', b\.txt 'a cat'; leave one"):
+    with pytest.raises(InputError, match=r"b\.png: its captions differ: b\.CAPTION 'a dog', b\.txt 'a cat'; keep one"):
         captions(paths, "default")
     (tmp_path / "c.caption").write_text("a dog")
     with pytest.raises(InputError, match=r"c\.caption: a caption without an image"):
