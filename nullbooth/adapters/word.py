@@ -54,7 +54,13 @@ def install(pipeline: Any, word: str, vectors: Mapping[str, Tensor]) -> list[Rem
             shape = tuple(vectors[name].shape)
             raise InputError(f"{word!r} has {name} vectors {shape}, which do not fit this text encoder")
 
-        def hook(_module, args, output, pattern=pattern, learned=vectors[name]) -> Tensor:
+        def hook(
+            _module: nn.Module,
+            args: tuple,
+            output: Tensor,
+            pattern: list[int] = pattern,
+            learned: Tensor = vectors[name],
+        ) -> Tensor:
             return put(output, args[0], pattern, learned)
 
         handles += [module.register_forward_hook(hook) for module in found]

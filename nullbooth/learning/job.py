@@ -21,7 +21,7 @@ from nullbooth.learning.inversion import Word
 from nullbooth.learning.replay import Replay
 from nullbooth.learning.rivals import Options, build
 from nullbooth.learning.trainable import Trainable
-from nullbooth.learning.training import TrainSettings, train
+from nullbooth.learning.training import TrainData, TrainSettings, train
 from nullbooth.models import devices, loading, schedulers
 from nullbooth.models.precision import pick_device
 from nullbooth.models.sampling import sample
@@ -60,7 +60,12 @@ def guided_of(method: dict, config: dict) -> bool | None:
 
 
 def protected_adapter(
-    denoiser, projectors: list[str], pack: str | None, wanted: list[str], method: dict, identity: dict
+    denoiser: torch.nn.Module,
+    projectors: list[str],
+    pack: str | None,
+    wanted: list[str],
+    method: dict,
+    identity: dict,
 ) -> tuple[Adapter, list[float]]:
     """Return an adapter in the null space of the protected features, and its cached timesteps.
 
@@ -83,7 +88,7 @@ def protected_adapter(
     return Adapter(sites, stacks, timesteps, method["scope"], method["rank"], method["alpha"]), timesteps
 
 
-def build_on(pipeline, earlier: list[str], model: str) -> None:
+def build_on(pipeline: Any, earlier: list[str], model: str) -> None:
     """Load the adapters of earlier subjects into a pipeline, and merge those that do not depend on the timestep."""
     for path in earlier:
         adapter = load_adapter(pipeline, path, model=model)
@@ -92,7 +97,14 @@ def build_on(pipeline, earlier: list[str], model: str) -> None:
 
 
 def learn_word(
-    pipeline, identifier: str, data: list, scheduler, settings: TrainSettings, options: dict, path: Path, recipe: dict
+    pipeline: Any,
+    identifier: str,
+    data: list[TrainData],
+    scheduler: Any,
+    settings: TrainSettings,
+    options: dict,
+    path: Path,
+    recipe: dict,
 ) -> dict[str, torch.Tensor]:
     """Train vectors for the identifier, install them in the pipeline's text encoders, and return them for saving."""
     word, denoiser = Word(pipeline, identifier), loading.denoiser_of(pipeline).requires_grad_(False)
@@ -209,7 +221,7 @@ def learn(
     write_text(out["config"], yaml.safe_dump({**recipe, "sampler": sampler}, sort_keys=False))
 
 
-def learn_concept(*given, **named) -> None:
+def learn_concept(*given: Any, **named: Any) -> None:
     """Run `learn` in as many processes as the method has GPUs."""
     bound = inspect.signature(learn).bind(*given, **named)
     gpus, device = bound.arguments["method"]["train"]["gpus"], bound.arguments["config"]["device"]

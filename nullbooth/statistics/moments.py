@@ -51,7 +51,7 @@ def collecting(
     """
     moments = {name: Moment.zero(module.in_features, module.weight.device) for name, module in sites.items()}
 
-    def hook(moment: Moment, masked: bool):
+    def hook(moment: Moment, masked: bool) -> Callable[[nn.Module, tuple], None]:
         def add(_module: nn.Module, args: tuple) -> None:
             if torch.is_grad_enabled():
                 raise RuntimeError("collect moments under torch.no_grad(): checkpointing would count rows twice")
