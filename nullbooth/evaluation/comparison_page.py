@@ -6,6 +6,8 @@ import math
 import shutil
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from nullbooth.evaluation import figures
 from nullbooth.evaluation.comparison import (
     DRIFT,
@@ -116,7 +118,7 @@ def costs(statistics: dict[str, list[str]], class_images: list[str]) -> dict[str
     }
 
 
-def plot(curves: dict[str, list[Point]], front: list[tuple[float, float]], reference: str, target: float):
+def plot(curves: dict[str, list[Point]], front: list[tuple[float, float]], reference: str, target: float) -> Figure:
     """Plot subject fidelity against drift for all curves, with landmarks."""
     known = next(iter(curves.values()))[0]
     landmarks = {"base model": known.mean(("base", "subject", "dino_fidelity"))["value"]}

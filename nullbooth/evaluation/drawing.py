@@ -1,7 +1,9 @@
 """Folders of pictures, drawn from noise that depends only on prompt and number, with attention maps."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +18,9 @@ from nullbooth.storage.digests import digest
 from nullbooth.storage.progress import reporter
 
 
-def attention_maps(folder: Path, pipeline, wanted: list[dict], words: list[str], draw) -> list[dict]:
+def attention_maps(
+    folder: Path, pipeline: Any, wanted: list[dict], words: list[str], draw: Callable[[list[dict]], torch.Tensor]
+) -> list[dict]:
     """Draw `wanted` again, save an attention map for each of `words` in a prompt, and return a list of the files."""
     denoiser = loading.denoiser_of(pipeline)
     with recording_attention(denoiser, len(wanted), denoiser.config.sample_size) as maps:
@@ -39,7 +43,7 @@ def draw_prompts(
     """Draw prompts, by group, to the folder `out` with `images.json` and, if `sampling` names words, attention maps."""
     pipeline = load_tuned(config, sampler, adapters, identity["model"], sampling.get("scale", 1.0))
 
-    def draw(wanted: list[dict], progress=lambda done, total: None) -> torch.Tensor:
+    def draw(wanted: list[dict], progress: Callable[[int, int], None] = lambda done, total: None) -> torch.Tensor:
         return sample(
             pipeline,
             [w["prompt"] for w in wanted],

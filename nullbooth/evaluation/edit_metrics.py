@@ -33,7 +33,14 @@ def measure_edit(encoders: dict, x: torch.Tensor, pairs: list[tuple[str, str]]) 
 
 
 def measure_edits(
-    json_path: str, csv_path: str, edited: str, base: list[str], identity: dict, edits, contexts, config: dict
+    json_path: str,
+    csv_path: str,
+    edited: str,
+    base: list[str],
+    identity: dict,
+    edits: list[dict[str, str]],
+    contexts: dict[str, list[str]],
+    config: dict,
 ) -> None:
     """Measure the pictures in the folders `edited` and `base`, and write the rows as JSON and CSV."""
     encoders = load_encoders(config["evaluate"], identity, pick_device(config["device"]))

@@ -2,11 +2,14 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from nullbooth.storage.atomic import whole
@@ -29,7 +32,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 MARKERS = "osD^vP*X"
 
 
-def save(figure: plt.Figure, *paths: Path | str) -> None:
+def save(figure: Figure, *paths: Path | str) -> None:
     """Write a figure in the format of each path's suffix, without a date, so that equal figures give equal files."""
     for path in paths:
         dated = {"Date": None} if Path(path).suffix == ".svg" else None
@@ -38,7 +41,7 @@ def save(figure: plt.Figure, *paths: Path | str) -> None:
     plt.close(figure)
 
 
-def svg(figure: plt.Figure) -> str:
+def svg(figure: Figure) -> str:
     """Return a figure as the text of an <svg> element for a page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
@@ -54,7 +57,7 @@ def style(i: int) -> dict:
 
 def retention(
     fidelity: dict[str, dict[str, list[tuple[int, dict]]]], drift: dict[str, list[tuple[int, dict]]]
-) -> plt.Figure:
+) -> Figure:
     """Plot each subject's fidelity (top) and the drift of other prompts (bottom) against the number of learned
     subjects, with a column per method.
 
@@ -78,14 +81,14 @@ def retention(
     return figure
 
 
-def with_bars(axes: plt.Axes, points: list[tuple[int, dict]], **options) -> None:
+def with_bars(axes: Axes, points: list[tuple[int, dict]], **options: Any) -> None:
     """Plot a line through points (x, {value, low, high}) with error bars."""
     x, y = [count for count, _ in points], [p["value"] for _, p in points]
     bars = np.clip([[p["value"] - p["low"] for _, p in points], [p["high"] - p["value"] for _, p in points]], 0, None)
     axes.errorbar(x, y, bars, capsize=2, markersize=5, linewidth=1.4, elinewidth=0.8, **options)
 
 
-def rooms(free: dict[str, list[float]], label: str) -> plt.Figure:
+def rooms(free: dict[str, list[float]], label: str) -> Figure:
     """Plot shares of free directions by kind of layer against the number of subjects learned before."""
     figure, axes = plt.subplots(figsize=(6, 4))
     for i, (kind, shares) in enumerate(free.items()):
@@ -100,7 +103,7 @@ def rooms(free: dict[str, list[float]], label: str) -> plt.Figure:
 
 def trade_off(
     curves: dict[str, list[list[dict]]], front: list[tuple[float, float]], landmarks: dict[str, float]
-) -> plt.Figure:
+) -> Figure:
     """Plot subject fidelity against drift. curves: lines by name, each a list of {drift, fidelity} in drawing order,
     with {value, low, high} each; front: Pareto-optimal points (drift, fidelity); landmarks: fidelities by name."""
     figure, axes = plt.subplots(figsize=(8, 6.4))
@@ -128,7 +131,7 @@ def trade_off(
     return figure
 
 
-def spectra(values: dict[str, NDArray], timesteps: list[float]) -> plt.Figure:
+def spectra(values: dict[str, NDArray], timesteps: list[float]) -> Figure:
     """Plot the eigenvalues of second moments as shares of their sum, largest first: a panel per layer, a line per
     timestep.
 
@@ -156,7 +159,7 @@ def spectra(values: dict[str, NDArray], timesteps: list[float]) -> plt.Figure:
     return figure
 
 
-def leaks(prompts: list[int], mean: list[float], features: list[list[float]]) -> plt.Figure:
+def leaks(prompts: list[int], mean: list[float], features: list[list[float]]) -> Figure:
     """Plot the leak of held-out prompts against the number of protected prompts: its mean, and faintly each feature."""
     figure, axes = plt.subplots(figsize=(6.6, 3.8))
     for curve in features:
@@ -169,8 +172,13 @@ def leaks(prompts: list[int], mean: list[float], features: list[list[float]]) ->
 
 
 def heat_map(
-    values: NDArray, rows: list[str], timesteps: list[float], label: str, log: bool = False, limits=(None, None)
-) -> plt.Figure:
+    values: NDArray,
+    rows: list[str],
+    timesteps: list[float],
+    label: str,
+    log: bool = False,
+    limits: tuple[float | None, float | None] = (None, None),
+) -> Figure:
     """Plot `values: [rows, timesteps]`, from noise (left) to picture; log: use a logarithmic scale."""
     figure, axes = plt.subplots(figsize=(6.6, 1.1 + 0.2 * len(rows)))
     positive = values[values > 0]

@@ -1,13 +1,16 @@
 """Measurements of a run: subject fidelity, drift from the base model, and attributes, with intervals over prompts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from nullbooth.evaluation.attributes import attribute_accuracy
 from nullbooth.evaluation.distances import DISTANCES, of_rows
-from nullbooth.evaluation.encoders import embed_images, embed_texts, load_encoders, read_embeddings
+from nullbooth.evaluation.encoders import Encoder, embed_images, embed_texts, load_encoders, read_embeddings
 from nullbooth.evaluation.intervals import bootstrap_mean, half_samples
 from nullbooth.evaluation.lpips import load_lpips, lpips
 from nullbooth.evaluation.measure import diversity, paired_drift, possible, subject_fidelity
@@ -36,7 +39,18 @@ def spoken_class(prompt: str, identifier: str) -> str:
     return " ".join(word for word in prompt.split() if word != identifier)
 
 
-def measure_group(group, prompts, pictures, embedded, spare, encoders, reference, weights, identifier, row) -> None:
+def measure_group(
+    group: str,
+    prompts: list[str],
+    pictures: dict[str, Tensor],
+    embedded: dict[str, Tensor],
+    spare: tuple[list[str], dict[str, Tensor]],
+    encoders: dict[str, Encoder],
+    reference: dict[str, Tensor],
+    weights: dict[str, Tensor] | None,
+    identifier: str,
+    row: Callable[..., None],
+) -> None:
     """Add the rows of one group of prompts. pictures: `base` and `tuned`, `[n, 3, h, w]`, in pairs from the same noise;
     embedded: embeddings of the base model's, by encoder; spare: prompts of extra pictures by the base model from other
     noise, and their embeddings by encoder. How much these differ is the scale of drift.
@@ -72,9 +86,9 @@ def measure_group(group, prompts, pictures, embedded, spare, encoders, reference
                 row(model, group, f"{name}_accuracy", hits)
     if group in OF_ALL and len(base) >= 4:
         for name, found in features.items():
-            x, y = found["base"].numpy(), found["tuned"].numpy()
+            pair = found["base"].numpy(), found["tuned"].numpy()
             for metric, distance in DISTANCES.items():
-                interval = half_samples(of_rows(distance, x, y), len(x), n=50)
+                interval = half_samples(of_rows(distance, *pair), len(pair[0]), n=50)
                 row("tuned", group, f"{name}_{metric}", [], interval)
 
 
@@ -98,7 +112,7 @@ def measure_run(
     rows: list[dict] = []
     spoken: dict[str, list[str]] = {}
 
-    def row(model: str, group: str, metric: str, values, interval: dict | None = None) -> None:
+    def row(model: str, group: str, metric: str, values: Any, interval: dict | None = None) -> None:
         """Add a row: the mean over prompts with its interval, or a given interval."""
         per_prompt = by_prompt(spoken.get(group) or [str(i) for i in range(len(values))], values) if len(values) else []
         if interval is None:
