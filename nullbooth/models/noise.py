@@ -1,6 +1,10 @@
 """Seeds of prompts, and noise and generators that are the same on every device."""
 
 import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def prompt_seed(prompt: str, seed: int) -> int:
@@ -15,7 +19,7 @@ def step_generators(seeds: list[int]) -> list:
     return [torch.Generator("cpu").manual_seed(seed + (1 << 32)) for seed in seeds]
 
 
-def seeded_noise(seed: int, shape: tuple[int, ...]):
+def seeded_noise(seed: int, shape: tuple[int, ...]) -> "Tensor":
     """Return standard normal noise `[*shape]` float32, drawn on the CPU so that it is the same on every device."""
     import torch
 

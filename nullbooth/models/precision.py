@@ -46,7 +46,7 @@ def computed_in(device: torch.device, precision: str, weights: torch.dtype = tor
     return precision if weights != torch.float32 or half_is_fast(device) else "fp32"
 
 
-def autocast(device: torch.device, precision: str):
+def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context of mixed precision: `fp32` (off), `bf16` or `fp16`. Raises ValueError for any other."""
     if precision not in DTYPES:
         raise ValueError(f"precision {precision!r}: use one of {', '.join(DTYPES)}")
@@ -54,7 +54,7 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, DTYPES[precision] if on else None, enabled=on)
 
 
-def passes_in(device: torch.device, precision: str, weights: torch.dtype = torch.float32):
+def passes_in(device: torch.device, precision: str, weights: torch.dtype = torch.float32) -> torch.autocast:
     """Return the context of mixed precision for passes of a denoiser, with the precision of `computed_in`."""
     if (used := computed_in(device, precision, weights)) != precision:
         print(f"precision: {precision}: using fp32, which is faster on this processor, and more accurate")

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nullbooth.models.calls import flatten
 from nullbooth.models.families import constants, family_of, known
-from nullbooth.models.loading import DENOISERS
+from nullbooth.models.files import DENOISERS
 from nullbooth.models.precision import DTYPES, autocast
 from nullbooth.models.sites import find_sites, read_inputs
 from nullbooth.planning.cost import Model, Reading
@@ -37,11 +37,12 @@ Sites = Callable[[nn.Module], dict[str, nn.Linear]]
 class LiveBytes(TorchDispatchMode):
     """Counter of kernel calls, and of the bytes of live tensors made inside the context and their peak."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.live, self.peak, self.calls, self.sizes = 0, 0, 0, {}
+        self.live, self.peak, self.calls = 0, 0, 0
+        self.sizes: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
         for t in tree_iter(out):
