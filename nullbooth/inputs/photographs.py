@@ -235,7 +235,7 @@ def captions(paths: list[Path], default: str) -> list[str]:
     folder, names, stems = paths[0].parent, {_normal(p.name) for p in paths}, {_normal(p.stem) for p in paths}
     beside = [p for p in _entries(folder) if p.suffix.lower() in _CAPTIONS]
     if stray := [p for p in beside if _normal(p.stem) not in stems]:
-        raise InputError(f"{stray[0]}: a caption without an image; give it the name of its image, or remove it")
+        raise InputError(f"{stray[0]}: a caption without an image; rename it to match its image, or remove it")
     listed = [(folder / name, _listed(folder / name, names)) for name in _METADATA if (folder / name).exists()]
     texts = {p: _caption(p) for p in beside}
     return [_chosen(path, listed, texts) or default for path in paths]

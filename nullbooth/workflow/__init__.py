@@ -1,7 +1,7 @@
-"""What the rules compute when Snakemake reads them. Imports no torch."""
+"""Computations of the rules when Snakemake reads them. Imports no torch."""
 
-# The keys of `snakemake.config` that jobs may read (docs/architecture.md, first law). A job's params say what its
-# result is made of; these say how it is made, and where things lie.
+# The keys of `snakemake.config` that jobs may read (docs/architecture.md, first law). A job's params determine its
+# result; these keys only say how to make it, and where its inputs are.
 HOW = (
     # Where and how fast.
     "device",
@@ -12,7 +12,7 @@ HOW = (
     "trackers",
     "validate.every",
     "validate.prompts",
-    # Where things lie. The identity in the params holds what is in them.
+    # Paths. The identity in the params covers their contents.
     "concepts",
     "evaluate",
     "model",
@@ -21,7 +21,7 @@ HOW = (
     "results",
     "revision",
     "variant",
-    # How the model computes. The identity holds these too; a job is given them with the model that it loads.
+    # How the model computes. The identity covers these too; a job needs them to load the model.
     "attention",
     "precision",
     "protect.negatives",
@@ -30,4 +30,4 @@ HOW = (
     "sampler.steps",
     "weights",
 )
-# The job of the rule `plan` makes no result: it may read anything.
+# The job of the rule `plan` may read all keys, because it makes no result.

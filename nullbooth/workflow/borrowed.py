@@ -1,4 +1,4 @@
-"""Settings that were chosen for the embedded model, with another model."""
+"""Warnings about settings for the embedded model that are used with another model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,15 +8,15 @@ from nullbooth.inputs.settings import EMBEDDED, sweep_points
 from nullbooth.inputs.shipped import shipped
 
 _PROMPTS = Path("config/prompts")
-_PHOTOGRAPHIC = "photographic.txt"  # of its files the one that is not the embedded model's
+_PHOTOGRAPHIC = "photographic.txt"  # the only file there that is not for the embedded model
 _GUIDANCE, _RATE, _IDENTIFIER = 3.0, 2e-3, "vbk"
 
 
 def borrowed(config: dict[str, Any]) -> list[str]:
-    """A warning of all settings that suit the embedded model alone, with what to set instead; none with that model."""
+    """Return a warning about all settings that suit only the embedded model, with hints; none for that model itself."""
     if Path(config["model"]).resolve() == shipped(EMBEDDED) or not (found := list(_settings(config))):
         return []
-    return [f"model: {config['model']} has settings of the embedded model, which suit no other: set {', '.join(found)}"]
+    return [f"model: {config['model']} has settings that suit only the embedded model: set {', '.join(found)}"]
 
 
 def _settings(config: dict[str, Any]) -> Iterator[str]:
@@ -32,7 +32,7 @@ def _settings(config: dict[str, Any]) -> Iterator[str]:
         if shipped("resources") in Path(config["evaluate"][name]).resolve().parents:
             yield f"evaluate.{name} to a model of photographs such as {other}"
     if config["sampler"]["guidance"] == _GUIDANCE:
-        yield "sampler.guidance to what the model's card says (Stable Diffusion 1 and 2: 7.5, XL: 5.0, FLUX.1-dev: 3.5)"
+        yield "sampler.guidance as in the model's card (Stable Diffusion 1 and 2: 7.5, XL: 5.0, FLUX.1-dev: 3.5)"
     if any(_rate(config, point) == _RATE for method in config["methods"] for point in sweep_points(method)):
         yield "train.learning_rate to 1.0e-4"
     if numbers := [str(i) for i, entry in enumerate(config["concepts"]) if entry["identifier"] == _IDENTIFIER]:
@@ -40,7 +40,7 @@ def _settings(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _is_embedded(path: str) -> bool:
-    """Whether a file of prompts is one for the embedded model."""
+    """Return True for a file of prompts that is for the embedded model."""
     found = Path(path).resolve()
     return found.parent == shipped(str(_PROMPTS)) and found.name != _PHOTOGRAPHIC
 

@@ -11,7 +11,7 @@ from nullbooth.workflow.statistics import Statistics
 
 
 class Edited:
-    """Recipe, prompts and places of all edits of the settings. Without edits it is there, and nothing asks for it.
+    """Recipe, prompts and places of all edits of the settings. Without edits, nothing uses it.
 
     contexts: by group of pictures, the contexts in which edits are drawn. base_prompts, prompts: what the base model
     and the edited model draw. base_pictures, pictures, metrics: where pictures and measurements lie.

@@ -1,4 +1,4 @@
-"""What can be known to fail before any job runs: photographs, captions, prompts and models, by their files alone.
+"""Checks of photographs, captions, prompts and models before any job runs, by their files alone.
 
 Reads JSON and the headers of weights, never the weights, and imports neither torch nor diffusers.
 """
@@ -31,10 +31,10 @@ from nullbooth.workflow.borrowed import borrowed
 
 
 def check_inputs(config: dict[str, Any]) -> list[str]:
-    """Refuse what no job could use, with a message that names key or file, value and mend; returns warnings.
+    """Refuse inputs that no job could use; return warnings. Raises InputError with key or file, value and hint.
 
-    `config` is complete (nullbooth.inputs.settings.complete). Raises InputError. What only the Hub or the weights
-    themselves can tell, jobs find (nullbooth.models.loading).
+    config: complete (nullbooth.inputs.settings.complete). Faults that only the Hub or the weights show are found by
+    jobs (nullbooth.models.loading).
     """
     try:
         check_results(config)
@@ -50,7 +50,7 @@ def check_inputs(config: dict[str, Any]) -> list[str]:
 
 
 def check_results(config: dict[str, Any]) -> None:
-    """Refuse a results folder that is a file, or in which something of the user's lies that a result might replace."""
+    """Refuse a results folder that is a file, or that contains inputs that might be lost. Raises SettingsError."""
     results = Path(config["results"])
     if results.exists() and not results.is_dir():
         raise SettingsError(f"results: {results} is a file; name a folder")
@@ -65,18 +65,18 @@ def check_results(config: dict[str, Any]) -> None:
     for key, value in named.items():
         if Path(value).exists() and Path(value).resolve().is_relative_to(results.resolve()):
             raise SettingsError(
-                f"results: {shown(config['results'])}: {key} ({value}) lies in it and might be lost; take another"
+                f"results: {shown(config['results'])}: {key} ({value}) lies in it and might be lost; use another folder"
             )
 
 
 def check_models(config: dict[str, Any]) -> None:
-    """Refuse models whose files say that they cannot be used."""
+    """Refuse models and evaluators that cannot be used, by their files. Raises InputError."""
     if Path(config["model"]).is_file():
         check_single(Path(config["model"]), config["model_config"], config["revision"], config["variant"])
     elif config["model_config"] is not None:
         raise SettingsError(
-            f"model_config: {shown(config['model_config'])}: it is for a model in one file, and {config['model']} is "
-            "none: take it away"
+            f"model_config: {shown(config['model_config'])}: only a model in one file needs it, and {config['model']} "
+            "is not a file; remove it"
         )
     elif is_local(config["model"], "model", config["revision"]):
         check_pipeline(Path(config["model"]), "model", config["variant"])
@@ -88,21 +88,21 @@ def check_models(config: dict[str, Any]) -> None:
 
 
 def check_single(file: Path, configs: str | None, revision: str | None, variant: str | None) -> None:
-    """Refuse a model in one file that its header, or the configs that belong to it, show to be of no use."""
+    """Refuse a single-file model that cannot be used, by its header and `configs`. Raises InputError."""
     check_file(file)
     if variant is not None:
-        raise SettingsError(f"variant: {variant!r}: {file} is one file, which has none; take it away")
+        raise SettingsError(f"variant: {variant!r}: {file} is one file, which has no variants; remove it")
     if configs is not None and is_local(configs, "model_config", revision):
         check_pipeline(Path(configs), "model_config", file=file)
 
 
 def configs_of(config: dict[str, Any]) -> Path:
-    """Where configs and tokenizers of the model are, if they are here."""
+    """Return the path of the model's configs and tokenizers, which need not exist."""
     return Path(config["model_config"] or config["model"])
 
 
 def check_sampler(config: dict[str, Any]) -> None:
-    """Refuse schedulers that diffusers does not know, and more steps than the model's scheduler has."""
+    """Refuse schedulers unknown to diffusers, and step counts that the scheduler cannot take. Raises InputError."""
     name, options = config["sampler"]["scheduler"], config["sampler"]["options"]
     schedulers = [known for known in diffusers_names() if known.endswith("Scheduler")]
     if name is not None and schedulers and name not in schedulers:
@@ -114,8 +114,8 @@ def check_sampler(config: dict[str, Any]) -> None:
     limit = {**own, **options}.get("num_train_timesteps", 1000)
     for key in ("sampler", "comparison"):
         if isinstance(limit, int) and (steps := config[key]["steps"]) > limit:
-            raise SettingsError(f"{key}.steps: {steps}: the scheduler has {limit} (num_train_timesteps); take fewer")
-    # PNDM's first steps are of another kind, unless it skips them as Stable Diffusion does.
+            raise SettingsError(f"{key}.steps: {steps}: the scheduler has {limit} (num_train_timesteps); use fewer")
+    # PNDM begins with steps of another kind (PRK), unless it skips them as in Stable Diffusion.
     usual = own.get("_class_name") in USUAL and ("PNDM" not in own["_class_name"] or own.get("skip_prk_steps"))
     if own and (name or options or not usual):
         from nullbooth.models.schedulers import (  # takes seconds
@@ -131,7 +131,7 @@ def check_sampler(config: dict[str, Any]) -> None:
             check_steps(fitting_sampler(scheduler, name, options), config[key]["steps"], f"{key}.steps")
 
 
-# Schedulers that models come with, and that are known to be of use.
+# Schedulers of common models that are known to work.
 USUAL = (
     "DDIMScheduler",
     "DDPMScheduler",
@@ -146,7 +146,7 @@ USUAL = (
 
 
 def train_settings(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every part of the config that sets how training goes, by its key."""
+    """Return all parts of the config with settings of training, by key."""
     methods = {f"methods.{i}": method for i, method in enumerate(config["methods"])}
     methods |= {f"comparison.methods.{i}": method for i, method in enumerate(config["comparison"]["methods"])}
     settings = {"train": config["train"]} | {f"{key}.train": method["train"] for key, method in methods.items()}
@@ -156,7 +156,7 @@ def train_settings(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check_training(config: dict[str, Any], protected: list[str]) -> None:
-    """Refuse what no training can do: packages that are not installed, several GPUs where one is named."""
+    """Refuse missing packages, several GPUs on one device, and as `check_identifiers`. Raises SettingsError."""
     settings = train_settings(config)
     used = {f"{key}.optimizer": train["optimizer"] for key, train in settings.items() if "optimizer" in train}
     used |= {f"trackers.{i}": tracker for i, tracker in enumerate(config["trackers"])}
@@ -166,31 +166,31 @@ def check_training(config: dict[str, Any], protected: list[str]) -> None:
     several = [key for key, train in settings.items() if train.get("gpus", 1) > 1]
     if several and "cuda:" in config["device"]:
         raise SettingsError(f"{several[0]}.gpus: device {config['device']} is one GPU; set device: auto for several")
-    if config["protect"]["pack"] is None:  # whose prompts would be the protected ones
+    if config["protect"]["pack"] is None:  # otherwise the pack's prompts are the protected ones
         check_identifiers(config, protected)
 
 
 def check_identifiers(config: dict[str, Any], protected: list[str]) -> None:
-    """Refuse identifiers that stand in a protected prompt, if they are to be given a meaning of their own."""
+    """Refuse identifiers in protected prompts if training changes their embeddings. Raises SettingsError."""
     if not any(train.get("inversion_steps") for train in train_settings(config).values()):
         return
     for i, concept in enumerate(config["concepts"]):
         if named := next((prompt for prompt in protected if word_in(concept["identifier"], prompt)), None):
             raise SettingsError(
-                f"concepts.{i}.identifier: {shown(concept['identifier'])} stands in the protected prompt "
-                f"{shown(named)}, which train.inversion_steps would let change; choose another identifier"
+                f"concepts.{i}.identifier: {shown(concept['identifier'])} is part of the protected prompt "
+                f"{shown(named)}, which train.inversion_steps would change; choose another identifier"
             )
 
 
 def check_attention(name: str | None) -> None:
-    """Refuse attention back ends that diffusers does not know; whether one is installed, diffusers says in a job."""
+    """Refuse attention back ends unknown to diffusers. Jobs find missing packages. Raises SettingsError."""
     if name is not None and name not in attention_names():
         known = ", ".join(attention_names()) or "none: update diffusers"
-        raise SettingsError(f"attention: {shown(name)} is none of diffusers' back ends; use null or one of {known}")
+        raise SettingsError(f"attention: {shown(name)} is not a back end of diffusers; use null or one of {known}")
 
 
 def prompt_files(config: dict[str, Any]) -> dict[str, str]:
-    """Every file of prompts that is read, by the setting that names it."""
+    """Return all files of prompts that are read, by the setting that names them."""
     files = {"protect.prompts": config["protect"]["prompts"]}
     files |= {f"sample.prompts.{group}": path for group, path in config["sample"]["prompts"].items()}
     if config["edits"]:
@@ -201,7 +201,7 @@ def prompt_files(config: dict[str, Any]) -> dict[str, str]:
 
 
 def read_all(files: dict[str, str]) -> dict[str, list[str]]:
-    """The prompts of files by setting. Raises InputError with a line for each that cannot be read."""
+    """Read the prompts of files, by setting. Raises InputError with a line for each file that cannot be read."""
     found, faults = {}, []
     for key, path in files.items():
         try:
@@ -214,7 +214,8 @@ def read_all(files: dict[str, str]) -> dict[str, list[str]]:
 
 
 def prompts_of(config: dict[str, Any], prompts: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """Every text that the model will be given, with the setting that it comes from. prompts: of `prompt_files`."""
+    """Yield all texts that the model will read, as (setting, text). prompts: by setting of `prompt_files`.
+    Raises SettingsError for prompts with unknown placeholders, or without their subject."""
     common = {key: texts for key, texts in prompts.items() if not key.startswith("edit.")}
     common |= edited_prompts(config, prompts)
     common["validate.prompts"] = config["validate"]["prompts"]
@@ -223,7 +224,7 @@ def prompts_of(config: dict[str, Any], prompts: dict[str, list[str]]) -> Iterato
     if nameless := [prompt for prompt in prompts.get("lifelong.prompts", ()) if "{subject}" not in prompt]:
         raise SettingsError(
             f"lifelong.prompts: {config['lifelong']['prompts']}: {shown(nameless[0])}: {{subject}} is not in it; "
-            "protect.prompts is the place for what names no subject"
+            "move prompts without a subject to protect.prompts"
         )
     for i, concept in enumerate(config["concepts"]):
         said = captions(list_images(concept["images"]), concept["prompt"])
@@ -237,7 +238,7 @@ def prompts_of(config: dict[str, Any], prompts: dict[str, list[str]]) -> Iterato
 
 
 def edited_prompts(config: dict[str, Any], prompts: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The prompts that edits are solved and measured with, by the setting of their contexts; none without edits."""
+    """Return the prompts that edits are solved and measured with, by setting of the contexts. Raises SettingsError."""
     edits = edits_of(config["edits"])
     found: dict[str, list[str]] = {}
     changed: dict[str, int] = {}  # the first edit that changes a prompt
@@ -247,15 +248,15 @@ def edited_prompts(config: dict[str, Any], prompts: dict[str, list[str]]) -> dic
     contexts = {key: read_prompts(config["edit"][key], f"edit.{key}") for key in ("templates", "paraphrases") if edits}
     if taught := sorted(set(contexts.get("templates", ())) & set(contexts.get("paraphrases", ()))):
         raise SettingsError(
-            f"edit.paraphrases: {shown(taught[0])} is also one of edit.templates; what is measured here are contexts "
-            "that were not taught: take it out of one of them"
+            f"edit.paraphrases: {shown(taught[0])} is also one of edit.templates; paraphrases measure contexts that "
+            "edits are not solved for: remove it from one of them"
         )
     for key, texts in contexts.items():
         found[f"edit.{key}"] = []
         for context in texts:
             if "{concept}" not in context:
                 raise SettingsError(
-                    f"edit.{key}: {shown(context)}: {{concept}} is not in it; say where the edit stands"
+                    f"edit.{key}: {shown(context)}: {{concept}} is not in it; write {{concept}} into it"
                 )
             try:
                 pairs = [edit.filled(context) for edit in edits]
@@ -265,7 +266,7 @@ def edited_prompts(config: dict[str, Any], prompts: dict[str, list[str]]) -> dic
                 if (first := changed.setdefault(source.casefold(), i)) != i:
                     raise SettingsError(
                         f"edits.{i}.from: {shown(edits[i].source)}: edits.{first} changes the prompt {shown(source)} "
-                        "too, which can have but one meaning; take one of the two away"
+                        "too, which can have only one meaning; remove one of the two edits"
                     )
             found[f"edit.{key}"] += [prompt for pair in pairs for prompt in pair]
     return found

@@ -1,8 +1,8 @@
-"""Plain names: what a person may ask Snakemake for, and the links by which results are found under `results`.
+"""Plain names: the targets that users request from Snakemake, and links to their results under `results`.
 
-Everything is kept under a name made from its content (`results/kept`). A plain name leads to what belongs to the config
-as it is now. `shown` has, by plain name, a file or folder that is kept, and the file in it that a rule makes (empty
-where a rule makes it as a whole). `folders` has, by folder, the one of its plain names that stands for all.
+Rules write to `results/kept`, under names made from content. A plain name leads to the kept result of the present
+config. `shown` maps plain names to a kept file or folder, and the file in it that a rule makes (empty if a rule makes
+the target as a whole). `folders` maps folders of plain names to the name that stands for all of them.
 """
 
 import os
@@ -21,8 +21,8 @@ Shown = Mapping[str, tuple[Path | str, str]]
 class Names:
     """All plain names of a workspace.
 
-    shown: by plain name, a file or folder that is kept, and the file in it that a rule makes (empty where a rule makes
-    it as a whole). folders: by folder of plain names, the name that stands for all of them.
+    shown: by plain name, a kept file or folder, and the file in it that a rule makes (empty if a rule makes it as a
+    whole). folders: by folder of plain names, the name that stands for all of them.
     """
 
     shown: dict[str, tuple[Path | str, str]] = field(default_factory=dict)
@@ -36,14 +36,14 @@ class Names:
         return [str(Path(*self.shown[name])) for name in names]
 
     def targets(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """Return what plain names lead to, as JSON: a script gets it as a parameter and passes it to `view`."""
+        """Return what plain names lead to, as JSON values: a parameter of a script, which passes it to `view`."""
         return {name: list(map(str, self.shown[name])) for name in names}
 
 
 def known_as(target: str, results: Path | str, shown: Shown, folders: Mapping[str, str]) -> list[str] | None:
-    """The files that rules make for a target below `results`, or None for what is not below it.
+    """Return the files that rules make for a target below `results`, or None for targets elsewhere.
 
-    A target inside of what a rule makes is that. Any spelling of a path is one (`./`, `//`, `~`, a slash at the end,
+    A target inside a result stands for that result. Paths may have any spelling (`./`, `//`, `~`, a slash at the end,
     absolute).
     """
     place = Path(os.path.abspath(Path(target).expanduser()))  # noqa: PTH100 (links are names here, not to be followed)
@@ -57,11 +57,11 @@ def known_as(target: str, results: Path | str, shown: Shown, folders: Mapping[st
 
 
 def show(root: Path | str, shown: Shown, folders: Mapping[str, str]) -> None:
-    """Link the plain names below `root` to what is there.
+    """Link the plain names below `root` to existing results.
 
-    A folder of `folders` changes as a whole, when there is something for it: a link to what another adapter made must
-    not stay beside those of this one. Other links stay until there is something else. What is no link, as of an earlier
-    version, is moved aside and named.
+    A folder of `folders` changes as a whole once it has a result, so that links to results of another adapter do not
+    stay beside new ones. Other links stay until there is a new result. Files and folders in place of links, as made by
+    earlier versions, are renamed, with a message.
     """
     root = Path(root)
     there = {name for name, (target, file) in shown.items() if Path(target, file).exists()}
@@ -75,7 +75,7 @@ def show(root: Path | str, shown: Shown, folders: Mapping[str, str]) -> None:
 
 @contextmanager
 def view(shown: Shown) -> Iterator[Path]:
-    """A folder for a while with nothing but those plain names, whatever those of the results lead to by then."""
+    """Yield a temporary folder with links of only these plain names, independent of those under `results`."""
     with TemporaryDirectory() as folder:
         show(folder, shown, {})
         yield Path(folder)
@@ -84,7 +84,7 @@ def view(shown: Shown) -> Iterator[Path]:
 def _link(root: Path, place: Path, target: Path) -> None:
     for above in [p for p in reversed(place.parents) if p.is_relative_to(root) and p != root]:
         if above.is_symlink() and above.resolve().is_relative_to((root / "kept").resolve()):
-            above.unlink()  # an earlier version linked the folder as a whole
+            above.unlink()  # an earlier version linked the whole folder
     place.parent.mkdir(parents=True, exist_ok=True)
     wanted = os.path.relpath(target.resolve(), place.parent.resolve())
     if place.is_symlink() and os.readlink(place) == wanted:  # noqa: PTH115 (text, as it was written)
@@ -92,7 +92,7 @@ def _link(root: Path, place: Path, target: Path) -> None:
     if place.exists() and not place.is_symlink():
         aside = next(p for i in range(1000) if not (p := place.with_name(f"{place.name}.old{i or ''}")).exists())
         place.rename(aside)
-        print(f"results: {place} was no link, as of an earlier version: now it is {aside}", file=sys.stderr)
+        print(f"results: {place} was not a link, as in earlier versions; renamed to {aside}", file=sys.stderr)
     made = place.with_name(f".{place.name}-{secrets.token_hex(4)}")
     made.symlink_to(wanted)
     made.replace(place)

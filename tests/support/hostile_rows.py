@@ -115,7 +115,13 @@ editing("no text", [{"from": "a moon", "to": None}], "edits.0.to: None", "string
 editing("a bell", [{"from": "a \x07", "to": ""}], "edits.0.from", "U+0007")
 editing("no change", [{"from": "a moon", "to": " a  moon"}], "edits.0: from and to are both 'a moon'")
 editing("none at all", [MOON, {"from": "a ring", "to": "a ring"}], "edits.1: from and to are both 'a ring'")
-editing("two of one prompt", [MOON, {"from": "A  Moon", "to": ""}], "edits.1.from: 'A Moon': edits.0", "one meaning")
+editing(
+    "two of one prompt",
+    [MOON, {"from": "A  Moon", "to": ""}],
+    "edits.1.from: 'A Moon': edits.0",
+    "one meaning",
+    "remove",
+)
 editing(
     "two of one prompt in other contexts",
     [MOON, {"from": "a photo of a moon", "to": ""}],
@@ -486,10 +492,10 @@ def _(world):
     return one_file(world, *WHOLE)
 
 
-row("a variant of one file", "variant: 'fp16': ", "one.safetensors is one file", "take it away")(
+row("a variant of one file", "variant: 'fp16': ", "one.safetensors is one file", "remove it")(
     lambda world: {**one_file(world, *WHOLE), "variant": "fp16"}
 )
-changed("configs for a folder", lambda w: {"model_config": str(w.model)}, "model_config: ", "take it away")
+changed("configs for a folder", lambda w: {"model_config": str(w.model)}, "model_config: ", "remove it")
 for name, configs, *says in (
     ("nowhere", "none", "model_config: 'none' is neither a folder nor a Hub id"),
     ("in a folder of something else", ".", "has no model_index.json; give the folder of a diffusers pipeline"),

@@ -352,7 +352,7 @@ def test_attention_back_ends_are_those_of_diffusers():
     check_attention(None)
     check_attention("sage")
     with pytest.raises(
-        SettingsError, match="attention: 'flsh' is none of diffusers' back ends; use null or one of flash"
+        SettingsError, match="attention: 'flsh' is not a back end of diffusers; use null or one of flash"
     ):
         check_attention("flsh")
     with pytest.raises(SettingsError, match="flash_hub"):

@@ -100,13 +100,18 @@ def test_the_embedded_model_has_its_settings(completed, root, monkeypatch):
 def test_another_model_with_its_settings_is_told_what_to_set(completed, root, monkeypatch):
     monkeypatch.chdir(root)
     [warning] = borrowed(completed({"model": "a/b"}))
-    assert warning.startswith("model: a/b has settings of the embedded model, which suit no other: set protect.prompts")
+    assert warning.startswith("model: a/b has settings that suit only the embedded model: set protect.prompts")
     named = [
         "config/prompts/photographic.txt",
         "sample.prompts (subject, class, unrelated)",
         "evaluate.clip to a model",
     ]
-    named += ["evaluate.dino to", "sampler.guidance to", "train.learning_rate to", "identifier of concepts 0, 1, 2 to"]
+    named += [
+        "evaluate.dino to",
+        "sampler.guidance as in",
+        "train.learning_rate to",
+        "identifier of concepts 0, 1, 2 to",
+    ]
     assert [part for part in named if part not in warning] == []
     assert len(warning) < 900
 

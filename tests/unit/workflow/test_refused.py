@@ -48,7 +48,9 @@ def checked(project, world: World, changes: dict | None = None) -> list[str]:
     """What the workflow does with a config before it plans anything."""
     config, schema = project
     found = check_inputs(complete(overlay(overlay(config, world.config), changes or {}), schema))
-    return [warning for warning in found if "settings of the embedded model" not in warning]  # such as its evaluators
+    return [
+        warning for warning in found if "settings that suit only the embedded model" not in warning
+    ]  # such as its evaluators
 
 
 def contents(world: World) -> dict[str, str]:

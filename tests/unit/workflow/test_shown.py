@@ -104,7 +104,7 @@ def test_results_of_an_earlier_version_give_way_and_are_not_lost(made, capsys):
     (made / "runs/star/ours/0").symlink_to("../../../kept/runs/star/ours/0/abc")
     show(made, SHOWN, FOLDERS)
     assert (made / "samples.old/notes.txt").read_text() == "mine"
-    assert "out/samples was no link" in capsys.readouterr().err
+    assert "out/samples was not a link" in capsys.readouterr().err
     assert (made / "runs/star/ours/0/adapter.safetensors").read_text()
     assert not (made / "kept/runs/star/ours/0/abc/adapter.safetensors").is_symlink()
     (made / "samples").unlink()

@@ -111,7 +111,7 @@ def test_warnings_go_to_who_takes_them_and_jobs_repeat_none(given, tmp_path, cap
     shutil.copytree(ROOT / "resources/tinyworld", tmp_path / "model")
     said = []
     Workspace({**given, "model": str(tmp_path / "model")}, said.append)
-    assert [warning for warning in said if "settings of the embedded model" in warning]
+    assert [warning for warning in said if "settings that suit only the embedded model" in warning]
     Workspace({**given, "model": str(tmp_path / "model")})
     assert capsys.readouterr() == ("", "")
 
