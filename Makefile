@@ -1,5 +1,5 @@
-# make samples: everything from photographs to gallery on the embedded model. make test: all tests.
-# Both set up .venv from requirements.lock first; they need Python 3.11 or newer and make.
+# make samples: all steps from photographs to gallery, with the embedded model. make test: all tests.
+# Both first set up .venv from requirements.lock. They need make and Python 3.11 or newer.
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +18,7 @@ test: $(VENV)/.ready lint
 fast-test: $(VENV)/.ready
 	$(BIN)/pytest -m "not slow"
 
-# Of the fast tests; the others run the library in processes of their own.
+# Coverage of the fast tests. Slow tests run the library in other processes, which are not measured.
 coverage: $(VENV)/.ready
 	$(BIN)/pytest -m "not slow" --cov --cov-report=term
 
@@ -50,7 +50,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
 	@touch $@
 
-# From an environment with the newest versions that pyproject.toml allows.
+# Write requirements.lock from an environment with the newest versions that pyproject.toml allows.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet torch==2.13.0 --editable '.[dev,docs,slurm]'

@@ -1,4 +1,4 @@
-"""NullBooth: teach an image model a new subject without making it forget.
+"""NullBooth: teach a diffusion model a new subject without making it forget.
 
 Photographs -> adapters confined to the null space of the protected prompts' features -> gallery.
 `snakemake results/samples`; single stages by name: trajectories, covariances, projectors, adapters.
@@ -11,7 +11,7 @@ from snakemake.utils import min_version
 
 min_version("9.14")
 
-# A workflow that uses this one as a module, -s and --directory all leave Snakemake in another folder.
+# Snakemake may run in another folder: with -s, with --directory, or if a workflow uses this one as a module.
 here = workflow.current_basedir.get_path_or_uri(secret_free=True)
 if Path(here, "Snakefile").is_symlink() and not Path(here, "rules").exists():
     sys.exit(
@@ -47,7 +47,7 @@ include: "rules/plan.smk"
 include: "rules/targets.smk"
 
 
-# Snakemake looks no further than a page that is there; the rule asks for all that it rests on, too.
+# If the gallery exists, Snakemake does not check its inputs; this rule requests them too.
 rule samples:
     default_target: True
     input:

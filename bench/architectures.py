@@ -1,9 +1,9 @@
-"""The public configs of four model families, and their shapes for the cost model, without any weights.
+"""Public configs of four model families, and their shapes for the cost model, without any weights.
 
-    python bench/architectures.py    # writes bench/architectures.json anew; a minute or two
+    python bench/architectures.py    # rewrites bench/architectures.json in a minute or two
 
 Configs are those of stable-diffusion-v1-5, stable-diffusion-xl-base-1.0, stable-diffusion-3.5-large and FLUX.1-dev;
-what they leave out is the default of the class.
+missing keys have the default of the class.
 """
 
 import json
@@ -84,7 +84,7 @@ def t5(**config: Any) -> nn.Module:
 
 
 def texts(*parts: tuple[Callable[..., nn.Module], dict, int]) -> dict[str, float]:
-    """Parameters of all text encoders and of the largest, and FLOPs of one prompt, each with so many tokens."""
+    """Return the parameters of all text encoders and of the largest, and FLOPs of one prompt, each with its tokens."""
     sizes = [(count(build(**config)), tokens) for build, config, tokens in parts]
     counts = {"text_parameters": sum(n for n, _ in sizes), "largest_text": max(n for n, _ in sizes)}
     return counts | {"text_flops": sum(2.0 * n * tokens for n, tokens in sizes)}
@@ -111,7 +111,7 @@ FAMILIES: dict[str, tuple[type, dict, Inputs, dict, int, list]] = {
 
 
 def build(name: str) -> nn.Module:
-    """A family's denoiser on the meta device."""
+    """Build a family's denoiser on the meta device."""
     cls, config, *_ = FAMILIES[name]
     with torch.device("meta"):
         return cls(**config).eval().requires_grad_(False)

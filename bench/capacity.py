@@ -1,9 +1,9 @@
-"""How many subjects find room: one after another on the embedded model, each protecting those before, until all free
-directions are used up or --subjects are learned.
+"""Number of subjects that the embedded model can learn one after another, each with earlier ones protected, until all
+free directions are used or --subjects are learned.
 
-Each subject is a shape of the world with a fill that no caption names, an identifier of its own, and five photographs.
-The workflow learns them (`lifelong: sequence`); each is measured when it is learned, and again with all of them known.
-Beside them is LoRA, learned in the same way. Writes capacity.json and capacity.svg to the folder.
+Each subject is a shape of the world with a fill that no caption names, its own identifier, and five photographs. The
+workflow learns them (`lifelong: sequence`). Each is measured when it is learned, and again after all are learned. LoRA
+learns the same sequence for comparison. Writes capacity.json and capacity.svg to the folder.
 """
 
 import json
@@ -42,7 +42,7 @@ METHODS = {
 
 
 def make_subjects(folder: Path, n: int) -> list[dict]:
-    """Photographs of `n` subjects, five to learn from and three held out, and their entries for a config."""
+    """Write photographs of `n` subjects, five for training and three held out; return their entries for a config."""
     letters, entries = random.Random(11), []
     while len(entries) < n:
         word = "".join(letters.choices("bcdfghjklmnpqrtvwxyz", k=3))
@@ -65,7 +65,7 @@ def make_subjects(folder: Path, n: int) -> list[dict]:
 
 
 def learn(folder: Path, entries: list[dict], args) -> Path:
-    """Have the workflow learn them; where its results are."""
+    """Learn the subjects with the workflow; return its results folder."""
     config = {
         "results": str(folder / "results"),
         "concepts": entries,
@@ -104,7 +104,7 @@ class Judge:
 
 
 def measure(judge: Judge, results: Path, method: str, entries: list[dict]) -> list[dict]:
-    """A row for each subject: what it was when it was learned, what it is in the end, and what else moved by then."""
+    """Return a row per subject: fidelity when learned and in the end, and the drift of other prompts when learned."""
     loaded, rows = [], []
     for known, entry in enumerate(entries, 1):
         before = bootstrap_mean(judge.fidelity(entry)) if not rows else None
@@ -127,7 +127,7 @@ def main(args) -> None:
     for row in found:
         run = (results / "runs" / row["subject"] / row["method"] / "0/adapter.safetensors").resolve().parent
         place = run / "projectors/pooled.zarr"
-        place = place if place.is_dir() else results / "projectors/pooled.zarr"  # of the first, the prompts' alone
+        place = place if place.is_dir() else results / "projectors/pooled.zarr"  # the first subject has no earlier ones
         row["room"] = free_counts(str(place), "energy", ENERGY) if row["method"] == "nullbooth" else None
         row["free"] = row["room"] and row["room"]["mean"]
     if rooms := [row["room"] for row in found if row["room"]]:
@@ -166,7 +166,7 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     p = parser(__doc__, sizes=())
-    p.add_argument("--folder", required=True, help="for subjects and results; what is there goes on")
+    p.add_argument("--folder", required=True, help="for subjects and results; an interrupted run resumes")
     p.add_argument("--subjects", type=int, default=10)
     p.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     p.add_argument("--steps", type=int, default=20, help="of the sampler")

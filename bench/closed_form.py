@@ -1,5 +1,5 @@
-"""One closed-form edit at the sizes of Stable Diffusion 1.5, to_k and to_v of its 16 cross-attention layers: what it
-takes here, by the formula as the paper prints it, and by the solve of AlphaEdit's reference implementation."""
+"""Time of one closed-form edit at the sizes of Stable Diffusion 1.5, for to_k and to_v of its 16 cross-attentions: in
+NullBooth, by the formula in the paper, and by the solve of AlphaEdit's reference implementation."""
 
 import torch
 from common import build_unet, parser, report, side_by_side
@@ -55,5 +55,5 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     p = parser(__doc__)
-    p.add_argument("--rows", type=int, default=12 * 75, help="that an edit changes: 12 templates of 75 tokens")
+    p.add_argument("--rows", type=int, default=12 * 75, help="rows that an edit changes: 12 templates of 75 tokens")
     main(p.parse_args())

@@ -4,13 +4,13 @@ A prompt is one call with both branches of guidance (batch 2). Every variant mak
 
     no hooks            the denoiser alone
     nullbooth           nullbooth.statistics.moments.collecting, one site per distinct feature
-    stored features     the earlier approach: keep what all sites read for all prompts, multiply afterwards
-    no hooks, batch 1   the branches one after the other, for comparison with
+    stored features     a simpler approach: keep the inputs of all sites for all prompts, multiply afterwards
+    no hooks, batch 1   the branches one after another, for comparison with
     peft CorDA          calib_cov_distribution of peft.tuners.lora.corda, on the sites that nullbooth hooks
 
-CorDA's collector takes batch 1 only (it squeezes the batch away), and is a function of its own below
-preprocess_corda, so that none of its inversion and SVD is timed here. It is given distinct features to be fair; by
-itself it would hook all sites. Under autocast its products are bfloat16, ours stay float32.
+CorDA's collector only takes batch 1 (it squeezes the batch axis). It is separate from preprocess_corda, so that CorDA's
+inversion and SVD are not timed here. For a fair comparison it hooks one site per distinct feature; by default it hooks
+all sites. Under autocast its products are bfloat16; those of nullbooth stay float32.
 
 Bar: nullbooth at most 1.05 times the denoiser alone, with memory that does not grow with the number of prompts.
 """
@@ -40,7 +40,7 @@ def run(unet: nn.Module, calls: Calls) -> None:
 
 
 def branches(calls: Calls) -> Calls:
-    """Every call as two of batch 1."""
+    """Split every call into two of batch 1."""
     return [{k: v if v.ndim == 0 else v[i : i + 1] for k, v in call.items()} for call in calls for i in range(2)]
 
 
@@ -51,7 +51,7 @@ def hooked(unet: nn.Module, sites: dict[str, nn.Linear], calls: Calls) -> dict[s
 
 
 def keep_features(unet: nn.Module, sites: dict[str, nn.Linear], calls: Calls) -> dict[str, list[Tensor]]:
-    """Everything that the sites read."""
+    """Return the inputs of all sites in all calls, by site."""
     kept = {name: [] for name in sites}
     handles = [
         module.register_forward_pre_hook(lambda _module, args, to=kept[name]: to.append(args[0].detach()))
@@ -64,7 +64,7 @@ def keep_features(unet: nn.Module, sites: dict[str, nn.Linear], calls: Calls) ->
 
 
 def stored(unet: nn.Module, sites: dict[str, nn.Linear], calls: Calls) -> dict[str, Tensor]:
-    """The earlier approach."""
+    """Return second moments from stored features."""
     moments = {}
     for name, parts in keep_features(unet, sites, calls).items():
         x = torch.cat(parts).flatten(0, -2).float()
@@ -73,7 +73,7 @@ def stored(unet: nn.Module, sites: dict[str, nn.Linear], calls: Calls) -> dict[s
 
 
 def corda(unet: nn.Module, sites: dict[str, nn.Linear], calls: Calls) -> None:
-    """Collection by peft, which leaves its matrices on the modules; they are removed again."""
+    """Collect with peft, and remove the matrices that it leaves on the modules."""
     config = LoraConfig(target_modules=list(sites), init_lora_weights="corda", corda_config=CordaConfig())
     calib_cov_distribution(unet, config, lambda: run(unet, calls), None, None)
     for name, module in sites.items():
@@ -99,13 +99,13 @@ def time_rows(unet: nn.Module, sites: dict, distinct: dict, calls: Calls, repeat
 
 
 def held(collected: dict[str, Moment] | dict[str, list[Tensor]] | None) -> float:
-    """MiB of the moments or features that a variant holds at the end."""
+    """Return the MiB of moments or features that a variant holds at the end."""
     parts = (collected or {}).values()
     return sum(part.total.nbytes if isinstance(part, Moment) else sum(x.nbytes for x in part) for part in parts) / MIB
 
 
 def memory_rows(variants: dict[str, Callable[[Calls], Any]], calls: Calls, device: str) -> list[dict]:
-    """Peak memory of 1, 2, 4 prompts, and what is held at the end of them. The first rows are activations alone."""
+    """Return the peak memory of 1, 2 and 4 prompts, and that held at the end. The first rows are activations alone."""
     rows = []
     for name, collect in variants.items():
         for n in PROMPTS:
@@ -136,5 +136,5 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     p = denoiser_arguments(parser(__doc__, repeats=3))
-    p.add_argument("--prompts", type=int, default=2, help="calls that one timing is made of")
+    p.add_argument("--prompts", type=int, default=2, help="calls per timing")
     main(p.parse_args())

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: UNets with random weights, inputs, interleaved timing, tables."""
+"""Common parts of the benchmarks: UNets with random weights, inputs, interleaved timing, tables."""
 
 import argparse
 import copy
@@ -28,7 +28,7 @@ UNETS = {
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     ),
-    "tiny": dict(  # for smoke tests: its ratios mean nothing
+    "tiny": dict(  # for smoke tests; its ratios mean nothing
         sample_size=16,
         block_out_channels=(32, 64),
         layers_per_block=1,
@@ -44,7 +44,7 @@ MIB = 2**20
 
 
 def parser(doc: str, sizes: tuple[str, ...] = ("sd15", "tiny"), **defaults: Any) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks have."""
+    """Return a parser with the arguments of all benchmarks."""
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if sizes:
         p.add_argument("--size", choices=sizes, default=sizes[0])
@@ -55,7 +55,7 @@ def parser(doc: str, sizes: tuple[str, ...] = ("sd15", "tiny"), **defaults: Any)
 
 
 def denoiser_arguments(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The arguments of benchmarks that run a denoiser."""
+    """Add the arguments of benchmarks that run a denoiser."""
     p.add_argument("--latents", type=int, help="height and width of the latents; the model's own by default")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="autocast")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -63,7 +63,7 @@ def denoiser_arguments(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def build_unet(size: str, device: str = "cpu") -> UNet2DConditionModel:
-    """A frozen UNet with random weights; on the device `meta` it has shapes but no memory."""
+    """Build a frozen UNet with random weights; on the device `meta` it has shapes but no memory."""
     if size == "embedded" and not TINYWORLD.is_dir():
         raise SystemExit("--size embedded needs the model in resources/tinyworld")
     config = UNet2DConditionModel.load_config(TINYWORLD / "unet") if size == "embedded" else UNETS[size]
@@ -72,19 +72,19 @@ def build_unet(size: str, device: str = "cpu") -> UNet2DConditionModel:
 
 
 def twin(module: nn.Module) -> nn.Module:
-    """A second module with hooks of its own and the very same weights: no memory, and both can be timed in turn."""
+    """Copy a module with its own hooks and shared weights, which needs no memory; both can be timed in turn."""
     return copy.deepcopy(module, {id(p): p for p in module.parameters()})
 
 
 def named_features(sites: dict[str, nn.Linear]) -> list[Feature]:
-    """What find_features finds in a UNet, without running it: to_k and to_v all read the prompt."""
+    """Return the result of find_features for a UNet without running it: to_k and to_v all read the prompt."""
     prompt = [name for name in sites if name.endswith(("to_k", "to_v"))]
     own = [Feature(name, (name,), sites[name].in_features, False) for name in sites if name not in prompt]
     return [Feature(prompt[0], tuple(prompt), sites[prompt[0]].in_features, True), *own]
 
 
 def denoiser_inputs(unet: UNet2DConditionModel, batch: int, latents: int | None, timestep: float) -> dict[str, Tensor]:
-    """Random arguments of one denoiser call, with prompts of 77 tokens."""
+    """Return random arguments of one denoiser call, with prompts of 77 tokens."""
     side, device = latents or unet.config.sample_size, unet.device
     return {
         "sample": torch.randn(batch, unet.config.in_channels, side, side, device=device),
@@ -94,7 +94,7 @@ def denoiser_inputs(unet: UNet2DConditionModel, batch: int, latents: int | None,
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Wall time of one call, with the GPU's queue emptied before and after."""
+    """Return the wall time of one call, with the GPU's queue emptied before and after."""
     wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
     wait()
     began = time.perf_counter()
@@ -104,9 +104,9 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def side_by_side(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
-    """Median seconds of functions called in turn A B A B..., and the median of their ratios to the first, by round.
+    """Return the median seconds of functions called in turn, A B A B..., and the median of their ratios to the first.
 
-    A first round is not counted. Slow drift of the machine touches all of a round alike, and leaves its ratios.
+    The first round is a warm-up. Slow drift of the machine affects all functions of a round alike, but not the ratios.
     """
     rounds = [{name: seconds(run) for name, run in functions.items()} for _ in range(repeats + 1)][1:]
     first = next(iter(functions))
@@ -120,13 +120,13 @@ def side_by_side(functions: dict[str, Callable[[], object]], repeats: int) -> di
 
 
 def peak_memory(run: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
-    """MiB that a call adds at its peak to this process (Linux only) or to the tensors on the GPU, and its result."""
+    """Return the peak MiB that a call adds to this process (Linux only) or to tensors on the GPU, and its result."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         result = run()
         return (torch.cuda.max_memory_allocated() - before) / MIB, result
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
     result = run()
     return _status("VmHWM") - before, result

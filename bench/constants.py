@@ -1,6 +1,6 @@
-"""Measure the constants of nullbooth.planning.cost, in processor seconds of one core, so that neighbours matter little.
+"""Measure the constants of nullbooth.planning.cost, in processor seconds of one core, which other load hardly changes.
 
-OMP_NUM_THREADS=1 python bench/constants.py --size sd15    # ten minutes; copy what differs to planning/cost.py
+OMP_NUM_THREADS=1 python bench/constants.py --size sd15    # ten minutes; copy values that differ to planning/cost.py
 """
 
 import os
@@ -28,7 +28,7 @@ BATCHES = (1, 4, 16, 64)
 
 
 def core_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median processor seconds of one call; a first one is not counted."""
+    """Return the median processor seconds of one call, after a warm-up."""
     run()
     times = []
     for _ in range(repeats):
@@ -40,7 +40,7 @@ def core_seconds(run: Callable[[], object], repeats: int) -> float:
 
 @torch.no_grad()
 def pass_rate(size: str, batch: int, precision: str, repeats: int) -> dict:
-    """FLOP/s of passes of a denoiser, beside those of a large product."""
+    """Measure the FLOP/s of denoiser passes."""
     unet = build_unet(size, "meta")
     with FlopCounterMode(display=False) as counter:
         unet(**{k: v.to("meta") for k, v in denoiser_inputs(build_unet(size, "meta"), batch, None, 1.0).items()})
@@ -59,7 +59,7 @@ def product_rate(dtype: torch.dtype, n: int, repeats: int) -> dict:
 
 
 def collected(width: int, batches: int) -> np.ndarray:
-    """A packed moment of correlated features that was added up from so many batches."""
+    """Return a packed moment of correlated features, the sum of `batches` batches."""
     mixing, moment = torch.randn(width, width) * torch.logspace(0, -3, width), Moment.zero(width)
     for _ in range(batches):
         moment.add(torch.randn(width, width) @ mixing)
@@ -67,7 +67,7 @@ def collected(width: int, batches: int) -> np.ndarray:
 
 
 def store_rows(repeats: int) -> list[dict]:
-    """Compression and speed of stores with arrays of the kinds that the workflow writes."""
+    """Measure compression and speed of stores, with arrays of the kinds that the workflow writes."""
     arrays = {f"moments of {n} batches": collected(640, n) for n in BATCHES}
     w, u = decompose(spectrum_matrix(1280))
     arrays |= {
@@ -99,7 +99,7 @@ PEAK = "; print(*[line.split()[1] for line in open('/proc/self/status') if line.
 
 
 def start_rows(repeats: int) -> list[dict]:
-    """Processor seconds and memory of processes that only start."""
+    """Measure processor seconds and memory of processes that only start."""
     rows = []
     for name, code in STARTS.items():
         used = []

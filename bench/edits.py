@@ -1,18 +1,18 @@
-"""Sequences of closed-form edits on the embedded model, and what becomes of everything else: AlphaEdit's experiment.
+"""Sequences of closed-form edits of the embedded model and their side effects: AlphaEdit's experiment.
 
-The embedded model knows 63 names of things ("a kdz moon" is a moon of one certain fill). Each edit gives one another
-meaning: "a kdz moon" is to be a red ring. After 1, 10 and 50 edits, one after another:
+The embedded model knows 63 names of things ("a kdz moon" is a moon with a certain fill). Each edit changes the meaning
+of one: "a kdz moon" becomes a red ring. After 1, 10 and 50 edits, one after another:
 
     efficacy      the edited prompts show colour and shape of the target, by the attribute heads of the evaluator
     generality    the same in contexts that were not taught
-    specificity   (1 - cos)/2 between base and edited model, from the same noise, of prompts that speak of no edit:
+    specificity   (1 - cos)/2 between base and edited model, from the same noise, of prompts without edited names:
                   those of config/prompts/unrelated.txt, and other names (the hard case)
 
-Protected are config/prompts/protected.txt and half of the names that are not edited; measured are others.
+Protected are config/prompts/protected.txt and half of the names that are not edited; the other half is measured.
 
-by AlphaEdit (the projector of the protected prompts), by the same solve without it (as MEMIT has it), and by a ridge on
-the protected features in its place (as UCE has it), each at several strengths. `ceiling` is the base model, asked for
-the targets.
+Compares AlphaEdit (with the projector of the protected prompts), the same solve without projector (as in MEMIT), and a
+ridge on the protected features instead (as in UCE), each at several strengths. `ceiling` is the base model with the
+target prompts.
 """
 
 import random
@@ -38,7 +38,7 @@ from world.scenes import COLORS, NAMES, SHAPES
 
 PROMPTS = ROOT / "config" / "prompts"
 TAUGHT, OTHER = ("{concept}", "a photo of {concept}"), ("a photo of {concept} on a pink background",)
-REPEATS = {1: 4, 10: 2, 50: 1}  # sequences of so many edits, each with edits of its own
+REPEATS = {1: 4, 10: 2, 50: 1}  # sequences by number of edits, each with different edits
 
 
 def named_edits(n: int, seed: int) -> list[Edit]:
@@ -50,7 +50,7 @@ def named_edits(n: int, seed: int) -> list[Edit]:
 
 
 def methods(c: Tensor, rows: int) -> dict[str, Callable]:
-    """Maps of edits by name and strength. c: second moment `[in, in]` of the protected prompts' `rows` rows."""
+    """Return solvers of edits by name and strength. c: second moment `[in, in]` of the `rows` protected rows."""
     whole = torch.eye(len(c), dtype=torch.float64)
     found: dict[str, Callable] = {}
     for energy in (3e-4, 1e-3):
@@ -91,7 +91,7 @@ class Bench:
         return torch.stack([self.known[prompt] for prompt in prompts])
 
     def measure(self, m: Tensor | None, edits: list[Edit], kept: dict[str, list[str]]) -> dict[str, list[float]]:
-        """Values by measure, of a map or, for None, of the base model asked for the targets."""
+        """Return values by measure, of the map `m`, or, for None, of the base model with the target prompts."""
         asked = edits if len(edits) <= 25 else edits[:: len(edits) // 25]
         groups = {
             key: [edit.filled(context) for edit in asked for context in contexts]
@@ -154,8 +154,8 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     p = parser(__doc__, sizes=())
-    p.add_argument("--counts", type=int, nargs="+", default=[1, 10, 50], help="edits in a row")
+    p.add_argument("--counts", type=int, nargs="+", default=[1, 10, 50], help="numbers of edits")
     p.add_argument("--steps", type=int, default=20, help="of the sampler")
-    p.add_argument("--others", type=int, default=8, help="names that were not edited, to look at")
+    p.add_argument("--others", type=int, default=8, help="unedited names to measure")
     p.add_argument("--only", help="methods with this in their name")
     main(p.parse_args())

@@ -1,15 +1,15 @@
 """Negative prompts after training: drift with and without `protect.negatives`, on the embedded model.
 
-Draws config/prompts/unrelated.txt with the base model and with adapters learned without `protect.negatives` and with
-them, each time with the same negative prompt for both:
+Draws config/prompts/unrelated.txt with the base model, and with adapters learned with and without `protect.negatives`,
+all with the same negative prompt:
 
     snakemake -- adapters
     snakemake --config results=results/negatives \\
         'protect={negatives: config/prompts/negatives_embedded.txt}' -- adapters
     PYTHONPATH=. python bench/negatives.py --without results --with results/negatives
 
-`unseen` is none of the protected ones. `other noise` is the drift between two pictures of the base model, the scale of
-all others. Intervals are over prompts and subjects, of one training each.
+`unseen` is not protected. `other noise` is the drift between two pictures of the base model from different noise, as a
+scale for the others. Intervals are over prompts and subjects, with one training each.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ def draw(pipeline: object, prompts: list[str], negative: str, seed: int = 0) -> 
 
 
 def main(folders: dict[str, Path], concepts: list[str], method: str) -> list[dict]:
-    """Rows of the table. folders: results by the kind of their statistics."""
+    """Return the rows of the table. folders: results by kind of statistics."""
     pipeline = load_pipeline(ModelSource(str(ROOT / "resources/tinyworld")), torch.device("cpu"))
     set_sampler(pipeline, None, {})
     encoder = load_encoder(str(ROOT / "resources/evaluators/dino"))

@@ -1,11 +1,11 @@
-"""Time that Snakemake takes to plan this workflow: dry runs with so many jobs, each in a process of its own.
+"""Time that Snakemake takes to plan this workflow: dry runs with many jobs, each in a separate process.
 
     python bench/planning.py --shards 50 --seeds 440
 
-Every adapter (one for each of `--seeds`) is five jobs; each shard has a job for every timestep. `--there` then makes
-every result, empty, with Snakemake's own record of it (`snakemake --touch`), and plans once more: what it takes to find
-that nothing is to be done. `--profile N` shows the N functions in which most of the planning time goes. Planning has
-one thread: on a busy machine, trust the processor seconds.
+Each adapter (one for each of `--seeds`) needs five jobs; each shard has a job for every timestep. `--there` then makes
+all results, empty, with Snakemake's own records of them (`snakemake --touch`), and plans again: the time to find that
+there is nothing to do. `--profile N` shows the N functions that take most of the time. Planning has one thread: on a
+busy machine, rely on the processor seconds.
 """
 
 import os
@@ -24,7 +24,7 @@ MINIMAL = ROOT / "config" / "minimal.yaml"
 
 
 def settings(folder: Path, shards: int, steps: int, seeds: int) -> Path:
-    """A config file on top of config/minimal.yaml, with as many protected prompts as shards."""
+    """Write a config that extends config/minimal.yaml, with as many protected prompts as shards; return its path."""
     prompts = folder / "protected.txt"
     prompts.write_text("".join(f"a red circle, number {i}\n" for i in range(shards)))
     path = folder / "settings.yaml"
@@ -42,12 +42,12 @@ def settings(folder: Path, shards: int, steps: int, seeds: int) -> Path:
 def command(path: Path, *arguments: str, profile: Path | None = None) -> list[str]:
     traced = ["-m", "cProfile", "-o", str(profile)] if profile else []
     chosen = ["--nolock", "--cores", "2", "--configfile", str(MINIMAL), str(path)]
-    # Without its results' name for a target: that depends on the config.
+    # Targets are rules, because the paths of results depend on the config.
     return [sys.executable, *traced, "-m", "snakemake", *chosen, *arguments, "--", "samples", "projectors"]
 
 
 def timed(arguments: list[str]) -> tuple[str, dict[str, float]]:
-    """What a command prints, and its wall time, processor time and largest memory."""
+    """Run a command; return its output, and its wall time, processor time and peak memory."""
     with tempfile.TemporaryFile("w+") as output:
         began = time.perf_counter()
         process = subprocess.Popen(
@@ -64,13 +64,13 @@ def timed(arguments: list[str]) -> tuple[str, dict[str, float]]:
 
 
 def jobs_in(text: str) -> int:
-    """Jobs that a dry run announces; none if nothing is to be done."""
+    """Return the number of jobs that a dry run announces; 0 if there is nothing to do."""
     found = re.findall(r"^total +(\d+)$", text, re.MULTILINE)
     return int(found[0]) if found else 0
 
 
 def make_results(announced: str, listed: str) -> None:
-    """Every output of a summary, empty, and the links that a dry run announces."""
+    """Make all outputs of a summary, empty, and the links that a dry run announces."""
     for name, target in re.findall(r"^Job \d+: (\S+) is (\S+)$", announced, re.MULTILINE):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).symlink_to(target)
@@ -114,7 +114,7 @@ if __name__ == "__main__":
     p.add_argument("--shards", type=int, default=50)
     p.add_argument("--steps", type=int, default=50)
     p.add_argument("--seeds", type=int, default=600)
-    p.add_argument("--there", action="store_true", help="plan again with all results there")
+    p.add_argument("--there", action="store_true", help="plan again when all results exist")
     p.add_argument("--profile", type=int, metavar="N", help="show the N functions that take longest")
-    p.add_argument("--folder", type=Path, help="where the results of --there are made, in a folder of their own")
+    p.add_argument("--folder", type=Path, help="parent of the temporary folder for the results of --there")
     main(p.parse_args())

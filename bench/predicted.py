@@ -1,10 +1,10 @@
-"""What nullbooth.planning.estimate says of a run on the embedded model, beside what a finished run took.
+"""Comparison of the estimates of nullbooth.planning.estimate with the costs of a finished run of the embedded model.
 
     snakemake --cores 2 --configfile mine.yaml -- samples projectors
     python bench/predicted.py --configfile mine.yaml
 
-Processor time and memory are those of Snakemake's benchmarks: of jobs without one, of which Snakemake makes none where
-results are shared, nothing is compared but disk and files. A rule's disk is that of the folders that it writes.
+Processor time and memory come from Snakemake's benchmarks. Jobs with a shared cache have no benchmarks: for these, only
+disk and files are compared. A rule's disk space is that of the folders that it writes.
 """
 
 import csv
@@ -35,7 +35,7 @@ BENCHMARKS = {  # rule: pattern of its benchmarks
     "spectra": "spectra.tsv",
     "gallery": "gallery.tsv",
 }
-FOLDERS = {  # rule: pattern of what it writes
+FOLDERS = {  # rule: pattern of its outputs
     "trajectory": "kept/shards/*/trajectory.zarr",
     "moments": "kept/shards/*/moments/*.zarr",
     "covariance": "kept/statistics/*/covariances/[0-9]*.zarr",
@@ -47,7 +47,7 @@ CORE_RATES = {"bf16": 204e9, "fp32": 89e9}  # FLOP/s of a large product on one c
 
 
 def planned(config: dict) -> Work:
-    """As rules/plan.smk plans it."""
+    """Return the sizes of the run, as in rules/plan.smk."""
     counts = {group: len(read_prompts(path)) for group, path in config["sample"]["prompts"].items()}
     protected = read_prompts(config["protect"]["prompts"])
     counts["protected"] = min(len(protected), config["sample"]["protected"])
@@ -58,7 +58,7 @@ def planned(config: dict) -> Work:
 
 
 def measured(folder: Path, pattern: str) -> tuple[float, float]:
-    """Mean processor seconds and largest memory of a rule's benchmarks."""
+    """Return the mean processor seconds and the largest memory of a rule's benchmarks."""
     rows = [row for path in folder.glob(pattern) for row in csv.DictReader(path.open(), delimiter="\t")]
     if not rows:
         raise SystemExit(f"{folder}/{pattern}: no benchmarks; has the run finished?")
@@ -66,7 +66,7 @@ def measured(folder: Path, pattern: str) -> tuple[float, float]:
 
 
 def written(folder: Path, pattern: str) -> tuple[int, int]:
-    """Bytes and files of all folders that a rule wrote."""
+    """Return the bytes and files of all folders that a rule wrote."""
     paths = [Path(at) / name for place in folder.glob(pattern) for at, _, names in os.walk(place) for name in names]
     return sum(path.stat().st_size for path in paths), len(paths)
 
@@ -87,7 +87,7 @@ def size_rows(jobs: dict[str, Job], folder: Path) -> list[dict]:
     rows = []
     for rule, pattern in FOLDERS.items():
         size, files = written(folder, pattern)
-        job, other = jobs[rule], 2 if rule == "heldout_moments" else 1  # log and benchmark lie elsewhere
+        job, other = jobs[rule], 2 if rule == "heldout_moments" else 1  # log and benchmark are elsewhere
         rows.append(
             {"rule": rule, "estimated MB": job.count * (job.disk - 1e3) / 1e6, "measured MB": size / 1e6}
             | {"ratio": job.count * (job.disk - 1e3) / size}
@@ -112,7 +112,7 @@ def main(args: Namespace) -> None:
 
 
 def merged(a: dict, b: dict) -> dict:
-    """Settings `a` with those of `b` on top, as Snakemake puts them together."""
+    """Merge the settings `b` into `a`, like Snakemake."""
     both = {key: merged(a[key], b[key]) for key in a.keys() & b.keys() if isinstance(a[key], dict)}
     return {**a, **b, **both}
 

@@ -1,8 +1,8 @@
 """Cost of projectors: eigh of a symmetric matrix (nullbooth.statistics.projector.decompose) against torch.linalg.svd.
 
-One random positive definite matrix per distinct width. Totals are time per width times the number of features of
-that width, not runs of their own: for one timestep, and for 50 with the static feature counted once. The last row is
-what one SVD per protected layer and timestep would take, without sharing what several layers read.
+Uses one random positive definite matrix per distinct width. Totals are not measured, but computed as time per width
+times the number of features of that width: for one timestep, and for 50 with the static feature counted once. The last
+row is the time of one SVD per site and timestep, without sharing features between sites.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from nullbooth.statistics.projector import decompose
 
 
 def spectrum_matrix(n: int, seed: int = 0) -> np.ndarray:
-    """`[n, n]` float64, with eigenvalues that fall from 1 to 1e-6 as those of features do."""
+    """Return a matrix `[n, n]` float64 with eigenvalues that fall from 1 to 1e-6, like those of features."""
     q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
     c = (q * np.geomspace(1, 1e-6, n)) @ q.T
     return (c + c.T) / 2
@@ -35,7 +35,7 @@ def time_width(n: int, repeats: int) -> dict[str, dict[str, float]]:
 
 
 def total_rows(times: dict[int, dict], static: Counter, moving: Counter, layers: Counter) -> list[dict]:
-    """Seconds for one timestep other than the first, and for all."""
+    """Return the seconds for one timestep other than the first, and for all."""
 
     def total(variant: str, counts: Counter) -> float:
         return sum(times[n][variant]["seconds"] * count for n, count in counts.items())

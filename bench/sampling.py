@@ -1,8 +1,8 @@
 """Cost of sampling with a loaded adapter of scope timestep: 50 cached steps, weights set once per timestep.
 
-Base and adapted passes of the denoiser (both branches of guidance, batch 2) over the same timesteps, in turn. The last
-row adds to the base the time of setting weights, taken alone: all that an adapter costs, without the noise of passes.
-Bar: 1.02 times the base.
+Runs base and adapted passes of the denoiser (both branches of guidance, batch 2) over the same timesteps, in turn. The
+last row adds the time of setting weights, measured alone, to the base: the whole cost of an adapter, without the noise
+of passes. Bar: 1.02 times the base.
 """
 
 import statistics
@@ -31,7 +31,7 @@ BAR = 1.02
 
 
 def random_tensors(sites: dict[str, nn.Linear], rank: int) -> dict[str, Tensor]:
-    """An adapter as it is saved: its part on the input side has a step axis, of length 1 at what reads the prompt."""
+    """Return the tensors of a saved adapter: `down` has a step axis, of length 1 at sites that read the prompt."""
     tensors = {}
     for name, linear in sites.items():
         steps = 1 if name.endswith(("to_k", "to_v")) else len(TIMESTEPS)
@@ -46,7 +46,7 @@ def load(unet: nn.Module, rank: int) -> LoadedAdapter:
 
 
 def set_weights(adapter: LoadedAdapter, repeats: int) -> float:
-    """Median seconds of one change of timestep."""
+    """Return the median seconds of one change of timestep."""
     steps = cycle(torch.tensor(TIMESTEPS))
     return statistics.median(seconds(lambda: adapter._before(None, (None, next(steps)), {})) for _ in range(repeats))
 
@@ -75,6 +75,6 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     p = denoiser_arguments(parser(__doc__))
-    p.add_argument("--passes", type=int, default=2, help="timesteps that one timing visits")
+    p.add_argument("--passes", type=int, default=2, help="timesteps per timing")
     p.add_argument("--rank", type=int, default=16)
     main(p.parse_args())

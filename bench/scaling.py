@@ -1,8 +1,8 @@
-"""The tables of docs/scaling.md: four model families, 1,000 and 100,000 protected prompts, 1, 8 and 64 GPUs.
+"""Tables of docs/scaling.md: four model families, 1,000 and 100,000 protected prompts, 1, 8 and 64 GPUs.
 
-    python bench/scaling.py    # writes them anew, between their marks in docs/scaling.md
+    python bench/scaling.py    # rewrites them between their marks in docs/scaling.md and README.md
 
-By nullbooth.planning.cost, for A100 cards, from the shapes in bench/architectures.json. One subject is learned.
+Computed by nullbooth.planning for A100 cards, from the shapes in bench/architectures.json, with one subject.
 """
 
 import json
@@ -24,7 +24,7 @@ GIB = 2**30
 PEAK, CARD = 312e12, "A100 with 80 GB"  # bfloat16 without sparsity
 GPUS = (1, 8, 64)
 SHARDS = {1_000: 8, 100_000: 64}
-# Timesteps and branches of guidance that each is usually sampled with; prompts in a pass, pictures in a training step.
+# Usual timesteps and branches of guidance of each model; prompts per pass, pictures per training step.
 SAMPLING = {
     "Stable Diffusion 1.5": (50, 2, 16, 8),
     "Stable Diffusion XL": (50, 2, 4, 4),
@@ -39,7 +39,7 @@ STAGES = {
 }
 
 
-# Settings for cards, as docs/scaling.md prints them to be copied. `batch` of `protect` would find itself.
+# Settings for cards, which docs/scaling.md prints for copying. `protect.batch` would be found automatically.
 CARDS = {
     12: {
         "weights": "bf16",
@@ -65,7 +65,7 @@ CARDS = {
 
 
 def models(weights: str = "fp32") -> dict[str, Model]:
-    """Shapes of all families, as bench/architectures.py wrote them for weights loaded as this."""
+    """Read the shapes of all families that bench/architectures.py wrote for weights of this dtype."""
     found = {}
     for entry in json.loads(SHAPES.read_text()):
         lists = {key: tuple(value) for key, value in entry.items() if key.endswith("_bytes")}
@@ -161,7 +161,7 @@ def scope_row(model: Model) -> dict[str, str]:
 
 
 def on_card(name: str, gigabytes: int) -> dict[str, Job]:
-    """Jobs by rule with the settings for a card."""
+    """Return the jobs by rule with the settings for a card."""
     settings = CARDS[gigabytes]
     train, batch = settings["train"], settings["train"]["batch"]
     run = Run(
@@ -192,7 +192,7 @@ def fitting_row(gigabytes: int, name: str) -> dict[str, str]:
 
 
 def fits(gigabytes: int, name: str) -> str:
-    """Whether all stages do, or which do not."""
+    """Return the cell of the summary that says whether all stages fit the card, or which do not."""
     found = on_card(name, gigabytes)
     over = [what for rule, what in FITTED.items() if found[rule].card > gigabytes * GIB]
     return "yes" if not over else "no" if len(over) == len(FITTED) else f"but for {' and '.join(over)}"
@@ -218,7 +218,7 @@ def shards_row(model: Model, shards: int) -> dict[str, str]:
     }
 
 
-PUBLISHED = (  # model, card, its peak, seconds, samples through the denoiser, pictures decoded, of whom
+PUBLISHED = (  # model, card, its peak, seconds, samples through the denoiser, pictures decoded, source
     (
         "Stable Diffusion 1.5",
         "A100, batch 16",
@@ -246,7 +246,7 @@ def published_row(model: Model, card: str, peak: float, seconds: float, n: int, 
 
 
 def tables() -> dict[str, str]:
-    """All tables by the name of their mark."""
+    """Return all tables by the name of their mark."""
     known = models()
     sizes = [(model, prompts) for model in known.values() for prompts in SHARDS]
     return {
@@ -263,17 +263,17 @@ def tables() -> dict[str, str]:
 
 
 def summary() -> dict[str, str]:
-    """The table of README.md."""
+    """Return the table of README.md by the name of its mark."""
     return {"cards": markdown(map(summary_row, models()))}
 
 
 def filled(text: str, found: dict[str, str]) -> str:
-    """A document with every marked table replaced. Raises ValueError if a mark is missing."""
+    """Replace all marked tables of a document. Raises ValueError unless each mark is there once."""
     for name, table in found.items():
         mark = re.compile(rf"(<!-- {name}: [^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
         text, n = mark.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
         if n != 1:
-            raise ValueError(f"{DOCUMENT}: {n} marks for the table {name}, where one is needed")
+            raise ValueError(f"{DOCUMENT}: {n} marks for the table {name}; write exactly one")
     return text
 
 

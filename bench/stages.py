@@ -1,10 +1,10 @@
-"""Time and peak memory of each stage at real size: random weights, the real classes, the workflow's own scripts.
+"""Time and peak memory of each stage at real size, with random weights, real classes and the workflow's scripts.
 
     python bench/stages.py --size sdxl --prompts 2 --steps 2 --train-steps 2 --folder /tmp/sdxl
 
-Every stage is a process of its own, as in the workflow. Of the GPU, memory is what PyTorch reserves at most; of the
-host, the largest resident size. What 1,000 prompts and 50 timesteps take on one such device is extrapolated from them:
-the start of jobs, as often as there are jobs; the rest by the number of samples. The model's folder is made once, and
+Each stage runs in a separate process, as in the workflow. Memory is the most that PyTorch reserves on the GPU, and the
+largest resident size on the host. The time of 1,000 prompts and 50 timesteps on one such device is extrapolated: the
+start of a job times the number of jobs, and the rest by the number of samples. The model's folder is made once and
 kept.
 """
 
@@ -44,7 +44,7 @@ def words_of_77() -> transformers.PreTrainedTokenizerBase:
 
 
 def build(size: str) -> diffusers.DiffusionPipeline:
-    """A pipeline of Stable Diffusion 1.5's or XL's sizes."""
+    """Build a pipeline of the size of Stable Diffusion 1.5 or XL."""
     vae = diffusers.AutoencoderKL(**VAE, latent_channels=4, sample_size=512)
     clip = text_encoder(transformers.CLIPTextModel, CLIP_L)
     scheduler = diffusers.DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1)
@@ -74,7 +74,7 @@ def script(name: str):
 
 
 def run_stage(args: Namespace) -> None:
-    """One stage in this process; prints what it took as JSON."""
+    """Run one stage in this process, and print its costs as JSON."""
     folder, began = args.folder, time.perf_counter()
     config = {
         **{
@@ -113,7 +113,7 @@ def run_stage(args: Namespace) -> None:
             concept = {"name": "starling", "identifier": "vbk", "class": "star", "prompt": "a photo of a {subject}"}
             options = {"steps": args.train_steps, "batch": args.train_batch, "precision": args.precision, "flip": False}
             options |= {"buckets": False, "gpus": 1, "inversion_steps": 0, "gradient_checkpointing": args.checkpointing}
-            # The projectors of one timestep stand for those of all: they are as large.
+            # The projectors of one timestep are used for all, because they have the same size.
             script("adapter").main(
                 {"adapter": str(folder / "run/adapter.safetensors"), "config": str(folder / "run/config.yaml")},
                 [stores["projector"]] * (1 if args.scope == "pooled" else args.steps),
@@ -136,13 +136,13 @@ def run_stage(args: Namespace) -> None:
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process, in bytes. getrusage would begin with that of the process it came from."""
+    """Return the largest resident size of this process in bytes. getrusage would start with that of its parent."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 def took(args: Namespace, stage: str, **changes) -> dict[str, float]:
-    """What a stage took in a process of its own."""
+    """Run a stage in a separate process; return its costs."""
     given = {**vars(args), **changes, "stage": stage, "out": None}
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if value not in (None, False)]
     flags = [flag.removesuffix("=True") for flag in flags]
@@ -166,7 +166,7 @@ def main(args: Namespace) -> None:
         if "card" in first:
             row["card GB"] = first["card"] / 1e9
         each = first["seconds"]
-        if stage in ("trajectory", "moments"):  # as many prompts again tell the start from the rest
+        if stage in ("trajectory", "moments"):  # a run with twice the prompts separates the start from the rest
             each = (took(args, stage, prompts=2 * n)["seconds"] - first["seconds"]) / n
             start = first["seconds"] - n * each
             jobs = -(-PROMPTS // SHARD) * (STEPS if stage == "moments" else 1)
@@ -183,11 +183,11 @@ def main(args: Namespace) -> None:
 
 if __name__ == "__main__":
     p = parser(__doc__, sizes=("sd15", "sdxl"))
-    p.add_argument("--folder", type=Path, required=True, help="for the model and what is computed")
+    p.add_argument("--folder", type=Path, required=True, help="for the model and the results")
     p.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16")
     p.add_argument("--prompts", type=int, default=2)
     p.add_argument("--steps", type=int, default=2, help="of the sampler, and projectors in training")
-    p.add_argument("--batch", type=int, help="protected prompts in a pass; what fits by default")
+    p.add_argument("--batch", type=int, help="protected prompts per pass; by default as many as fit")
     p.add_argument("--resolution", type=int, help="pixels of a side; the model's own by default")
     p.add_argument("--scope", choices=("pooled", "timestep"), default="timestep")
     p.add_argument("--train-steps", type=int, default=2)

@@ -1,7 +1,7 @@
-"""Time from starting Python to being ready, for what the many small jobs of the workflow do.
+"""Time that the many small jobs of the workflow take from starting Python to being ready.
 
-Every variant is a fresh process, started in turn with the others; the first round, which fills the file cache, is not
-counted. The model is the embedded one in resources/tinyworld.
+Each variant is a new process; variants take turns. The first round, which fills the file cache, is not counted. The
+model is the embedded one in resources/tinyworld.
 """
 
 import subprocess

@@ -1,8 +1,8 @@
-"""Size on disk of the statistics: our stores of one timestep, written and measured, against dense matrices.
+"""Size on disk of the statistics: NullBooth's stores of one timestep, written and measured, against dense matrices.
 
-Ours: packed triangles of float64 sums; float64 eigenvalues and float32 eigenvectors; once per distinct feature, and
-what does not depend on the timestep once in all. Dense: a float32 covariance and a float32 projector for every
-protected layer and timestep, written by the same store with the same compression. `50 timesteps` is computed from one.
+NullBooth: packed triangles of float64 sums, float64 eigenvalues and float32 eigenvectors, once per distinct feature;
+static features once in all. Dense: a float32 covariance and a float32 projector for every site and timestep, written by
+the same store with the same compression. `50 timesteps` is computed from one.
 """
 
 import tempfile
@@ -19,11 +19,11 @@ from nullbooth.statistics.moments import Moment
 from nullbooth.statistics.projector import decompose, projector
 from nullbooth.storage import zarrstore
 
-BATCHES = 16  # a sum of few float32 products has zeros in its last bits, and would compress too well
+BATCHES = 16  # a sum of fewer float32 products has zeros in its last bits, and would compress too well
 
 
 def random_moment(width: int) -> Moment:
-    """Of correlated random features, with more rows than directions."""
+    """Return the moment of correlated random features, with more rows than directions."""
     mixing = torch.randn(width, width) * torch.logspace(0, -3, width)
     moment = Moment.zero(width)
     for _ in range(BATCHES):
@@ -36,13 +36,13 @@ def bytes_of(folder: Path) -> int:
 
 
 def written(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> int:
-    """Bytes of a store of these arrays."""
+    """Write a store of these arrays; return its bytes."""
     zarrstore.write(folder / name, arrays, {"model": "random", "prompts": "random"})
     return bytes_of(folder / name)
 
 
 def our_bytes(folder: Path, features: Iterable[Feature]) -> tuple[int, int]:
-    """Bytes of the stores of covariances and of projectors."""
+    """Return the bytes of the stores of covariances and of projectors."""
     sums, decompositions = {}, {}
     for feature in features:
         moment = random_moment(feature.width)
@@ -53,7 +53,7 @@ def our_bytes(folder: Path, features: Iterable[Feature]) -> tuple[int, int]:
 
 
 def dense_bytes(folder: Path, widths: dict[str, int]) -> tuple[int, int]:
-    """The same, as float32 matrices of every layer. Layers of one width are given one matrix: only its size counts."""
+    """Return the same for float32 matrices of every layer. Layers of one width share one, as only its size matters."""
     dense = {}
     for width in set(widths.values()):
         c = random_moment(width).mean().numpy()
@@ -64,7 +64,7 @@ def dense_bytes(folder: Path, widths: dict[str, int]) -> tuple[int, int]:
 
 
 def rows_of(sizes: dict[str, tuple[int, int]]) -> list[dict]:
-    """`sizes`: bytes of every timestep, and bytes written once."""
+    """Return the rows of the table. sizes: bytes per timestep, and bytes written once."""
     whole = {name: step * len(TIMESTEPS) + once for name, (step, once) in sizes.items()}
     return [
         {"variant": name, "MiB per timestep": step / MIB, "MiB once": once / MIB, "50 timesteps, GiB": total / 2**30}

@@ -1,4 +1,4 @@
-"""Table of a finished sweep: how well the subject was learned, how far everything else moved, by method."""
+"""Table of a finished sweep: fidelity of the subject and drift of other prompts, by method."""
 
 import argparse
 import json

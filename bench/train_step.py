@@ -2,10 +2,10 @@
 
     lora        peft, same rank and sites
     pooled      nullbooth.learning.adapter.Adapter, one projector per site
-    timestep    nullbooth.learning.adapter.Adapter, 50 projectors per site, a timestep of its own for every sample
-    dreambooth  the whole UNet learns, and as many class images again keep the prior
+    timestep    nullbooth.learning.adapter.Adapter, 50 projectors per site, a different timestep for every sample
+    dreambooth  the whole UNet learns, with as many class images for prior preservation
 
-All variants share one UNet's weights and see the same inputs. Projectors are random orthonormal bases, 60 % free.
+All variants share one UNet's weights and have the same inputs. Projectors are random orthonormal bases, 60 % free.
 Bars: pooled at most 1.05 times lora, timestep at most 1.15 times.
 """
 
@@ -43,19 +43,19 @@ FREE = 0.6
 
 @cache
 def orthonormal(n: int, k: int) -> np.ndarray:
-    """Orthonormal columns `[n, k]` float32."""
+    """Return random orthonormal columns `[n, k]` float32."""
     return np.linalg.qr(np.random.default_rng(n).standard_normal((n, k)))[0].astype(np.float32)
 
 
 def random_projector(n: int, rng: np.random.Generator) -> Projector:
-    """One of many from the same basis: rows with other signs stay orthonormal."""
+    """Return one of many projectors from the same basis, by flipping signs of rows, which keeps it orthonormal."""
     kept = n - int(FREE * n)
     signs = rng.choice(np.float32([-1, 1]), (n, 1))
     return Projector(orthonormal(n, kept) * signs, np.ones(kept, np.float32), True, float(n - kept))
 
 
 def random_projectors(sites: dict[str, nn.Linear], steps: int) -> dict[str, list[Projector]]:
-    """As site_projectors gives them: sites of one feature share a list, static features have one projector."""
+    """Return projectors as site_projectors does: sites of one feature share a list, static features have one."""
     rng, found = np.random.default_rng(0), {}
     for feature in named_features(sites):
         some = [random_projector(feature.width, rng) for _ in range(1 if feature.static else steps)]
@@ -64,7 +64,7 @@ def random_projectors(sites: dict[str, nn.Linear], steps: int) -> dict[str, list
 
 
 def with_lora(unet: nn.Module, rank: int) -> list[nn.Parameter]:
-    """Wrap the protected sites by peft; returns what learns."""
+    """Wrap the sites with peft's LoRA; return the trained parameters."""
     sites = list(find_sites(unet))
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=sites, init_lora_weights="gaussian"))
     wrapped = sum(isinstance(module, LoraLayer) for module in unet.modules())
@@ -73,7 +73,7 @@ def with_lora(unet: nn.Module, rank: int) -> list[nn.Parameter]:
 
 
 def with_adapter(unet: nn.Module, scope: str, rank: int, stack: ExitStack) -> list[nn.Parameter]:
-    """Attach an adapter until `stack` ends; returns what learns."""
+    """Attach an adapter until `stack` closes; return the trained parameters."""
     sites = find_sites(unet)
     projectors = random_projectors(sites, len(TIMESTEPS) if scope == "timestep" else 1)
     adapter = Adapter(sites, projectors, list(TIMESTEPS), scope, rank).to(unet.device)
@@ -82,7 +82,7 @@ def with_adapter(unet: nn.Module, scope: str, rank: int, stack: ExitStack) -> li
 
 
 def step_of(unet: nn.Module, learning: list[nn.Parameter], batch: dict[str, Tensor], precision: str) -> Callable:
-    """One training step. The weights are shared by all variants: whatever does not learn here is frozen first."""
+    """Return a function that runs one training step. As variants share weights, it first freezes all others."""
     optimizer = torch.optim.AdamW(learning, 1e-5)
     target = torch.randn_like(batch["sample"])
 
@@ -126,5 +126,5 @@ if __name__ == "__main__":
     p = denoiser_arguments(parser(__doc__, sizes=("sd15", "embedded", "tiny")))
     p.add_argument("--batch", type=int, default=2)
     p.add_argument("--rank", type=int, default=16)
-    p.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="ratios are to the first")
+    p.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="ratios are relative to the first")
     main(p.parse_args())

@@ -1,4 +1,4 @@
-"""The workspace, and what only Snakemake itself can tell: its cores, GPUs and path variables."""
+"""The workspace, and the cores, GPUs and path variables that only Snakemake knows."""
 
 import copy
 import sys
@@ -22,15 +22,15 @@ def warn(message):
     print(f"config: {message}", file=sys.stderr)
 
 
-# A module's `config` replaces `configfile`. It extends the defaults in the same way as --configfile does.
+# For a module, its `config` replaces `configfile`; let it extend the defaults, as --configfile does.
 given = copy.deepcopy(config)
 if workflow.modifier.skip_configfile:
     update_config(given, load_configfile(shipped("config/config.yaml")))
     update_config(given, config)
 
-# CPUs of jobs that can use many. workflow.cores would raise an error where no number is given.
+# CPUs of jobs that can use many. workflow.cores would raise an error if no number is given.
 CPUS = workflow.resource_settings.cores or 1
-# Snakemake limits GPUs only where it is told to: otherwise all GPU jobs of one machine would start at once.
+# Snakemake limits GPUs only if told to: otherwise all GPU jobs of a machine would start at once.
 GPUS = devices.count() if "gpu" not in workflow.global_resources else 0
 try:
     # Jobs read the workflow again, but need not repeat the checks.
@@ -54,8 +54,8 @@ onstart:  # not in a dry run
         )
     if workflow.non_local_exec and "adapter" not in workflow.resource_settings.overwrite_threads:
         warn(
-            f"training and drawing ask the cluster for {CPUS} CPUs, as many as this machine has; for another number "
-            "copy set-threads from profiles/slurm/config.yaml into your profile"
+            f"training and drawing request {CPUS} CPUs from the cluster, as many as this machine has; for another "
+            "number, copy set-threads from profiles/slurm/config.yaml into your profile"
         )
 
 
@@ -85,5 +85,5 @@ def configured(found, lacking):
 
 
 def leak_file(number):
-    """Return the file with the leak of so many shards; how many are protected is decided when it is there."""
+    """Return the file with the leak of the first `number` shards, which decides whether more are protected."""
     return checkpoints.leak.get(number=number).output[0]

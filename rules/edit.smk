@@ -1,4 +1,4 @@
-"""What prompts mean, edited in closed form, one edit after another; how well that holds, and what it did elsewhere."""
+"""Edits of what prompts mean, in closed form, and measurements of their efficacy and side effects."""
 
 
 rule edit:
@@ -22,7 +22,7 @@ rule edit:
     params:
         recipe=edited.recipe,
     message:
-        "Editing what the model understands"
+        "Editing the model"
     script:
         "../workflow/scripts/edit.py"
 
@@ -39,7 +39,7 @@ use rule base_images as unedited_images with:
         sampler=config["sampler"],
         sampling=pictures.sampling,
     message:
-        "Drawing what is edited with the base model"
+        "Drawing edited prompts with the base model"
 
 
 use rule tuned_images as edited_images with:
@@ -56,7 +56,7 @@ use rule tuned_images as edited_images with:
         sampler=config["sampler"],
         sampling=pictures.sampling,
     message:
-        "Drawing with the edited model"
+        "Drawing edited prompts with the edited model"
 
 
 rule measure_edits:

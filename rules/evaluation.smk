@@ -1,4 +1,4 @@
-"""All measurements as one table, and methods beside each other."""
+"""The table of all measurements, changes by layer, and the comparison of methods."""
 
 
 rule evaluation:
@@ -64,7 +64,7 @@ rule mechanism:
         identity=statistics.identity,
         others=statistics.heldout_identity,
     message:
-        "What {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}, changes in each layer"
+        "Measuring changes by layer: {wildcards.concept} with {wildcards.method}, seed {wildcards.seed}"
     script:
         "../workflow/scripts/mechanism.py"
 

@@ -1,4 +1,4 @@
-"""The page that a person opens."""
+"""The gallery, the page with all pictures."""
 
 
 rule gallery:

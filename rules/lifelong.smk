@@ -1,4 +1,4 @@
-"""Concepts one after another: each is learned with those before at work, and leaves them alone; what becomes of each."""
+"""Lifelong learning: concepts are learned one after another, each on top of earlier ones, and measured again later."""
 
 
 rule subject_moments:
@@ -25,7 +25,7 @@ rule subject_moments:
         sites=config["protect"]["sites"],
         identity=stages.moments_identity,
     message:
-        "Second moments of {wildcards.concept}, as {wildcards.method} has learned it, seed {wildcards.seed}"
+        "Second moments of {wildcards.concept}, learned with {wildcards.method}, seed {wildcards.seed}"
     script:
         "../workflow/scripts/subject_moments.py"
 
@@ -56,7 +56,7 @@ rule joined_projector:
         of_earlier=stages.earlier_identities,
         identity=runs.part("identity"),
     message:
-        "Eigenvectors at timestep {wildcards.step}, with the subjects before {wildcards.concept}"
+        "Eigenvectors at timestep {wildcards.step}, with the subjects learned before {wildcards.concept}"
     script:
         "../workflow/scripts/projector.py"
 
@@ -75,7 +75,7 @@ use rule tuned_images as stage_images with:
         sampler=config["sampler"],
         sampling=pictures.sampling,
     message:
-        "Drawing {wildcards.concept} with all that {wildcards.method} has learned by then, seed {wildcards.seed}"
+        "Drawing {wildcards.concept} with all subjects learned so far, {wildcards.method}, seed {wildcards.seed}"
 
 
 use rule evaluate as stage_metrics with:
@@ -90,7 +90,7 @@ use rule evaluate as stage_metrics with:
     benchmark:
         "<results>/benchmarks/lifelong/metrics/{method}/{seed}/{stage}/{concept}/{measured}.tsv"
     message:
-        "Measuring {wildcards.concept} with all that {wildcards.method} has learned by then, seed {wildcards.seed}"
+        "Measuring {wildcards.concept} with all subjects learned so far, {wildcards.method}, seed {wildcards.seed}"
 
 
 rule together:
@@ -148,6 +148,6 @@ rule lifelong:
     params:
         **stages.about,
     message:
-        "Writing what became of each subject"
+        "Writing the retention of all subjects"
     script:
         "../workflow/scripts/lifelong.py"

@@ -1,4 +1,4 @@
-"""What the config will cost, before anything runs: snakemake plan"""
+"""Estimated costs of the config, before anything runs: snakemake plan"""
 
 from nullbooth.workflow.memory import work
 

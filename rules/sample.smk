@@ -1,4 +1,4 @@
-"""Pictures of base and tuned models from the same noise, and how they differ."""
+"""Pictures of base and tuned models from the same noise, and their measurements."""
 
 
 rule base_images:

@@ -6,7 +6,7 @@ rule trajectory:
         directory("<kept>/shards/{shard}/trajectory.zarr"),
     log:
         "<results>/logs/trajectories/{shard}.log",
-    cache: "omit-software"  # between workflows; what it cost stands in the store, for Snakemake benchmarks no such rule
+    cache: "omit-software"  # between workflows; the store records the costs, as Snakemake benchmarks no such rule
     conda:
         "../envs/nullbooth.yaml"
     threads: CPUS
@@ -42,7 +42,7 @@ rule moments:
         runtime=longer(60),
         turn=1,  # of a SLURM job of several
     params:
-        step="{step}",  # a parameter, for a shared cache knows steps apart by parameters only
+        step="{step}",  # a parameter, because a shared cache distinguishes steps by parameters only
         sites=config["protect"]["sites"],
         identity=statistics.identity_of,
     message:
@@ -97,7 +97,7 @@ rule heldout_moments:
         steps=config["sampler"]["steps"],
         identity=statistics.heldout_identity,
     message:
-        "Second moments of prompts that are not protected, all timesteps"
+        "Second moments of unprotected prompts, all timesteps"
     script:
         "../workflow/scripts/heldout.py"
 
@@ -125,7 +125,7 @@ rule shard_pool:
         "../workflow/scripts/pool.py"
 
 
-checkpoint leak:  # for what more prompts would bring decides how many are protected (protect.prompts_until)
+checkpoint leak:  # its result decides how many prompts are protected (protect.prompts_until)
     input:
         moments=lambda wildcards: [f"<kept>/shards/{shard}/pooled.zarr" for shard in statistics.first(wildcards)],
         heldout=rules.heldout_moments.output[0],

@@ -1,4 +1,4 @@
-"""What may be asked for by a plain name, and the links by which it is found."""
+"""Targets by plain name, and the links under these names."""
 
 
 rule trajectories:
@@ -21,7 +21,7 @@ rule adapters:
         runs.adapters(runs.of_methods),
 
 
-# To Snakemake, the name of a rule.
+# A rule for each plain name on the command line.
 for name in set(sys.argv[1:]):
     files = workspace.known_as(name)
     if files and files != [name]:
@@ -33,7 +33,7 @@ for name in set(sys.argv[1:]):
                 files,
 
 
-# What is there already, of an earlier config perhaps, is not made by any job.
+# Link existing results now: if an earlier config made them, no job will.
 if workflow.is_main_process and not workflow.output_settings.dryrun:
     workspace.show()
 
@@ -42,5 +42,5 @@ onsuccess:
     workspace.show()
 
 
-onerror:  # what was made before is there
+onerror:  # results from before the error
     workspace.show()

@@ -36,7 +36,7 @@ rule export:
     input:
         adapter=rules.adapter.output.adapter,
     output:
-        # No directory(): Snakemake would leave a file of its own in what people upload.
+        # Not directory(): Snakemake would add a file of its own to the folder that people upload.
         card="<kept>/<run>/{key}/lora/README.md",
         lora="<kept>/<run>/{key}/lora/diffusers.safetensors",
     log:

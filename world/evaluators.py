@@ -1,4 +1,4 @@
-"""Train the two evaluators of the embedded world, which the generator never sees.
+"""Train the two evaluators of the embedded world, which are independent of the generator.
 
 One is CLIP-shaped: both towers, contrastive on captions. The other is DINO-shaped with linear attribute heads
 on its features, so that a picture can be checked against what its prompt says. A fifth of the scenes have a
@@ -39,7 +39,7 @@ MEAN_STD = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
 def labels(scenes: list[Scene], patterned: Tensor) -> Tensor:
-    """`[b, attributes]` indices; -100 (ignored) for the colour of a patterned object."""
+    """Return indices `[b, attributes]` int64; -100 (ignored) for the colour of a patterned object."""
     columns = [[values.index(getattr(s, name)) for s in scenes] for name, values in list(ATTRIBUTES.items())[:-1]]
     y = torch.tensor([*columns, patterned.long().tolist()]).T.contiguous()
     y[patterned, list(ATTRIBUTES).index("color")] = -100
@@ -47,7 +47,7 @@ def labels(scenes: list[Scene], patterned: Tensor) -> Tensor:
 
 
 def patterned_scenes(scenes: list[Scene], rng: random.Random) -> Tensor:
-    """The same scenes with objects filled by two random colours in a random pattern, some with a rim or spots."""
+    """Draw scenes with objects filled by two random colours in a random pattern, some with a rim or spots."""
     b, state = len(scenes), rng.getstate()
     flat = render(scenes, rng)
     probe = [Scene(s.shape, "white", "black", "plain", s.size, s.position) for s in scenes]
@@ -62,7 +62,7 @@ def patterned_scenes(scenes: list[Scene], rng: random.Random) -> Tensor:
 
 
 def draw(b: int, rng: random.Random) -> tuple[Tensor, list[Scene], Tensor]:
-    """Images in [-1, 1] with slight blur and noise, their scenes, and which have a patterned fill."""
+    """Return images in [-1, 1] with slight blur and noise, their scenes, and a mask of those with a patterned fill."""
     scenes = [random_scene(rng) for _ in range(b)]
     patterned = torch.arange(b) < b // 5
     x = torch.cat((patterned_scenes(scenes[: b // 5], rng), render(scenes[b // 5 :], rng)))
@@ -70,7 +70,7 @@ def draw(b: int, rng: random.Random) -> tuple[Tensor, list[Scene], Tensor]:
 
 
 def same_things(n: int, rng: random.Random) -> Tensor:
-    """`[2 n, 3, 64, 64]`: `n` patterned things of three shapes, then the same in other places and sizes."""
+    """Return images `[2 n, 3, 64, 64]`: `n` patterned things of three shapes, then the same moved and resized."""
     shapes = rng.sample(SHAPES, 3)
     things = [(rng.choice(shapes), f"#{rng.random()}") for _ in range(n)]
     scenes = [replace(random_scene(rng), shape=shape, color=fill) for shape, fill in 2 * things]
@@ -78,7 +78,7 @@ def same_things(n: int, rng: random.Random) -> Tensor:
 
 
 def weathered(x: Tensor) -> Tensor:
-    """Images from [0, 1] to [-1, 1], with slight blur and noise."""
+    """Scale images from [0, 1] to [-1, 1], and add slight blur and noise."""
     b = len(x)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
     x = torch.lerp(x, blurred, torch.rand(b, 1, 1, 1) * (torch.rand(b, 1, 1, 1) < 0.5))
@@ -91,7 +91,7 @@ def dino_features(model: Dinov2Model, x: Tensor) -> Tensor:
 
 
 def info_nce(similarity: Tensor) -> Tensor:
-    """Row i of `[n, n]` belongs to column i and to no other, and the other way round."""
+    """Return the symmetric cross-entropy of a similarity `[n, n]` whose row i matches column i only."""
     diagonal = torch.arange(len(similarity))
     return (F.cross_entropy(similarity, diagonal) + F.cross_entropy(similarity.T, diagonal)) / 2
 
@@ -103,7 +103,7 @@ def head_losses(logits: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: Dinov2Model, heads: nn.Linear, n: int = 2000, seed: int = 10**6) -> dict[str, float]:
-    """Accuracy of every head on unseen, unaltered scenes."""
+    """Return the accuracy of every head on unseen, unaltered scenes."""
     rng = random.Random(seed)
     scenes = [random_scene(rng) for _ in range(n)]
     x = torch.cat([render(scenes[i : i + 100], rng) for i in range(0, n, 100)]) * 2 - 1

@@ -58,12 +58,12 @@ TEXT = dict(
 SCENES = 32768
 DROP_CAPTION = 0.1
 HIGH_NOISE = 600  # timesteps above this are drawn more often
-ANY_NOISE = 0.3  # share of the timesteps that is drawn from all of them
+ANY_NOISE = 0.3  # share of the timesteps that are drawn uniformly
 
 
 def training_scenes(n: int) -> list[Scene]:
-    """Of eight, one has a patterned fill and two have a name, so that the model can draw what a subject may look
-    like and takes an unknown word before a noun for the name of one."""
+    """Return `n` scenes. Of eight, one has a patterned fill and two have a name, so that the model can draw what a
+    subject may look like, and reads an unknown word before a noun as a name."""
     rng = random.Random(2)
     scenes = [random_scene(rng) for _ in range(n)]
     fills = {0: lambda: PATTERNED, 2: lambda: rng.choice(NAMES), 5: lambda: rng.choice(NAMES)}
@@ -72,7 +72,7 @@ def training_scenes(n: int) -> list[Scene]:
 
 @torch.no_grad()
 def encode_scenes(vae: AutoencoderKL, n: int, path: Path, batch: int = 64) -> tuple[Tensor, list[Scene]]:
-    """Latents `[n, 8, 16, 16]` float16 of `n` scenes, and the scenes; remembered in `path`."""
+    """Return latents `[n, 8, 16, 16]` float16 of `n` scenes, cached in `path`, and the scenes."""
     scenes = training_scenes(n)
     if not path.exists():
         rng = random.Random(3)
@@ -89,9 +89,10 @@ def encode_scenes(vae: AutoencoderKL, n: int, path: Path, batch: int = 64) -> tu
 
 
 def grown(init: Path) -> UNet2DConditionModel:
-    """The UNet of the pipeline in `init` with the attention blocks that `UNET` has and it lacks.
+    """Return the UNet of the pipeline in `init`, with the attention blocks of `UNET` that it lacks.
 
-    Their output projections are zero, so that it starts as the same function.
+    Their output projections are zero, so that the UNet computes the same function. Raises ValueError for other
+    differences.
     """
     unet = UNet2DConditionModel(**UNET)
     old = UNet2DConditionModel.from_pretrained(init, subfolder="unet", torch_dtype=torch.float32).state_dict()
@@ -112,7 +113,7 @@ def draw_timesteps(b: int) -> Tensor:
 def train(
     vae_dir: Path, out: Path, checkpoint: Path, steps: int, scenes: int, batch: int, lr: float, init: Path | None = None
 ) -> None:
-    """Train and assemble the pipeline in `out`; `init` is a pipeline to start from where there is no checkpoint."""
+    """Train and assemble the pipeline in `out`. init: pipeline to start from if there is no checkpoint."""
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(vae_dir)
     latents, world = encode_scenes(vae, scenes, checkpoint.with_suffix(".latents"))

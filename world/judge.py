@@ -1,7 +1,7 @@
-"""Judge the embedded model: does it draw what held-out captions say? Writes resources/model_card.json.
+"""Measure how well the embedded model follows held-out captions. Writes resources/model_card.json.
 
-The captions are of scenes that the generator was not trained on; the judge is the DINO-shaped evaluator, whose own
-accuracy on true scenes stands beside every figure.
+The captions describe scenes that the generator was not trained on. The judge is the DINO-shaped evaluator, whose own
+accuracy on true scenes is reported too.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from world.scenes import SUBJECTS, Scene, caption, random_scene, render
 
 
 def held_out(n: int) -> list[Scene]:
-    """`n` scenes whose full captions the generator never saw."""
+    """Return `n` scenes whose full captions the generator never saw."""
     seen = set(training_scenes(SCENES))
     rng = random.Random(12345)
     found: list[Scene] = []
@@ -38,7 +38,7 @@ def held_out(n: int) -> list[Scene]:
 
 
 def drawn_accuracy(resources: Path, n: int, steps: int, guidance: float, sheet: Path | None) -> dict:
-    """Accuracy of every attribute on pictures drawn for held-out captions, with 95% intervals."""
+    """Return the accuracy of every attribute on pictures drawn for held-out captions, with 95% intervals."""
     pipeline = load_pipeline(ModelSource(str(resources / "tinyworld")), torch.device("cpu"))
     prompts = [caption(scene) for scene in held_out(n)]
     seeds = [prompt_seed(prompt, 0) for prompt in prompts]
@@ -53,7 +53,7 @@ def drawn_accuracy(resources: Path, n: int, steps: int, guidance: float, sheet: 
 
 
 def judge_accuracy(resources: Path, n: int = 2000) -> dict:
-    """Accuracy of the judge itself on true scenes that it was not trained on."""
+    """Return the accuracy of the judge itself on true scenes that it was not trained on."""
     rng = random.Random(54321)
     scenes = [random_scene(rng) for _ in range(n)]
     x = torch.cat([render(scenes[i : i + 100], rng) for i in range(0, n, 100)]) * 2 - 1
@@ -63,7 +63,7 @@ def judge_accuracy(resources: Path, n: int = 2000) -> dict:
 
 @torch.no_grad()
 def reconstruction_psnr(resources: Path) -> dict[str, float]:
-    """PSNR in dB of the autoencoder on all photographs of each subject."""
+    """Return the PSNR in dB of the autoencoder on all photographs of each subject."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(resources / "tinyworld", subfolder="vae")

@@ -1,4 +1,4 @@
-"""What the trainers of the embedded model share: schedule, moving average, checkpoints, progress."""
+"""Training loop of the embedded model's trainers: schedule, moving average, checkpoints, progress."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -25,10 +25,10 @@ def fit(
     save_every: int = 250,
     snapshot: Callable[[dict[str, dict[str, Tensor]]], None] | None = None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Minimise `loss_of(step)` over all parameters of `modules`; resume from `checkpoint` if it is there.
+    """Minimise `loss_of(step)` over all parameters of `modules`; resume from `checkpoint` if it exists.
 
-    Matrices and kernels are decayed, vectors and embeddings are not. Returns the moving averages of the
-    weights, one state dict per module; `snapshot` is called with the same after each checkpoint.
+    Weight decay applies to matrices and kernels, not to vectors and embeddings. Returns the moving averages of the
+    weights, one state dict per module; `snapshot` is called with them after each checkpoint.
     """
     named = [(f"{m}.{n}", p) for m, module in modules.items() for n, p in module.named_parameters()]
     decayed = [p for n, p in named if p.ndim > 1 and "embedding" not in n]
@@ -56,7 +56,7 @@ def fit(
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * warmup_linear(step, steps)
-        torch.manual_seed(step)  # a resumed run draws what the uninterrupted one would have drawn
+        torch.manual_seed(step)  # a resumed run draws the same numbers as an uninterrupted one
         loss = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -80,7 +80,7 @@ def fit(
 
 
 def load_average(module: nn.Module, average: dict[str, Tensor]) -> nn.Module:
-    """Put averaged parameters in place; buffers keep what the module has."""
+    """Load averaged parameters into a module; its buffers are kept. Raises ValueError if they do not fit."""
     missing, unexpected = module.load_state_dict(average, strict=False)
     buffers = {n for n, _ in module.named_buffers()}
     if unexpected or set(missing) - buffers:

@@ -1,6 +1,6 @@
-"""Write the photographs of the subjects: five to learn from and five held out, on ten different backgrounds.
+"""Write the photographs of the subjects: five for training and five held out, on ten different backgrounds.
 
-Those to learn from have captions that name place and background: what a caption does not say, the subject learns.
+Training photographs have captions that name place and background, which would otherwise become part of the subject.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Copy trained models to where they are used: weights rounded to float16, which halves their size."""
+"""Copy trained models to the folder where they are used, with weights rounded to float16, which halves their size."""
 
 import argparse
 import shutil

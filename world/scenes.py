@@ -1,8 +1,8 @@
 """The procedural world: captioned 64x64 scenes and subjects, drawn with signed distance functions.
 
-A scene is one coloured shape on a plain, striped or dotted background. Everything a caption can say
-about it (`Scene`) is drawn at random; jitter in colour, size, place, rotation and pattern phase is not
-in the caption. Distances follow the usual convention: negative inside, unit shape, y downwards.
+A scene is one coloured shape on a plain, striped or dotted background. All attributes that a caption can name (`Scene`)
+are random. Captions do not name the jitter in colour, size, place, rotation and pattern phase. Distances follow the
+usual convention: negative inside, unit shape, y downwards.
 """
 
 import math
@@ -25,7 +25,7 @@ COLORS = {
     "white": (245, 245, 245),
     "black": (25, 25, 25),
 }
-PATTERNED = "patterned"  # instead of a colour: a fill of random colours and shapes that the caption does not say
+PATTERNED = "patterned"  # in place of a colour: a fill of random colours and shapes that captions do not name
 _letters = random.Random(6)
 NAMES = tuple(sorted({"".join(_letters.choices("bcdfghjklmnpqrtvwxyz", k=3)) for _ in range(64)}))  # each one such fill
 PATTERNS = ("plain", "striped", "dotted")
@@ -42,8 +42,8 @@ RESOLUTION = 64
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption can say. `color` is one of `COLORS`, "" for a subject, `PATTERNED`, or the name of a fill: one of
-    `NAMES`, or "#" and anything, for what no caption names."""
+    """Attributes that a caption can name. `color` is one of `COLORS`, "" for a subject, `PATTERNED`, or the name of a
+    fill: one of `NAMES`, or "#" and any text for fills that no caption names."""
 
     shape: str
     color: str
@@ -66,7 +66,7 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
-    """Full caption; with `rng`, one of varying completeness, but a patterned or named thing is always called so."""
+    """Return the full caption, or with `rng`, one that omits random attributes, except patterns and names of fills."""
     noun = " ".join(filter(None, (scene.size, scene.color, scene.shape)))
     pattern = "" if scene.pattern == "plain" else scene.pattern
     ground = " ".join(filter(None, ("on a", pattern, scene.background, "background")))
@@ -90,7 +90,7 @@ def caption(scene: Scene, rng: random.Random | None = None) -> str:
 
 
 def captioned_scenes(n: int, seed: int) -> tuple[list[Scene], list[str]]:
-    """`n` random scenes and their full captions."""
+    """Return `n` random scenes and their full captions."""
     rng = random.Random(seed)
     scenes = [random_scene(rng) for _ in range(n)]
     return scenes, [caption(s) for s in scenes]
@@ -100,7 +100,7 @@ def captioned_scenes(n: int, seed: int) -> tuple[list[Scene], list[str]]:
 
 
 def sd_polygon(p: Tensor, vertices: Tensor) -> Tensor:
-    """Signed distance to a closed polygon (winding-number sign test)."""
+    """Return the signed distance to a closed polygon (winding-number sign test)."""
     x, y = p.unbind(-1)
     squared = torch.full_like(x, math.inf)
     sign = torch.ones_like(x)
@@ -116,7 +116,7 @@ def sd_polygon(p: Tensor, vertices: Tensor) -> Tensor:
 
 
 def regular_polygon(n: int, radius: float, inner: float | None = None) -> Tensor:
-    """Vertices `[k, 2]` of an n-gon with a corner at the top, or of an n-pointed star if `inner` is given."""
+    """Return vertices `[k, 2]` of an n-gon with a corner at the top, or of an n-pointed star if `inner` is given."""
     radii = [radius] * n if inner is None else [radius, inner] * n
     angle = torch.arange(len(radii)) * (2 * math.pi / len(radii)) - math.pi / 2
     return torch.tensor(radii)[:, None] * torch.stack((angle.cos(), angle.sin()), -1)
@@ -137,7 +137,7 @@ _POLYGONS = {
 
 
 def sd_shape(shape: str, p: Tensor) -> Tensor:
-    """Signed distance `[...]` of points `[..., 2]` to a unit shape."""
+    """Return the signed distance `[...]` of points `[..., 2]` to a unit shape. Raises ValueError for unknown shapes."""
     if shape in _POLYGONS:
         return sd_polygon(p, _POLYGONS[shape])
     x, y = p.unbind(-1)
@@ -178,7 +178,7 @@ def _colors(names: list[str], rng: random.Random, jitter: float = 0.03) -> Tenso
 
 
 def _backgrounds(scenes: list[Scene], rng: random.Random, n: int) -> Tensor:
-    """`[b, n, n, 3]`: the pattern is a lighter or darker shade of the background's colour."""
+    """Draw backgrounds `[b, n, n, 3]`, whose pattern is a lighter or darker shade of their colour."""
     b = len(scenes)
     p = _grid(n)
     base = _colors([s.background for s in scenes], rng)
@@ -193,11 +193,10 @@ def _backgrounds(scenes: list[Scene], rng: random.Random, n: int) -> Tensor:
 
 
 def _patterned(rngs: list[random.Random], local: Tensor, distance: Tensor, sharpness: Tensor) -> Tensor:
-    """`[b, n, n, 3]`: two colours in stripes, checks or halves, most with a rim, some with one or two spots.
+    """Draw fills `[b, n, n, 3]`: two colours in stripes, checks or halves, most with a rim, some with one or two spots.
 
-    The world's own colours fill a shape evenly. A model that saw nothing else cannot draw a pattern inside one,
-    whoever teaches it, nor has it reason to think that an unknown word before a noun is a name; a real model has
-    seen plenty of both.
+    The world's own colours fill a shape evenly. A model that saw only these could not learn to draw a pattern inside a
+    shape, nor would it read an unknown word before a noun as a name. Real models have seen plenty of both.
     """
     fills = []
     for rng, p, d, k in zip(rngs, local, distance, sharpness, strict=True):
@@ -256,7 +255,7 @@ def render(scenes: list[Scene], rng: random.Random, n: int = RESOLUTION, subject
     return torch.lerp(image, fill, inside).clamp(0, 1).permute(0, 3, 1, 2).contiguous()
 
 
-# --- subjects: what no caption of the world can say ------------------------------------------------
+# --- subjects: fills that no caption of the world can describe --------------------------------------
 
 
 def _paint(fill: Tensor, mask: Tensor, rgb: tuple[float, float, float]) -> Tensor:
@@ -314,7 +313,7 @@ SUBJECTS = {
 
 
 def photographs(name: str, n: int, seed: int) -> tuple[Tensor, list[str]]:
-    """`n` pictures `[n, 3, 64, 64]` of a subject on different plain backgrounds, captions with `{subject}`."""
+    """Return `n` pictures `[n, 3, 64, 64]` of a subject on different plain backgrounds, and captions with {subject}."""
     rng = random.Random(seed)
     grounds = rng.sample(list(COLORS), n)
     scenes = [

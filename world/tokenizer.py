@@ -1,4 +1,4 @@
-"""The CLIP tokenizer of the world: every word of a caption is one token, anything else falls to pieces."""
+"""The CLIP tokenizer of the world: every word of a caption is one token, other words are split."""
 
 import json
 import string
@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 
 from world.scenes import COLORS, PATTERNED, PATTERNS, POSITIONS, SHAPES, SIZES
 
-IDENTIFIERS = ("sks", "zwx", "ohwx")  # whole tokens that no caption uses: as names they mean too little
+IDENTIFIERS = ("sks", "zwx", "ohwx")  # whole tokens that no caption uses: they mean too little to serve as names
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 24
 
@@ -20,7 +20,7 @@ def words() -> list[str]:
 
 
 def build() -> CLIPTokenizer:
-    """Byte-level BPE trained until each word of the world is whole."""
+    """Build a byte-level BPE tokenizer, trained until each word of the world is one token. Raises ValueError if not."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -49,8 +49,8 @@ def build() -> CLIPTokenizer:
 
 
 def load(folder: Path) -> CLIPTokenizer:
-    """The tokenizer kept in `folder`, built if there is none. Ties make BPE training differ from run to run, and token
-    numbers are part of a model: a training that is resumed needs the tokenizer that it began with."""
+    """Load the tokenizer in `folder`, or build and save it. Ties make BPE training differ from run to run, and token
+    numbers are part of a model: a resumed training needs the tokenizer that it began with."""
     if not folder.exists():
         build().save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)

@@ -1,7 +1,7 @@
 """Train the autoencoder of the embedded model: 64x64 pixels to 16x16 latents.
 
-It must reconstruct subjects that the world does not contain, so it sees far more than the world: permuted
-and inverted channels, blends of scenes through random masks, and small discs and bars of any colour.
+It must reconstruct subjects that the world does not contain, so it is trained on more than the world: permuted and
+inverted channels, blends of scenes through random masks, and small discs and bars of any colour.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def _rand(b: int, low: float = 0.0, high: float = 1.0) -> Tensor:
 
 
 def random_mask(b: int, n: int) -> Tensor:
-    """Soft bands, checks or rings `[b, 1, n, n]` of random frequency, direction and phase."""
+    """Draw soft bands, checks or rings `[b, 1, n, n]` of random frequency, direction and phase."""
     p = _grid(n)
     angle = _rand(b, 0, 6.28)
     u = p[..., 0] * angle.cos() + p[..., 1] * angle.sin()
@@ -66,7 +66,7 @@ def sprinkle(x: Tensor, k: int = 5) -> Tensor:
 
 
 def varied(b: int, rng: random.Random) -> Tensor:
-    """Images `[b, 3, 64, 64]` in [0, 1]: a third straight from the world, the others altered."""
+    """Return images `[b, 3, 64, 64]` in [0, 1]: a third unchanged from the world, the others altered."""
     x = render([random_scene(rng) for _ in range(b)], rng)
     altered = x[torch.arange(b), torch.stack([torch.randperm(3) for _ in range(b)]).T].transpose(0, 1)
     altered = torch.where(torch.rand(b, 1, 1, 1) < 0.4, 1 - altered, altered)
@@ -82,7 +82,7 @@ def crop(x: Tensor, size: int) -> Tensor:
 
 
 def subject_psnr(vae: AutoencoderKL) -> dict[str, float]:
-    """Reconstruction PSNR in dB (peak 1) on photographs of each subject."""
+    """Return the reconstruction PSNR in dB (peak 1) on photographs of each subject."""
     result = {}
     for name in SUBJECTS:
         x, _ = photographs(name, 10, seed=0)
@@ -96,10 +96,10 @@ def train(out: Path, checkpoint: Path, steps: int, batch: int = 48) -> None:
     torch.manual_seed(0)
     vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        vae.quant_conv.bias[CONFIG["latent_channels"] :] = -4  # log variance: begin with little noise
+        vae.quant_conv.bias[CONFIG["latent_channels"] :] = -4  # log variance: start with little noise
 
     def loss_of(step: int) -> Tensor:
-        crops = step < 0.7 * steps  # four crops cost what one whole image does, and differ more
+        crops = step < 0.7 * steps  # four crops cost as much as one whole image, and are more diverse
         rng = random.Random(step)
         x = crop(varied(batch, rng), 32) if crops else varied(batch // 4, rng)
         x = (x * 2 - 1).contiguous(memory_format=torch.channels_last)
