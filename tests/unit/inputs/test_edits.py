@@ -1,4 +1,4 @@
-"""Edits as texts: which prompts speak of them, and which token of one prompt stands for which of another."""
+"""Texts of edits: prompts that mention an edited concept, and the alignment of tokens between two prompts."""
 
 from itertools import pairwise
 
@@ -32,14 +32,14 @@ def test_every_position_has_one_and_their_order_stays(a, b, padding):
 
 
 @given(words, st.integers(0, 5))
-def test_a_prompt_stands_for_itself(a, padding):
+def test_a_prompt_is_aligned_with_itself(a, padding):
     length = len(prompt(a)) + padding
     assert align(prompt(a), prompt(a), length) == list(range(length))
 
 
 @given(words, words, words, words, st.integers(0, 5))
-def test_what_both_have_around_an_edit_corresponds(before, a, b, after, padding):
-    """Words before it by their place, words after it and the padding by how far behind it they are."""
+def test_words_around_an_edit_correspond(before, a, b, after, padding):
+    """Words before an edit keep their position; words after it and padding keep their distance from its end."""
     source, target = prompt(before, a, after), prompt(before, b, after)
     length = max(len(source), len(target)) + padding
     found = align(source, target, length)
@@ -50,7 +50,7 @@ def test_what_both_have_around_an_edit_corresponds(before, a, b, after, padding)
 
 
 @given(words, words, words, words)
-def test_words_that_are_the_same_stand_for_each_other(before, a, b, after):
+def test_equal_words_correspond(before, a, b, after):
     source, target = prompt(before, a, after), prompt(before, b, after)
     length = max(len(source), len(target))
     found = align(source, target, length)
@@ -62,8 +62,8 @@ def test_words_that_are_the_same_stand_for_each_other(before, a, b, after):
 
 
 @given(st.integers(1, 6), st.integers(1, 6))
-def test_other_words_are_spread_over_those_that_they_become(ours, theirs):
-    """Evenly, and on all of them where there are enough; the last on the last."""
+def test_changed_words_are_spread_over_the_new_ones(ours, theirs):
+    """Tokens are spread evenly, the last on the last; every target is used if there are enough of them."""
     source, target = prompt([1] * ours), prompt([2] * theirs)
     found = align(source, target, 8)[1 : 1 + ours]
     assert set(found) <= set(range(1, 1 + theirs))
@@ -75,7 +75,7 @@ def test_other_words_are_spread_over_those_that_they_become(ours, theirs):
 
 
 @given(words, st.lists(st.integers(6, 9), min_size=1, max_size=4), words)
-def test_what_is_erased_becomes_what_stands_before_it(before, erased, after):
+def test_erased_words_map_to_the_word_before_them(before, erased, after):
     source, target = prompt(before, erased, after), prompt(before, after)
     found = align(source, target, len(source))
     start = 1 + len(before)
@@ -123,7 +123,7 @@ def test_a_text_that_erases_everything_has_nothing_before_it():
         ("星 の 写真", "星", True),
     ],
 )
-def test_which_prompts_speak_of_a_concept(prompt, concept, expected):
+def test_prompts_that_mention_a_concept(prompt, concept, expected):
     assert concerns(prompt, concept) is expected
 
 
@@ -135,7 +135,7 @@ def test_a_concept_is_found_wherever_it_stands(word, other, article):
 
 
 @given(st.lists(WORD, max_size=6), st.lists(WORD, max_size=3))
-def test_what_is_not_concerned_is_all_else_in_its_order(prompts, sources):
+def test_prompts_without_a_concept_keep_their_order(prompts, sources):
     edits = [Edit(source, "x") for source in sources]
     kept = not_concerned(prompts, edits)
     assert kept == [p for p in prompts if p in kept]

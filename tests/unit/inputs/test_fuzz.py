@@ -1,4 +1,4 @@
-"""Anything at all as config, adapter, photograph, caption or model file: a right result, or one clear error."""
+"""Random configs, adapters, photographs, captions and model files give a correct result or one clear error."""
 
 import json
 import math
@@ -30,7 +30,7 @@ LONGEST = 2000  # characters of a message: a person reads it
 
 
 def run(function, *arguments):
-    """The result of a call, or None where it refused its input as the project does."""
+    """Return the result of a call, or None if it refused its input with one of the project's errors."""
     try:
         return function(*arguments)
     except InputError as error:
@@ -73,13 +73,13 @@ ANYTHING = st.recursive(
 
 
 def places(value: object, place: tuple = ()) -> list[tuple]:
-    """Where anything stands in nested dictionaries and lists."""
+    """Yield the paths of all values in nested dictionaries and lists."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [place] * bool(place) + [found for key, inner in items for found in places(inner, (*place, key))]
 
 
 def put(value: object, place: tuple, new: object) -> object:
-    """A copy with something else at one place."""
+    """Return a copy with another value at one place."""
     if not place:
         return new
     copy = value.copy()
@@ -95,7 +95,7 @@ def world(tmp_path_factory, pipeline_folder):
 
 @pytest.fixture(scope="module")
 def whole(world, root):
-    """Project's config and schema on this world, with every key filled in."""
+    """Return the project's complete config for this world, and its schema."""
     import yaml
 
     schema = yaml.safe_load((root / "config/schema.yaml").read_text())
@@ -221,7 +221,7 @@ def pictures(tmp_path_factory):
 
 @st.composite
 def damaged(draw, whole: bytes) -> bytes:
-    """A file cut off, with bytes changed at its start or anywhere, or with more put in."""
+    """Files that are cut off, have changed bytes at the start or anywhere, or have inserted bytes."""
     content = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, min(len(content), 200) - 1) | st.integers(0, len(content) - 1))
@@ -300,7 +300,7 @@ def test_any_list_of_weights_is_taken_or_refused(whole, world, found, place):
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
-    """Whole adapter files: every scope, low and full rank."""
+    """Valid adapter files: every scope, low and full rank."""
     given_, unet = tiny.protected_inputs(), tiny.unet()
     found = []
     for scope, rank in (("timestep", 4), ("pooled", 4), ("timestep", "full"), ("pooled", "full")):
@@ -320,7 +320,7 @@ def loaded_pipeline(pipeline_folder):
 
 
 def used(pipeline, path) -> None:
-    """Load, run at two timesteps, unload and export; the model is as before, whatever happened."""
+    """Load, run at two timesteps, unload and export; the model must be unchanged, even after an error."""
     unet, given_ = pipeline.unet, tiny.protected_inputs()
     before = {name: p.clone() for name, p in unet.named_parameters()}
     loaded = run(load_adapter, pipeline, path)
@@ -344,7 +344,7 @@ def test_any_damage_to_an_adapter_is_survived(adapters, loaded_pipeline, world, 
 
 
 def seal(path: Path) -> None:
-    """Give a file the checksum of what is in it, if anything can be read: what lies behind that check is tried too."""
+    """Correct the checksum of a file if it can be read, so that later checks are tested too."""
     try:
         with safe_open(path, "pt") as file:
             metadata = {key: value for key, value in (file.metadata() or {}).items() if key != "checksum"}
@@ -357,7 +357,7 @@ def seal(path: Path) -> None:
 @settings(max_examples=120)
 @given(st.data())
 def test_any_header_of_an_adapter_is_survived(adapters, loaded_pipeline, world, data):
-    """Shapes, types, offsets and descriptions that are something else, in a file that is otherwise whole."""
+    """Wrong shapes, types, offsets and descriptions in a file that is otherwise valid."""
     content = data.draw(st.sampled_from(adapters))
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])

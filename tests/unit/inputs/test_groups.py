@@ -1,4 +1,4 @@
-"""Groups of prompts: what each may hold, which files they come from, and which of them are drawn."""
+"""Groups of prompts: their checks, their files, and the groups that are drawn."""
 
 import pytest
 import yaml
@@ -13,7 +13,7 @@ PROTECTED = ["a red star", "a small, blue ring"]
 
 
 def completed(schema: dict, model: str = EMBEDDED, **prompts) -> dict:
-    """Files by group of a complete config."""
+    """Return the files of a complete config, by group."""
     given = {"subject": "s.txt", "class": "c.txt", "unrelated": "u.txt", **prompts}
     config = {
         "model": model,
@@ -40,7 +40,7 @@ def test_a_strange_group_is_named(schema):
 
 
 @pytest.mark.parametrize("group", OTHERS)
-def test_what_is_protected_is_in_no_other_group(group):
+def test_protected_prompts_are_refused_in_other_groups(group):
     found = {"unrelated": ["a green moon"], group: ["a red star"]}
     with pytest.raises(
         SettingsError, match=rf"^sample\.prompts\.{group}: 'a red star' is also protected .* from p\.txt$"

@@ -174,7 +174,7 @@ def test_the_digest_of_a_folder_is_that_of_its_photographs_and_captions(tmp_path
 
 
 def test_what_was_passed_over_before_is_no_part_of_a_result_from_then(tmp_path):
-    """Its digest had every file of the folder in it, and no result knew what was in some of them."""
+    """Other files must not change the digest, because no result depends on them."""
     image = stripes(RED, height=32, width=32)
     kinds = {
         "ending": lambda folder: save(image, folder / "2.jfif", format="JPEG"),
@@ -315,7 +315,7 @@ def test_what_says_colours_without_a_profile_is_named(tmp_path):
 
 
 def deep(path, kind: int, colors: list[tuple[int, ...]], *chunks: tuple[bytes, bytes]):
-    """A PNG with 16 bits a channel, of stripes 32 pixels wide. kind: 0 is grey, 2 RGB, 4 grey and alpha, 6 RGBA."""
+    """Write a PNG with 16 bits per channel and stripes of 32 pixels. kind: 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

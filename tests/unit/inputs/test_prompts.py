@@ -1,4 +1,4 @@
-"""The prompts that users of photographic models protect are as many, and as different, as docs/prompts.md says."""
+"""The shipped prompts for photographic models are as many, and as diverse, as docs/prompts.md says."""
 
 import re
 from collections import Counter
@@ -27,19 +27,19 @@ def same(prompt: str) -> str:
 
 
 def words_and_marks(prompt: str) -> list[str]:
-    """What CLIP's tokenizer splits a prompt into before it looks at its vocabulary: each is one token or more."""
+    """Split a prompt like CLIP's tokenizer before it uses its vocabulary; each piece is at least one token."""
     return [part for part, _ in Split(Regex(_CLIP_WORD), "removed", invert=True).pre_tokenize_str(prompt.lower())]
 
 
 def sections(path: Path) -> dict[str, list[str]]:
-    """Prompts under each `## head`."""
+    """Return the prompts under each `## head`."""
     _, *parts = re.split(r"^## (.+)\n", path.read_text(), flags=re.MULTILINE)
     lines = [[line for line in text.split("\n") if line and not line.startswith("#")] for text in parts[1::2]]
     return dict(zip(parts[::2], lines, strict=True))
 
 
 def faults(path: Path, number: int = 1000) -> list[str]:
-    """What is wrong with a list of prompts: how many, repeated, nearly repeated, too long, opened alike."""
+    """Return the faults of a list of prompts: wrong number, repetitions, near repetitions, length, equal beginnings."""
     written = [same(line) for lines in sections(path).values() for line in lines]
     prompts = read_prompts(path)
     found = [f"repeated: {p}" for p, n in Counter(written).items() if n > 1]

@@ -1,4 +1,4 @@
-"""The config: defaults, errors that name the mend, and files that agree with each other."""
+"""The config: defaults, errors with hints, and files that agree with each other."""
 
 import copy
 import re
@@ -19,7 +19,7 @@ from nullbooth.learning.training import TrainSettings
 
 
 def with_entry(path: str, value: object) -> dict:
-    """The least config with one entry set, by a dotted path."""
+    """Return a minimal config with one entry set, by its dotted path."""
     config = copy.deepcopy(NEEDED)
     *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
     inner = config
@@ -30,7 +30,7 @@ def with_entry(path: str, value: object) -> dict:
 
 
 def overlaid(config: dict, other: dict) -> dict:
-    """What Snakemake makes of `configfile:` and `--configfile other`."""
+    """Merge configs as Snakemake does for `configfile:` and `--configfile other`."""
     config = copy.deepcopy(config)
     update_config(config, other)
     return config
@@ -224,7 +224,7 @@ def test_a_whole_mapping_may_be_text(schema):
 
 
 def test_what_is_given_to_config_arrives_as_it_is_meant(schema):
-    """Snakemake reads the values of --config by YAML's BaseLoader, to which every number in brackets is text."""
+    """Snakemake reads values of --config with YAML's BaseLoader, which keeps numbers in brackets as text."""
     from snakemake.cli import parse_config
 
     given = ["seeds=[0,1]", "train={steps: 5, learning_rate: 1e-4, flip: true}", "resolution=null", "precision=fp32"]
@@ -268,7 +268,7 @@ def test_a_doubled_name_is_refused(schema, kind):
 
 
 def defaults(schema: dict, root: dict, where: str = "") -> dict[str, object]:
-    """Every default of a schema by dotted path; that of an object is told by its properties."""
+    """Return all defaults of a schema by dotted path; those of objects come from their properties."""
     if "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]] | {k: v for k, v in schema.items() if k == "default"}
     found = {}
@@ -385,7 +385,7 @@ def test_weights_are_full_or_those_of_passes(schema):
 
 
 def in_turn(**method) -> dict:
-    """Two concepts, learned one after the other by one method."""
+    """Settings with two concepts that one method learns one after another."""
     concepts = [{"name": name, "images": name, "class": "dog", "identifier": name} for name in ("ann", "bob")]
     return {**NEEDED, "concepts": concepts, "methods": [{"name": "ours", "lifelong": "sequence", **method}]}
 

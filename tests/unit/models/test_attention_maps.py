@@ -1,4 +1,4 @@
-"""Attention maps against those that diffusers' own plain processor computes."""
+"""Attention maps, compared with those of diffusers' plain attention processor."""
 
 import pytest
 import tiny
@@ -48,7 +48,7 @@ def test_recording_leaves_no_trace():
     assert not any(m._forward_hooks for m in unet.modules())
 
 
-def test_maps_of_nothing_are_refused():
+def test_maps_without_cross_attention_are_refused():
     with recording_attention(tiny.unet(), n=1, size=4) as maps:
         pass
     with pytest.raises(ValueError, match="no cross-attention ran"):
@@ -56,7 +56,7 @@ def test_maps_of_nothing_are_refused():
 
 
 @pytest.mark.parametrize("word", ["vbk", "star", "a photo"])
-def test_a_words_tokens_spell_it(word):
+def test_the_tokens_of_a_word_are_found(word):
     tokenizer = words.build()
     prompt = "a photo of a vbk star on a red background"
     positions = word_tokens(tokenizer, prompt, word)
@@ -65,7 +65,7 @@ def test_a_words_tokens_spell_it(word):
     assert positions == list(range(positions[0], positions[0] + len(positions)))
 
 
-def test_a_word_that_is_not_there_has_no_tokens():
+def test_a_word_that_is_not_in_the_prompt_has_no_tokens():
     assert word_tokens(words.build(), "a star", "moon") == []
 
 

@@ -1,4 +1,4 @@
-"""Jobs side by side take different GPUs. `nvidia-smi` is a script that pretends; the jobs are real processes."""
+"""Jobs on one machine take different GPUs. `nvidia-smi` is a fake script; the jobs are real processes."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def pretend(tmp_path, monkeypatch):
-    """Makes `nvidia-smi -L` say so; the names are this test's own, as locks are the whole machine's."""
+    """Make `nvidia-smi -L` print this. UUIDs are unique to the test, because locks hold for the whole machine."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
@@ -50,7 +50,7 @@ def pretend(tmp_path, monkeypatch):
 
 @pytest.fixture
 def job():
-    """Starts a job that takes GPUs, in a folder of its own if wanted, and keeps them until it is killed."""
+    """Start a job that takes GPUs, in a given folder if any, and keeps them until it is killed."""
     started = []
 
     def start(count: int = 1, **options) -> subprocess.Popen:
@@ -109,7 +109,7 @@ def test_jobs_side_by_side_take_different_gpus_and_the_next_one_waits(pretend, j
 
 
 def test_a_job_takes_several_gpus_or_none(pretend, job):
-    """One that waits for two holds none meanwhile, which another one can have."""
+    """A job that waits for two GPUs holds none, so that another job can take the free one."""
     uuids = pretend(3)
     one = job()
     assert one.stdout.readline() == f"GPU: {uuids[0]}\n"
@@ -155,7 +155,7 @@ def test_a_job_takes_one_gpu_however_often_it_asks(pretend, monkeypatch):
     assert said == [f"GPU: {uuids[0]}"]
 
 
-def test_a_gpu_that_slurm_or_the_user_chose_is_kept_to(pretend, job):
+def test_a_gpu_that_slurm_or_the_user_chose_is_used(pretend, job):
     uuids = pretend(3)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "2,1"}
     one, other = job(env=environment), job(env=environment)
@@ -165,8 +165,8 @@ def test_a_gpu_that_slurm_or_the_user_chose_is_kept_to(pretend, job):
     assert job(env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}).stdout.readline() == "sees \n"
 
 
-def test_folders_of_temporary_files_do_not_part_the_locks(pretend, job, tmp_path):
-    """Two runs: other folders, other TMPDIR, one GPU."""
+def test_locks_do_not_depend_on_the_folder_of_temporary_files(pretend, job, tmp_path):
+    """Two runs with different folders and TMPDIR, and one GPU."""
     uuids = pretend(1)
     folders = [tmp_path / name for name in ("one", "other")]
     for folder in folders:
@@ -195,7 +195,7 @@ def test_locks_hold_between_users(pretend, holder, other):
 
 
 def test_two_snakemakes_never_run_two_jobs_on_one_gpu(pretend, tmp_path):
-    """Each thinks that it has two GPUs for itself, as it counts only its own jobs."""
+    """Each Snakemake counts only its own jobs, and takes both GPUs for free."""
     uuids = pretend(2)
     rules = f"""
 rule all:
@@ -221,7 +221,7 @@ rule gpu:
         assert all(before[1] <= after[0] for before, after in pairwise(times)), times
 
 
-def test_a_named_device_is_obeyed_and_takes_nothing(pretend, monkeypatch):
+def test_a_named_device_is_used_and_not_locked(pretend, monkeypatch):
     pretend(1)
     monkeypatch.setattr(devices, "_held", {})
     assert pick_device("cuda:1") == torch.device("cuda:1")
@@ -247,7 +247,7 @@ def test_auto_takes_a_gpu_and_is_the_cpu_only_where_there_is_none(pretend, monke
     assert pick_device("auto") == torch.device("cpu")
 
 
-def test_snakemake_is_told_of_as_many_gpus_as_it_may_use(monkeypatch):
+def test_snakemake_gets_the_number_of_allowed_gpus(monkeypatch):
     there = []
     monkeypatch.setattr(Path, "glob", lambda *_: iter(there))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -260,8 +260,8 @@ def test_snakemake_is_told_of_as_many_gpus_as_it_may_use(monkeypatch):
     assert devices.count() == 3
 
 
-def test_no_script_asks_cuda_anything_before_it_takes_a_gpu():
-    """CUDA reads CUDA_VISIBLE_DEVICES once: whatever asked it while modules are imported would undo the choice."""
+def test_no_script_uses_cuda_before_it_takes_a_gpu():
+    """CUDA reads CUDA_VISIBLE_DEVICES once: if an import already used CUDA, the choice would have no effect."""
     code = """
 import runpy, sys, traceback
 from pathlib import Path

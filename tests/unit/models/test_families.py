@@ -1,4 +1,4 @@
-"""Every family of models: from its own pipeline to an adapter that leaves protected prompts as they were."""
+"""Every family of models: from its pipeline to an adapter that does not change protected prompts."""
 
 import inspect
 import math
@@ -39,7 +39,7 @@ JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 
 @dataclass
 class Collected:
-    """A family's pipeline, and what the workflow's scripts wrote for one protected prompt."""
+    """A family's pipeline, and the stores that the workflow's scripts wrote for one protected prompt."""
 
     pipeline: Any
     folder: Path
@@ -49,7 +49,7 @@ class Collected:
         return [str(self.folder / f"projector{step}.zarr") for step in range(STEPS)]
 
     def outputs(self, latents: torch.Tensor, timesteps: list[float], conditions: dict, constants: dict) -> torch.Tensor:
-        """What the denoiser says at each call, `[C, branches * n, ...]`."""
+        """Return the outputs of the denoiser at each call, `[C, branches * n, ...]`."""
         denoiser, every = denoiser_of(self.pipeline), slice(None)
         calls = zip(latents, timesteps, strict=True)
         inputs = [denoiser_inputs(denoiser, x, t, conditions, every, constants) for x, t in calls]
@@ -102,7 +102,7 @@ def collected(request, tmp_path_factory) -> Collected:
 
 
 def test_every_cross_attention_is_protected(collected):
-    """The linears that a table of the architectures names, and no others."""
+    """Sites are the layers that a table of the architectures lists, and no others."""
     denoiser = denoiser_of(collected.pipeline)
     sites, linears = find_sites(denoiser), [n for n, m in denoiser.named_modules() if isinstance(m, torch.nn.Linear)]
     joint = type(denoiser).__name__ in JOINT
@@ -112,8 +112,8 @@ def test_every_cross_attention_is_protected(collected):
     assert len(timesteps) == STEPS
 
 
-def test_text_that_is_not_read_takes_no_room(collected):
-    """Padding that the denoiser masks has no rows in the moment of what reads the prompt."""
+def test_masked_text_has_no_rows_in_moments(collected):
+    """The moment of the prompt has no rows of padding that the denoiser masks."""
     given, found = (
         TrajectoryStore(collected.folder / "trajectory.zarr"),
         MomentStore(collected.folder / "moments0.zarr"),
@@ -129,7 +129,7 @@ def test_text_that_is_not_read_takes_no_room(collected):
 
 
 def test_protected_prompts_stay_as_they_were(collected, tmp_path):
-    """Whatever the adapter has learned: at every cached timestep, and through a file and the loader."""
+    """For an adapter with random factors, at every cached timestep, also after saving and loading."""
     stacks, timesteps = site_projectors(collected.projectors(), {}, "energy", tiny.ENERGY)
     denoiser = denoiser_of(collected.pipeline)
     adapter = tiny.randomise(Adapter(in_order(find_sites(denoiser), stacks), stacks, timesteps, "timestep", 4))
@@ -144,7 +144,7 @@ def test_protected_prompts_stay_as_they_were(collected, tmp_path):
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_protected_prompts_stay_with_weights_in_half_precision(family, tmp_path):
-    """Statistics by the workflow's scripts, and an adapter at work, in bfloat16: what is left is its rounding."""
+    """With statistics and adapter in bfloat16, only rounding errors remain."""
     folder, small = families.save(family, tmp_path / "model"), families.SMALL.get(family, {})
     config = {"model": str(folder), "device": "cpu", "precision": "bf16"}
     config |= {"weights": "bf16", "offload": True, "protect": {"batch": 1, "negatives": []}}
@@ -177,11 +177,11 @@ def test_protected_prompts_stay_with_weights_in_half_precision(family, tmp_path)
 
 
 class _Decoded(Exception):  # noqa: N818 (no error: the way out of a pipeline)
-    """The VAE was given latents to decode."""
+    """Raised when the VAE receives latents to decode."""
 
 
 def decoded(pipeline, small: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents `[1, c, h, w]` or tokens as the last step leaves them, and those that the pipeline has decoded."""
+    """Return the latents `[1, c, h, w]` or tokens of the last step, and the latents that the pipeline decodes."""
     last = []
 
     def decode(latents, *_args, **_kwargs):
@@ -212,7 +212,7 @@ def at_step(last: list):
 @pytest.mark.parametrize("numbers", ["none", "mean and std", "mean", "shift"])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_pictures_are_encoded_into_the_latents_that_the_pipeline_decodes(family, numbers, tmp_path):
-    """Each pipeline uses other numbers of a VAE's config, and passes over the rest."""
+    """Each pipeline uses other values of a VAE's config."""
     pipeline, small = families.FAMILIES[family](), families.SMALL.get(family, {})
     pipeline.set_progress_bar_config(disable=True)
     changes = {"scaling_factor": 0.3}

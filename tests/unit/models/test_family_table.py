@@ -1,4 +1,4 @@
-"""The table of families: what it says, and that one entry is all that a new family needs."""
+"""The table of families: its entries, and that one entry is all that a new family needs."""
 
 import inspect
 from importlib import import_module
@@ -36,13 +36,13 @@ def test_every_family_has_one_entry_and_a_tiny_model_in_the_tests():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_call_can_be_planned(name):
+def test_the_inputs_of_every_family_can_be_made(name):
     module, _, function = FAMILIES[name].inputs.partition(":")
     assert callable(getattr(import_module(module), function))
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_a_pipeline_packs_latents_and_is_given_constants_as_its_entry_says(family):
+def test_pipelines_pack_latents_and_pass_constants_as_their_entries_say(family):
     pipeline = families.FAMILIES[family]()
     entry = family_of(type(denoiser_of(pipeline)).__name__)
     takes = inspect.signature(denoiser_of(pipeline).forward).parameters
@@ -53,7 +53,7 @@ def test_a_pipeline_packs_latents_and_is_given_constants_as_its_entry_says(famil
 
 @pytest.fixture
 def added(monkeypatch):
-    """One registration; and diffusers has the class, as it has those of all families."""
+    """The new family's entry in the table, and its class in diffusers, where those of all families are."""
     monkeypatch.setattr(diffusers, strip.FAMILY.denoiser, strip.StripTransformer2DModel, raising=False)
     known = frozenset({*files.diffusers_names(), strip.FAMILY.denoiser})
     monkeypatch.setattr(files, "diffusers_names", lambda: known)
@@ -100,7 +100,7 @@ def test_a_new_family_protects_prompts_from_its_pipeline_to_its_adapter(added, f
     load_adapter(pipeline, path).unload()
 
 
-def test_without_its_entry_it_is_refused_by_name(folder, monkeypatch):
+def test_a_family_without_an_entry_is_refused_by_name(folder, monkeypatch):
     monkeypatch.setattr(diffusers, strip.FAMILY.denoiser, strip.StripTransformer2DModel, raising=False)
     known = "Stable Diffusion 1, 2 and XL or PixArt or Sana or Stable Diffusion 3 or FLUX.1"
     with pytest.raises(InputError, match=f"this StripTransformer2DModel has no known cross-attention, .* use {known}"):

@@ -1,4 +1,4 @@
-"""Identities change with content, and with nothing else."""
+"""Identities depend on content alone."""
 
 import json
 import os
@@ -28,7 +28,7 @@ INDEX = {
 
 @pytest.fixture(autouse=True)
 def own_memory(tmp_path, monkeypatch):
-    """What is remembered of files' hashes lives in a folder of the test's own."""
+    """Keep the cache of digests in a folder of the test."""
     path = tmp_path / "cache" / "nullbooth" / "fingerprints.json"
     monkeypatch.setattr(digests, "_REMEMBERED", path)
     return path
@@ -49,7 +49,7 @@ def model(tmp_path):
 
 
 def flip_byte(path, place: int = 1000) -> None:
-    """Change one byte; size and modification time stay as they were."""
+    """Change one byte of a file, but not its size and modification time."""
     before = path.stat()
     content = bytearray(path.read_bytes())
     content[place % len(content)] ^= 1
@@ -110,7 +110,7 @@ def test_touching_files_changes_nothing(model):
         "vae_decoder/config.json",
     ],
 )
-def test_what_is_not_loaded_changes_nothing(model, name):
+def test_files_that_are_not_loaded_do_not_count(model, name):
     first = model_identity(str(model))
     (model / name).parent.mkdir(exist_ok=True)
     (model / name).write_bytes(b"anything")
@@ -142,8 +142,8 @@ def test_names_count_beside_contents(model):
     assert model_identity(str(model)) != first
 
 
-def test_the_embedded_models_are_what_they_were():
-    """Results are kept under these hashes."""
+def test_the_identities_of_the_embedded_models_are_unchanged():
+    """Names of kept results contain these hashes."""
     assert model_identity(str(ROOT / "resources/tinyworld")) == "f97572a82649a5e1"
     for name, known in {"clip": "749926e6e6b09688", "dino": "40e4684c1a136c98"}.items():
         assert model_identity(str(ROOT / "resources/evaluators" / name), index="config.json") == known
@@ -204,7 +204,7 @@ def test_a_variant_counts_in_place_of_the_plain_weights(model):
     ("name", "counts"),
     [("README.txt", False), ("model.fp16.safetensors", False), ("training_args.json", False), ("vocab.json", True)],
 )
-def test_an_evaluator_is_what_is_loaded_of_it(tmp_path, name, counts):
+def test_the_identity_of_an_evaluator_covers_its_loaded_files(tmp_path, name, counts):
     folder = shutil.copytree(ROOT / "resources/evaluators/clip", tmp_path / "clip")
     first = model_identity(str(folder), index="config.json")
     (folder / name).write_text("{}")
@@ -252,7 +252,7 @@ def denied(path, _text):
     ],
 )
 def test_the_folder_of_caches(monkeypatch, home, cache, expected):
-    """Never a relative one: that would be in the folder of the project, or of the package."""
+    """Never a relative path, which would be in the folder of the project or the package."""
 
     def unknown_user(_uid):
         raise KeyError("getpwuid(): uid not found")
@@ -273,7 +273,7 @@ def test_missing_folders_and_folders_of_something_else(tmp_path):
 
 
 def test_hub_models_go_by_commit(own_memory, tmp_path, monkeypatch):
-    """A branch moves: what it pointed to when results were made must be known, and be what the jobs load."""
+    """A branch may move: jobs must load the commit that it pointed to when the run was planned."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"model: 'owner/name', revision main: .* not in the Hub's cache"):
@@ -317,7 +317,7 @@ def test_prompts_without_comments_blank_lines_order_and_repetitions(tmp_path):
     assert digest(read_prompts(other)) != digest(read_prompts(one))
 
 
-def test_the_mark_that_windows_editors_put_first_is_no_prompt(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_a_prompt(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("# people\na man\n", encoding="utf-8-sig")
     assert read_prompts(path) == ["a man"]

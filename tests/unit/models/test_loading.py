@@ -1,4 +1,4 @@
-"""Models as they lie on the disk, and as they lie in memory: variants, precision, and which parts are where."""
+"""Loading of models: variants, precision, and the device of each part."""
 
 import functools
 import gc
@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def halved(tmp_path):
-    """A pipeline in half precision alone, but for the VAE, which has no such variant."""
+    """A pipeline with half-precision weights only, except the VAE, which has no such variant."""
     tiny.save_pipeline(tmp_path / "model")
     pipeline = load_pipeline(ModelSource(str(tmp_path / "model")), CPU)
     for name in ("unet", "text_encoder"):
@@ -57,7 +57,7 @@ def halved(tmp_path):
     return tmp_path / "model"
 
 
-def test_a_variant_is_loaded_where_there_is_one(halved, pipeline):
+def test_a_variant_is_loaded_for_parts_that_have_it(halved, pipeline):
     check_pipeline(halved, variant="fp16")
     loaded = load_pipeline(ModelSource(str(halved), variant="fp16"), CPU)
     for name in ("unet", "text_encoder", "vae"):
@@ -87,7 +87,7 @@ def test_a_variant_that_is_not_there_is_refused(halved):
 
 @pytest.fixture
 def censored(tmp_path):
-    """A pipeline with a safety checker that takes every picture for indecent, as old models of the Hub name it."""
+    """A pipeline with a safety checker that rejects every picture, named as in old models on the Hub."""
     tower = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     vision = {**tower, "image_size": 32, "patch_size": 16}
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, text_config=tower, projection_dim=16))
@@ -126,7 +126,7 @@ def test_a_safety_checker_among_configs_of_a_single_file_is_not_loaded(censored,
 
 
 def test_pictures_have_no_watermark(tmp_path, monkeypatch):
-    """Which diffusers adds by itself where its package is installed."""
+    """diffusers adds one itself if its package is installed."""
     families.save("Stable Diffusion XL", tmp_path / "model")
     drawing = type(families.FAMILIES["Stable Diffusion XL"]())
     start = drawing.__init__
@@ -147,8 +147,8 @@ def test_pictures_have_no_watermark(tmp_path, monkeypatch):
         ({"class_embed_type": "timestep"}, "class_embed_type: 'timestep'"),
     ],
 )
-def test_what_draws_from_more_than_a_prompt_is_refused_when_loaded(tmp_path, changes, said):
-    """A Hub model's files may not be here before."""
+def test_pipelines_that_need_more_than_a_prompt_are_refused_when_loaded(tmp_path, changes, said):
+    """The files of a Hub model may not be checked earlier."""
     tiny.save_pipeline(tmp_path)
     shutil.rmtree(tmp_path / "unet")
     tiny.unet(**changes).save_pretrained(tmp_path / "unet")
@@ -167,7 +167,7 @@ def test_a_tokenizer_that_knows_no_words_is_refused_when_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(("weights", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_weights_are_loaded_as_asked_but_for_the_vae(pipeline_folder, pipeline, weights, dtype):
+def test_weights_have_the_requested_type_except_the_vae(pipeline_folder, pipeline, weights, dtype):
     loaded = load_pipeline(ModelSource(str(pipeline_folder), weights=weights), CPU)
     for name in ("unet", "text_encoder", "vae"):
         known = getattr(pipeline, name).state_dict()
@@ -181,7 +181,7 @@ def test_weights_are_loaded_as_asked_but_for_the_vae(pipeline_folder, pipeline, 
 
 
 def test_a_vae_does_not_compute_in_float16(pipeline):
-    """Its largest activations would be infinite there; passes in bfloat16 it leaves as they are."""
+    """Its largest activations would be infinite in float16. Passes in bfloat16 do not change."""
     latents = 1e5 * torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     picture = 1e5 * torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -208,7 +208,7 @@ def test_pictures_in_half_precision_are_near_those_in_full(pipeline_folder, pipe
 
 @pytest.fixture
 def offloaded(pipeline_folder):
-    """By accelerate's hooks, as on a GPU, but from the CPU to the CPU: what moves where is not tested."""
+    """Uses accelerate's hooks as on a GPU, but from CPU to CPU: the moves themselves are not tested."""
     found = load_pipeline(ModelSource(str(pipeline_folder)), CPU, offload=True)
     assert not hasattr(found.unet, "_hf_hook"), "without a GPU there is nothing to do"
     found.enable_model_cpu_offload(device="cpu")
@@ -236,7 +236,7 @@ def test_hooks_of_offloading_leave_recording_and_drawing_as_they_are(pipeline, o
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_what_the_denoiser_is_given_is_known_before_it_runs(family):
+def test_the_inputs_of_the_denoiser_are_recorded_before_it_runs(family):
     pipeline, small = families.FAMILIES[family](), families.SMALL.get(family, {})
     pipeline.set_progress_bar_config(disable=True)
     ran, prompts = [], ["a red star", "a blue ring"]
@@ -252,7 +252,7 @@ def test_what_the_denoiser_is_given_is_known_before_it_runs(family):
         assert all(a[key].equal(b[key]) for key in a)
 
 
-def test_what_training_does_not_need_is_let_go(offloaded):
+def test_parts_that_training_does_not_need_are_removed(offloaded):
     gone = [weakref.ref(part) for part in beside_denoiser(offloaded).values()]
     assert len(gone) == 2
     denoiser = denoiser_alone(offloaded, CPU, keep=False)
@@ -262,7 +262,7 @@ def test_what_training_does_not_need_is_let_go(offloaded):
     assert not hasattr(denoiser, "_hf_hook")
 
 
-def test_what_validation_needs_comes_back(pipeline, offloaded):
+def test_parts_that_validation_needs_are_moved_back(pipeline, offloaded):
     known = sample(pipeline, ["a red star"], [0], steps=3, guidance=3.0)
     denoiser_alone(offloaded, CPU, keep=True)
     move_beside(offloaded, CPU)
@@ -271,7 +271,7 @@ def test_what_validation_needs_comes_back(pipeline, offloaded):
 
 @pytest.mark.parametrize(("weights", "every"), [("fp32", 0), ("bf16", 1)])
 def test_a_whole_training(pipeline_folder, tmp_path, request, weights, every):
-    """By the workflow's script: pictures and captions encoded, the rest let go or kept, trained, validated, saved."""
+    """Encode pictures and captions, remove or keep other parts, train, validate and save, as the workflow does."""
     AcceleratorState._reset_state(reset_partial_state=True)
     request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
     images = str(ROOT / "resources/subjects/starling/train")
@@ -312,7 +312,7 @@ def test_a_whole_training(pipeline_folder, tmp_path, request, weights, every):
 
 @pytest.fixture
 def restored():
-    """diffusers keeps the choice for the whole process."""
+    """diffusers keeps this setting for the whole process."""
     before = _AttentionBackendRegistry._active_backend
     yield
     _AttentionBackendRegistry.set_active_backend(AttentionBackendName(before))
@@ -371,8 +371,8 @@ def test_attention_back_ends_are_those_of_diffusers():
         ("aarch64", "NEON", "bf16"),
     ],
 )
-def test_half_precision_is_for_processors_that_have_it(monkeypatch, capsys, machine, capability, used):
-    """It is said where float32 is taken instead, and weights in half precision are computed with as they are."""
+def test_half_precision_is_used_only_on_processors_that_support_it(monkeypatch, capsys, machine, capability, used):
+    """A message says if float32 is used instead. Half-precision weights compute in half precision."""
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     assert computed_in(CPU, "bf16") == used

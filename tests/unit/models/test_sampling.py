@@ -1,4 +1,4 @@
-"""Pictures: the same noise for the same seed, whatever the batch, the method and the device."""
+"""Sampling: the noise depends on the seed alone, not on batch, method or device."""
 
 import families
 import pytest
@@ -28,7 +28,7 @@ def test_a_picture_does_not_depend_on_the_batch(pipeline):
     torch.testing.assert_close(draw(pipeline, PROMPTS[2:], SEEDS[2:]), together[2:], rtol=0, atol=1e-4)
 
 
-def test_the_seed_makes_the_picture(pipeline):
+def test_pictures_differ_by_seed(pipeline):
     first = draw(pipeline)
     assert draw(pipeline).equal(first)
     assert (first[0] - first[3]).abs().max() > 1e-2  # one prompt, two seeds
@@ -36,7 +36,7 @@ def test_the_seed_makes_the_picture(pipeline):
 
 @pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "LCMScheduler"])
 def test_samplers_with_noise_of_their_own_belong_to_the_seed_too(pipeline, name):
-    """Base and every method are compared picture by picture: all their noise must be the same."""
+    """Pictures of base model and methods are compared in pairs, so that all of their noise must be the same."""
     set_sampler(pipeline, name)
     torch.manual_seed(0)
     first = draw(pipeline)
@@ -100,8 +100,8 @@ def test_halves_of_one_prompt_are_its_picture(pipeline):
     torch.testing.assert_close(halves(pipeline, PROMPTS[0], PROMPTS[0]), draw(pipeline, PROMPTS[:1], [1])[0])
 
 
-def test_each_half_obeys_its_prompt_and_knows_of_the_other(pipeline):
-    """After each step the latents are put together: here by hand, with the scheduler's own steps."""
+def test_each_half_follows_its_prompt_and_sees_the_other(pipeline):
+    """The latents are joined after each step; here this is done by hand with the scheduler's steps."""
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator("cpu").manual_seed(1))
     scheduler, unet = pipeline.scheduler, pipeline.unet
     scheduler.set_timesteps(3)
@@ -120,7 +120,7 @@ def test_each_half_obeys_its_prompt_and_knows_of_the_other(pipeline):
     assert (halves(pipeline, *PROMPTS[:2]) - halves(pipeline, *PROMPTS[1::-1])).abs().max() > 1e-2
 
 
-def test_pipelines_without_halves_say_why(pipeline):
+def test_pipelines_that_cannot_draw_halves_give_a_reason(pipeline):
     class Closed:
         unet = pipeline.unet
 
@@ -134,8 +134,8 @@ def test_pipelines_without_halves_say_why(pipeline):
 
 
 @pytest.mark.parametrize("family", ["Stable Diffusion 1", "Stable Diffusion XL", "Stable Diffusion 3", "PixArt-Sigma"])
-def test_a_negative_prompt_is_that_of_every_picture(family):
-    """Whether a pipeline repeats a text or not: as if each picture were drawn alone."""
+def test_a_negative_prompt_applies_to_every_picture(family):
+    """A batch has the same result as single pictures, whether the pipeline repeats a text or not."""
     pipeline, small = families.FAMILIES[family](), families.SMALL.get(family, {})
     pipeline.set_progress_bar_config(disable=True)
     arguments = {**small.get("arguments", {}), "negative_prompt": "a blue ring"}

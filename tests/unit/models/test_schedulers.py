@@ -1,4 +1,4 @@
-"""Whatever one draws with, a model learns by its own objective; what does not fit it is refused by name."""
+"""Samplers and training objectives: a model keeps its objective, and samplers that do not fit it are refused."""
 
 import diffusers
 import pytest
@@ -63,15 +63,15 @@ def test_models_of_other_objectives_are_refused(name):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_the_objective_is_the_model_s_whatever_draws(prediction_type):
+def test_the_objective_does_not_depend_on_the_sampler(prediction_type):
     own = EulerDiscreteScheduler(prediction_type=prediction_type, beta_start=0.002, timestep_spacing="trailing")
     found = training_scheduler(own, {"use_karras_sigmas": True, "timestep_spacing": "leading"})
     assert found.config.prediction_type == prediction_type
     torch.testing.assert_close(found.alphas_cumprod, own.alphas_cumprod)
 
 
-def test_options_that_say_how_a_model_was_trained_count():
-    """Of a file whose configs are those of its family, such as a velocity-predicting one of Stable Diffusion XL."""
+def test_options_of_the_objective_apply_to_training():
+    """For single files with the configs of another model, such as a velocity-predicting Stable Diffusion XL."""
     options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     found = training_scheduler(DDIMScheduler(), options)
     assert found.config.prediction_type == "v_prediction"

@@ -34,7 +34,7 @@ THREE = {"Stable Diffusion 3": False, "Stable Diffusion 3.5": True}
 
 
 def stable_diffusion_3(five: bool):
-    """The projection of its first text encoder is none, and stands in no file."""
+    """A pipeline whose first text encoder has an identity projection, which files leave out."""
     pipeline = families.stable_diffusion_3(five, second=48)
     torch.nn.init.eye_(pipeline.text_encoder.text_projection.weight)
     return pipeline
@@ -77,7 +77,7 @@ def made(tmp_path_factory) -> Single:
 
 @pytest.fixture
 def single(made, tmp_path, monkeypatch) -> Single:
-    """One of its own, and a memory of its own."""
+    """A model of its own for each test, with its own cache of digests."""
     monkeypatch.setattr(digests, "_REMEMBERED", tmp_path / "memory.json")
     copied = object.__new__(Single)
     shutil.copytree(made.whole.parent, tmp_path / "all")
@@ -109,7 +109,7 @@ def test_a_file_draws_what_its_folder_draws(any_family):
     torch.testing.assert_close(draw(one), draw(folder), rtol=0, atol=1e-5)  # not all lie in memory as they did
 
 
-def test_half_precision_spares_the_vae(any_family):
+def test_the_vae_stays_in_full_precision(any_family):
     one, known = any_family.load(weights="bf16"), load_pipeline(ModelSource(str(any_family.whole), weights="bf16"), CPU)
     for name in [name for name, part in known.components.items() if isinstance(part, torch.nn.Module)]:
         expected = known.components[name].state_dict()
@@ -128,7 +128,7 @@ def test_the_denoiser_alone(any_family, monkeypatch):
     assert all(value.equal(known.state_dict()[key]) for key, value in found.state_dict().items())
 
 
-def test_half_precision_becomes_what_is_asked_for(single):
+def test_half_precision_files_are_loaded_in_the_requested_type(single):
     single.edit(lambda weights: weights.update({name: weight.half() for name, weight in weights.items()}))
     known = load_pipeline(ModelSource(str(single.whole)), CPU)
     for weights, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -154,7 +154,7 @@ def test_adapters_fit_either(single, protected, tmp_path):
 
 
 def in_cache(folder: Path, cache: Path, name: str, commit: str = "a" * 40) -> str:
-    """Put a folder into a cache of the Hub."""
+    """Put a folder into a cache of the Hub, as a download would."""
     repo = cache / f"models--{name.replace('/', '--')}"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs/main").write_text(commit)
@@ -179,7 +179,7 @@ def test_configs_come_from_the_hub_where_none_are_named(single, tmp_path, monkey
         assert draw(load_pipeline(ModelSource(str(single.file), revision, model_config=configs), CPU)).equal(expected)
 
 
-def test_what_diffusers_knows_is_remembered(single, monkeypatch):
+def test_the_configs_that_diffusers_finds_are_cached(single, monkeypatch):
     found = known_configs(single.file)
     monkeypatch.setattr("diffusers.loaders.single_file_utils.fetch_diffusers_config", None)
     assert known_configs(single.file) == found
@@ -187,7 +187,7 @@ def test_what_diffusers_knows_is_remembered(single, monkeypatch):
 
 
 def test_a_file_that_diffusers_cannot_name(single):
-    """Of a Stable Diffusion 3 of no known size."""
+    """A Stable Diffusion 3 of an unknown size."""
     names = {"joint_blocks.0.context_block.adaLN_modulation.1.bias": torch.ones(9216), "pos_embed": torch.ones(1, 7, 3)}
     single.edit(lambda weights: weights.update(names))
     with pytest.raises(InputError, match=r"diffusers does not know this model .* set model_config"):
@@ -231,7 +231,7 @@ def like(reading):
 
 
 @pytest.mark.parametrize("sites", [DEFAULT, ("*.attn2.to_[qv]", "!*.to_v"), ("self-attention", "feed-forward")])
-def test_headers_tell_of_a_file_what_they_tell_of_a_folder(every, sites):
+def test_headers_of_a_file_give_the_same_shapes_as_those_of_a_folder(every, sites):
     known, found = (
         shapes_from_headers.read(every.whole, sites),
         shapes_from_headers.read(every.configs, sites, file=every.file),
@@ -304,7 +304,7 @@ def test_a_denoiser_with_more_than_the_config_says_is_refused(single):
 
 
 def test_a_file_without_a_part_is_never_filled_up_from_elsewhere(single):
-    """Not even where the folder of its configs has weights, which might be pickles."""
+    """Not even from weights in the folder of its configs, which might be pickles."""
     single.edit(lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("cond_stage")])
     for load in (
         lambda: check_pipeline(single.whole, "model_config", file=single.file),

@@ -1,4 +1,4 @@
-"""Which linears are protected, and which read the same tensor."""
+"""Selection of sites, and grouping of sites that read the same tensor."""
 
 import pytest
 import tiny
@@ -23,7 +23,7 @@ def features_of(unet, wanted=DEFAULT, timesteps=(900.0, 100.0)):
     return find_features(sites, lambda i: tiny.predict(unet, given.latents[0], timesteps[i], given.prompts))
 
 
-def test_all_four_projections_of_cross_attention_and_nothing_else(unet):
+def test_sites_are_all_four_projections_of_cross_attention(unet):
     expected = {f"{block}.attn2.{name}" for block in BLOCKS for name in ("to_q", "to_k", "to_v", "to_out.0")}
     sites = find_sites(unet)
     assert set(sites) == expected
@@ -31,7 +31,7 @@ def test_all_four_projections_of_cross_attention_and_nothing_else(unet):
 
 
 def test_only_the_trained_linears_read_the_block():
-    """The seed asks for everything that enters a cross-attention block: no other linear lives there."""
+    """Cross-attention blocks have no other linear layers."""
     unet = tiny.unet()
     linears = {n for n, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and ".attn2." in n}
     assert set(find_sites(unet)) == linears
@@ -61,12 +61,12 @@ def test_patterns(unet, patterns, found):
 
 
 @pytest.mark.parametrize("entry", ["to_x", "!*.attn1.to_q", "cross_attention"])
-def test_what_finds_nothing_is_refused(unet, entry):
+def test_patterns_without_a_match_are_refused(unet, entry):
     with pytest.raises(ValueError, match=r"'.*' is neither a kind .*cross-attention, feed-forward.*to_q"):
         find_sites(unet, ("cross-attention", entry))
 
 
-def test_no_site_is_left(unet):
+def test_patterns_that_remove_all_sites_are_refused(unet):
     with pytest.raises(ValueError, match=r"\[cross-attention, !\*\] matches no layer"):
         find_sites(unet, ("cross-attention", "!*"))
 
@@ -77,7 +77,7 @@ def test_fused_projections_are_refused(unet):
         find_sites(unet)
 
 
-def test_unfusing_mends_what_fusing_broke(unet):
+def test_unfused_projections_are_found_again(unet):
     before = find_sites(unet)
     unet.fuse_qkv_projections()
     unet.unfuse_qkv_projections()
@@ -86,7 +86,7 @@ def test_unfusing_mends_what_fusing_broke(unet):
 
 @pytest.fixture
 def wan():
-    """A transformer with an attention class of its own."""
+    """A transformer whose attention is a class of its own."""
     torch.manual_seed(0)
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -114,7 +114,7 @@ def test_sites_and_features_of_a_transformer(wan):
 
 
 def test_fused_projections_of_a_transformer_are_refused(wan):
-    """Its processor keeps its name when fused; only the attention knows."""
+    """The processor keeps its name when fused; only the attention's flag changes."""
     wan.fuse_qkv_projections()
     with pytest.raises(ValueError, match=r"attn1.*fused.*unfuse_qkv_projections"):
         find_sites(wan)
@@ -122,13 +122,13 @@ def test_fused_projections_of_a_transformer_are_refused(wan):
     assert len(find_sites(wan)) == 8
 
 
-def test_wrapped_by_peft_is_refused(unet):
+def test_layers_wrapped_by_peft_are_refused(unet):
     unet.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k"]))
     with pytest.raises(ValueError, match=r"attn2\.to_k is wrapped.*unload"):
         find_sites(unet)
 
 
-def test_prompt_is_one_static_feature_and_the_rest_are_their_own(unet):
+def test_the_prompt_is_one_static_feature_and_others_are_separate(unet):
     features = features_of(unet)
     text = [f for f in features if len(f.sites) > 1]
     assert len(text) == 1
@@ -141,12 +141,12 @@ def test_prompt_is_one_static_feature_and_the_rest_are_their_own(unet):
     assert all(f.name == f.sites[0] for f in features)
 
 
-def test_static_is_seen_in_the_tensors_not_in_the_names(unet):
-    """At one and the same timestep nothing differs."""
+def test_static_features_are_found_by_their_values(unet):
+    """With the same timestep twice, all features seem static."""
     assert all(f.static for f in features_of(unet, timesteps=(500.0, 500.0)))
 
 
-def test_width_is_that_of_the_input():
+def test_the_width_of_a_feature_is_that_of_its_tensor():
     unet, given = tiny.unet(cross_attention_dim=24), tiny.protected_inputs()
     prompts = given.prompts[..., :24]
     features = find_features(find_sites(unet), lambda i: tiny.predict(unet, given.latents[0], 9.0 - i, prompts))
@@ -161,6 +161,6 @@ def test_a_site_that_is_not_called_is_an_error(unet):
         find_features(sites, lambda i: tiny.predict(unet, given.latents[0], 9.0 + i, given.prompts))
 
 
-def test_hooks_are_gone(unet):
+def test_hooks_are_removed(unet):
     features_of(unet)
     assert not any(module._forward_pre_hooks for module in unet.modules())

@@ -1,4 +1,4 @@
-"""The cost model: its arithmetic, its shapes without weights, and what it says against Snakemake and real stores."""
+"""The cost model: arithmetic, shapes without weights, and comparison with Snakemake and real stores."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def by_rule(model, work, machine) -> dict[str, Job]:
 
 @given(shards=st.integers(1, 40), times=st.integers(2, 9), model=st.sampled_from(sorted(FAMILIES)))
 def test_gpu_time_and_disk_of_shards_grow_with_the_prompts(shards, times, model):
-    """Of full shards alone: those of other prompts are jobs of their own, and cost no more than themselves."""
+    """Compares full shards only; held-out prompts have separate jobs, whose cost does not grow."""
     few, many = (Work(prompts=100 * n, shard_size=100, steps=7) for n in (shards, shards * times))
     one, all_ = (by_rule(FAMILIES[model], work, card(312e12)) for work in (few, many))
     heldout = estimate.trajectory(FAMILIES[model], few, card(312e12), 1, few.heldout).seconds
@@ -80,7 +80,7 @@ def test_more_gpus_cost_the_same_hours_and_less_time():
 
 
 def test_products_of_one_feature_by_hand():
-    """Width 3, 5 rows, one timestep, no time for anything else: 2 * 5 * 3^2 FLOP a sample."""
+    """Width 3, 5 rows, one timestep and no other costs: 2 * 5 * 3^2 FLOP per sample."""
     [reading] = scaling.models()["Stable Diffusion 1.5"].readings[:1]
     reading = replace(reading, width=3, rows=5, static=False)
     model = replace(SDXL, readings=(reading,), flops=0.0, calls=0, parameters=0)
@@ -107,7 +107,7 @@ def test_half_the_weights_need_less_of_the_card_in_every_stage(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_offloading_leaves_one_part_on_the_card(name):
-    """Sampling of so few samples that weights decide: those of the denoiser, or of a larger text encoder."""
+    """With few samples, the peak is the weights of the denoiser or of a larger text encoder."""
     model = replace(HALVED[name], pass_bytes=(0.0, 0.0), decode_bytes=(0.0, 0.0))
     work = Work(prompts=1000, shard_size=125, steps=28)
     together, apart = (by_rule(model, replace(work, offload=on), card(312e12)) for on in (False, True))
@@ -178,7 +178,7 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory, config_of) -> tuple[Path, Work]:
-    """What the workflow's own scripts write for the embedded model: 48 protected prompts, 2 timesteps."""
+    """Stores of the workflow's scripts for the embedded model: 48 protected prompts, 2 timesteps."""
     folder = tmp_path_factory.mktemp("stores")
     config = config_of({"sampler": {"steps": 2}})
     prompts = (ROOT / "config/prompts/protected.txt").read_text().splitlines()
@@ -195,7 +195,7 @@ def stores(tmp_path_factory, config_of) -> tuple[Path, Work]:
 
 @pytest.fixture(scope="module")
 def config_of():
-    """A complete config on top of config/minimal.yaml."""
+    """Return a complete config that extends config/minimal.yaml."""
     schema = yaml.safe_load((ROOT / "config" / "schema.yaml").read_text())
     minimal = yaml.safe_load((ROOT / "config" / "minimal.yaml").read_text())
     common = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
@@ -272,7 +272,7 @@ def test_shapes_without_weights_are_those_of_the_model(pipeline_folder, pipeline
 
 @pytest.mark.parametrize("sites", [None, find_sites])
 def test_simulated_memory_is_that_of_real_tensors(sites):
-    """There and back too: what autograd keeps counts."""
+    """Forwards and backwards: tensors that autograd keeps count too."""
     inputs = unet_inputs(tiny.TOKENS, 4)
     real = tiny.unet()
     with torch.device("meta"):
@@ -309,7 +309,7 @@ def test_simulated_memory_of_half_precision_weights_is_that_of_real_tensors(site
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16"])
 def test_weights_and_what_autocast_keeps_of_them(pipeline_folder, weights):
-    """Of real tensors, from configs and from headers."""
+    """Compares the bytes of real tensors with those from configs and from headers."""
     pipeline = load_pipeline(ModelSource(str(pipeline_folder), weights=weights), torch.device("cpu"))
     parts = [part.parameters() for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae)]
     held = sum(p.nbytes for part in parts for p in part)
@@ -329,8 +329,8 @@ def test_weights_and_what_autocast_keeps_of_them(pipeline_folder, weights):
         assert copies == pytest.approx(model.copied * model.parameters, rel=0.02), "but for biases of norms"
 
 
-def test_memory_that_is_let_go_counts_no_more():
-    """Five additions in a row hold their operand and their result, whatever was before; views hold nothing."""
+def test_freed_memory_does_not_count():
+    """Each of five additions holds its operand and its result, but nothing earlier; views hold nothing."""
     x = torch.ones(1000)
     with LiveBytes() as memory:
         for _ in range(5):
@@ -408,7 +408,7 @@ def test_warnings_name_the_rule_and_a_hint():
     assert f"{amount(total(jobs, 'disk'))} on disk, but only 1.0 GB are free" in every[-1]
 
 
-def test_every_gpu_rule_has_a_mend():
+def test_every_gpu_rule_has_a_hint():
     runs = (Run(), Run(method="dreambooth-prior"), Run(method="corda"))
     work = Work(1000, 512, 50, runs=runs, class_pictures=(100,))
     for job in estimate.jobs(SDXL, work, card(312e12)):
@@ -486,7 +486,7 @@ def like(reading):
     "sites",
     [DEFAULT, ("*.attn2.to_q", "*.attn2.to_out.*"), (*DEFAULT, "!*.to_[qv]"), ("self-attention", "feed-forward")],
 )
-def test_headers_tell_what_configs_tell(pipeline_folder, sites):
+def test_headers_and_configs_give_the_same_shapes(pipeline_folder, sites):
     known, found = (
         pipeline_shapes(str(pipeline_folder), None, sites, "fp32"),
         shapes_from_headers.read(pipeline_folder, sites),
@@ -498,8 +498,8 @@ def test_headers_tell_what_configs_tell(pipeline_folder, sites):
 
 @pytest.mark.parametrize("sites", [DEFAULT, ("self-attention", "feed-forward")])
 @pytest.mark.parametrize("family", families.SMALL)
-def test_headers_know_every_family(tmp_path, family, sites):
-    """But for what reads what: text that passes through a block may be the same tensor or not."""
+def test_headers_give_shapes_of_every_family(tmp_path, family, sites):
+    """Except the sharing of tensors: text that passes through a block may be the same tensor or not."""
     folder, small = families.save(family, tmp_path / "model"), families.SMALL[family]
     if sites != DEFAULT:  # not all have both
         sites = {"Sana": ("self-attention",), "FLUX.1": ("feed-forward",), "Stable Diffusion 3": ("feed-forward",)}.get(
@@ -522,7 +522,7 @@ def test_headers_know_every_family(tmp_path, family, sites):
     ],
 )
 def test_headers_bound_the_memory_of_transformers(known, kind, config):
-    """Of real sizes, simulated."""
+    """At real sizes, with simulated tensors."""
     rest = {"num_layers": 19, "num_attention_heads": 24, "attention_head_dim": 64 if known is SD35 else 128}
     config = {"_class_name": kind, "patch_size": 2, **rest, **config}
     sample = shapes_from_headers.sample_of(config, 128, shapes_from_headers.tokens_of(kind, 77, None))
@@ -531,7 +531,7 @@ def test_headers_bound_the_memory_of_transformers(known, kind, config):
     assert known.train_bytes[1] <= sample.kept * sample.stream <= 2 * known.train_bytes[1]
 
 
-def test_headers_bound_the_memory_that_shapes_tell(embedded):
+def test_headers_bound_the_memory_of_exact_shapes(embedded):
     found = shapes_from_headers.read(ROOT / "resources" / "tinyworld", DEFAULT)
     work = Work(prompts=96, shard_size=48, steps=10, runs=(Run(), Run(scope="timestep")))
     known = {job.rule: job.host / 1e6 for job in estimate.jobs(embedded, work, CPU)}
@@ -541,7 +541,7 @@ def test_headers_bound_the_memory_that_shapes_tell(embedded):
         assert megabytes <= asked[rule] <= 1.7 * megabytes, rule
 
 
-def test_keys_and_values_alone_leave_nothing_that_moves():
+def test_keys_and_values_alone_have_only_static_features():
     found = shapes_from_headers.read(ROOT / "resources" / "tinyworld", ["*.attn2.to_k", "*.attn2.to_v"])
     assert all(reading.static for reading in found.readings)
     asked = shapes_from_headers.memory(found, Work(prompts=96, shard_size=48, steps=10, runs=(Run(),)), 0)

@@ -1,4 +1,4 @@
-"""Every command of README, docs, configs and Makefile is read by Snakemake as it is meant, and none needs --cores."""
+"""Commands in README, docs, configs and Makefile: Snakemake understands each, and none needs --cores."""
 
 import os
 import re
@@ -29,7 +29,7 @@ COMMANDS = re.compile(
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """(page, arguments) of each."""
+    """Return (page, arguments) of each command."""
     found = []
     for page in PAGES:
         text = page.read_text().replace("$(CORES)", "all")
@@ -38,7 +38,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def test_options_come_first_and_targets_after_two_dashes(monkeypatch):
-    """The one order in which no option takes a target for a value of its own (--configfile, --config, --report)."""
+    """Only this order keeps targets from being read as values of options (--configfile, --config, --report)."""
     monkeypatch.chdir(ROOT)
     found = commands()
     pages = {"README.md", "config/edits.yaml"}
@@ -54,14 +54,14 @@ def test_options_come_first_and_targets_after_two_dashes(monkeypatch):
 
 
 def settings_of(page: str) -> dict[str, str]:
-    """The configs that a page shows, by the name in their first line (`# mine.yaml`); else those of the README."""
+    """Return the configs of a page, by the name in their first line (`# mine.yaml`), or those of the README."""
     block = re.compile(r"^```yaml\n(# (\w+\.yaml)\n.*?)^```", re.MULTILINE | re.DOTALL)
     return {name: text for shown in ("README.md", page) for text, name in block.findall((ROOT / shown).read_text())}
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """What users of these commands have: the project, photographs, prompts, and a model in the Hub's cache."""
+    """A folder like that of users: the project, photographs, prompts, and a model in the Hub's cache."""
     folder = tmp_path_factory.mktemp("checkout")
     for place in ROOT.iterdir():
         if place.name[0] != "." and place.name != "results":
@@ -82,7 +82,7 @@ def checkout(tmp_path_factory) -> Path:
 
 
 def distinct() -> list:
-    """Each command once for each config that it reads."""
+    """Return each command once for each config that it reads."""
     found = {}
     for page, given in commands():
         if len(given) == 1 and (name := given[0].removeprefix("results/")) in ("edits", "lifelong"):
@@ -98,7 +98,7 @@ def distinct() -> list:
 
 @pytest.mark.parametrize(("given", "configs"), distinct())
 def test_every_command_is_understood_with_the_config_of_its_page(given, configs, checkout):
-    """Reports and unlocking are done; of anything else it is found what would run, and that every input is there."""
+    """Reports and unlocking run for real. All other commands are planned, which also checks their inputs."""
     for name, text in configs.items():
         (checkout / name).write_text(text)
     if "--report" in given:
@@ -136,7 +136,7 @@ def test_a_target_for_which_the_config_has_nothing_says_which_key_to_set(target,
 
 @pytest.mark.parametrize("question", ["--dag", "--rulegraph", "--summary", "--list-params-changes", "--unlock"])
 def test_what_asks_about_a_run_needs_no_cores(question, tmp_path):
-    """Where no profile names a number, too."""
+    """Not even without a profile that sets a number."""
     for name in ("Snakefile", "config", "nullbooth", "resources", "rules", "workflow", "envs"):
         (tmp_path / name).symlink_to(ROOT / name)
     command = [

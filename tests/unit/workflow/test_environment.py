@@ -1,4 +1,4 @@
-"""What shells, containers and clusters leave in the environment."""
+"""Environment variables that shells, containers and clusters leave."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from running import ROOT, Run
 from nullbooth.workflow.environment import prepare_environment, restart_needed
 
 
-def test_python_is_started_again_once_where_it_cannot_name_every_file():
+def test_python_restarts_once_if_it_cannot_name_every_file():
     assert restart_needed({}, "utf-8") is None
     assert restart_needed({"A": "b", "PYTHONUTF8": "0"}, "ascii") == {"A": "b", "PYTHONUTF8": "1"}
     assert restart_needed({"PYTHONUTF8": "1"}, "ascii") is None, "not for ever"
@@ -26,8 +26,8 @@ def test_python_is_started_again_once_where_it_cannot_name_every_file():
     ],
     ids=lambda left: next(iter(left)),
 )
-def test_no_job_takes_itself_for_one_of_several_processes(monkeypatch, left):
-    """accelerate would wait for the others, and a rank be taken for the number of a GPU."""
+def test_variables_of_process_launchers_are_removed(monkeypatch, left):
+    """accelerate would wait for other processes, and use a rank as the number of a GPU."""
     kept = {"SLURM_PROCID": "0", "RANKING": "1", "PMIX": "1"}
     for name, value in (left | kept).items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""The first law of docs/architecture.md: what a job reads from the config does not change its result unseen."""
+"""The first law of docs/architecture.md: settings that change a result are in its job's params or identity."""
 
 import ast
 from dataclasses import fields
@@ -17,7 +17,7 @@ JOBS = [
 
 
 def read_keys(path: Path) -> set[str]:
-    """Keys that a file reads from `config`, with dots: of `config["a"]["b"]` the longest chain of names."""
+    """Return the dotted keys that a file reads from `config`, such as `a.b` for `config["a"]["b"]`."""
     found, inner = set(), set()
     for node in ast.walk(ast.parse(path.read_text())):
         keys, at = [], node

@@ -1,4 +1,4 @@
-"""What jobs ask a cluster for."""
+"""Memory that jobs request from a cluster."""
 
 import re
 
@@ -29,7 +29,7 @@ def test_every_rule_asks_for_the_memory_of_its_own_kind_of_job():
 
 
 def test_jobs_ask_for_the_memory_of_their_model(tmp_path):
-    """At least what stands in the rule, and twice as much at the next attempt."""
+    """At least the memory of the rule, and twice as much at the next attempt."""
     for name in ("config", "nullbooth", "profiles", "resources", "rules", "workflow"):
         (tmp_path / name).symlink_to(ROOT / name)
     asking = """

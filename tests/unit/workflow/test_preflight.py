@@ -1,4 +1,4 @@
-"""Warnings before the first job: unused files, captions that name no subject, settings of the embedded model."""
+"""Warnings before the first job: unused files, captions without the subject, settings of the embedded model."""
 
 import shutil
 
@@ -19,7 +19,7 @@ def world(tmp_path, pipeline_folder):
 
 @pytest.fixture
 def completed(config, schema):
-    """A function from changes of the project's own config to that config, complete."""
+    """Return a function that completes the project's config with changes."""
     return lambda *changes: complete(overlaid(config, changes), schema)
 
 
@@ -38,7 +38,7 @@ def warned(completed, world, **changes) -> list[str]:
     ]
 
 
-def test_files_that_are_not_used_are_named(completed, world):
+def test_unused_files_are_reported(completed, world):
     assert warned(completed, world) == []
     holdout = world.photos / "holdout"
     holdout.mkdir()
@@ -50,13 +50,13 @@ def test_files_that_are_not_used_are_named(completed, world):
     assert second.startswith("concepts.0.images: /photos: not used: clip.mov; photographs are read from this folder")
 
 
-def test_colours_that_cannot_be_read_are_named(completed, world):
+def test_unusable_colour_profiles_are_reported(completed, world):
     photograph().save(world.photos / "0.png", icc_profile=b"nonsense")
     [warning] = warned(completed, world)
     assert warning.startswith("concepts.0.images: /photos/0.png: its colour profile is not used (cannot open profile")
 
 
-def test_captions_that_name_no_subject_are_named(completed, world):
+def test_captions_without_the_subject_are_reported(completed, world):
     for name, text in {"0": "1girl, solo", "1": "a SKS star", "2": "a sksy {class}"}.items():
         (world.photos / f"{name}.txt").write_text(text)
     [warning] = warned(completed, world)
@@ -66,7 +66,7 @@ def test_captions_that_name_no_subject_are_named(completed, world):
     assert "write {subject} into them" in warning
 
 
-def test_a_prompt_that_names_no_subject_is_named_where_it_is_used(completed, world):
+def test_a_prompt_without_the_subject_is_reported_if_it_is_used(completed, world):
     changes = {"concepts": [world.concept(prompt="a photo")]}
     [warning] = warned(completed, world, **changes)
     assert warning.startswith("concepts.0.prompt: 3 of 3 captions name the subject neither by {subject} nor by 'sks'")
@@ -78,7 +78,7 @@ def test_a_prompt_that_names_no_subject_is_named_where_it_is_used(completed, wor
     assert warned(completed, world, concepts=[world.concept(prompt="a sks star")]) == []
 
 
-def test_all_files_of_prompts_that_are_missing_are_named_at_once(completed, world):
+def test_all_missing_prompt_files_are_reported_at_once(completed, world):
     config = completed(world.config, {"edits": [{"from": "a", "to": "b"}], "edit": {"templates": "none.txt"}})
     (world.prompts / "protected.txt").unlink()
     (world.prompts / "class.txt").write_text("# nothing\n")
@@ -89,7 +89,7 @@ def test_all_files_of_prompts_that_are_missing_are_named_at_once(completed, worl
     assert keys == ["protect.prompts", "sample.prompts.class", "sample.prompts.unrelated", "edit.templates"]
 
 
-def test_the_embedded_model_has_its_settings(completed, root, monkeypatch):
+def test_the_embedded_model_gets_no_warning(completed, root, monkeypatch):
     monkeypatch.chdir(root)
     assert borrowed(completed()) == []
     assert borrowed(completed({"model": "./resources/../resources/tinyworld/"})) == []
@@ -97,7 +97,7 @@ def test_the_embedded_model_has_its_settings(completed, root, monkeypatch):
     assert borrowed(completed(minimal)) == []
 
 
-def test_another_model_with_its_settings_is_told_what_to_set(completed, root, monkeypatch):
+def test_another_model_with_settings_of_the_embedded_model_gets_hints(completed, root, monkeypatch):
     monkeypatch.chdir(root)
     [warning] = borrowed(completed({"model": "a/b"}))
     assert warning.startswith("model: a/b has settings that suit only the embedded model: set protect.prompts")
@@ -116,7 +116,7 @@ def test_another_model_with_its_settings_is_told_what_to_set(completed, root, mo
     assert len(warning) < 900
 
 
-def test_each_setting_that_was_changed_is_no_longer_named(completed, world, root, monkeypatch):
+def test_changed_settings_are_no_longer_reported(completed, world, root, monkeypatch):
     monkeypatch.chdir(root)
     own = {
         "protect": {"prompts": "config/prompts/photographic.txt"},

@@ -1,4 +1,4 @@
-"""Input from outside: each fault has one clear message and loses nothing; what is merely unusual works."""
+"""Inputs of users: each fault gives one clear message and loses no files; unusual but valid inputs work."""
 
 import hashlib
 import json
@@ -40,12 +40,12 @@ def world(tmp_path, pipeline_folder):
 
 @pytest.fixture(scope="module")
 def project():
-    """The project's own config, which users' files lie on top of, and its schema."""
+    """The project's own config, which users' configs extend, and its schema."""
     return [yaml.safe_load((ROOT / "config" / name).read_text()) for name in ("config.yaml", "schema.yaml")]
 
 
 def checked(project, world: World, changes: dict | None = None) -> list[str]:
-    """What the workflow does with a config before it plans anything."""
+    """Check a config as the workflow does before it plans anything."""
     config, schema = project
     found = check_inputs(complete(overlay(overlay(config, world.config), changes or {}), schema))
     return [
@@ -54,7 +54,7 @@ def checked(project, world: World, changes: dict | None = None) -> list[str]:
 
 
 def contents(world: World) -> dict[str, str]:
-    """Hashes of all that lies in a world."""
+    """Return hashes of all files of a world."""
     files = (p for p in world.folder.rglob("*") if p.is_file() and not p.is_symlink())
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
@@ -63,7 +63,7 @@ def contents(world: World) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_it_is_refused_with_a_message_that_says_what_to_do(project, world, row):
+def test_faults_are_refused_with_a_hint(project, world, row):
     changes = row.spoil(world)
     before = contents(world)
     with pytest.raises(InputError) as caught:
@@ -136,8 +136,8 @@ def test_an_encoder_without_all_its_weights_measures_nothing(tmp_path):
         load_encoder(str(folder))
 
 
-def test_what_only_a_loaded_model_can_tell(pipeline):
-    """For models of the Hub, whose files are not here when the workflow is planned."""
+def test_faults_that_only_a_loaded_model_shows_are_refused(pipeline):
+    """For Hub models, whose files are not here when the workflow is planned."""
     with pytest.raises(InputError, match=r"sampler\.steps: 1001: DDIMScheduler has 1000"):
         record(pipeline, ["a star"], steps=1001, guidance=1.0, seed=0, batch=1)
     with pytest.raises(InputError, match=r"'star star .* has 10000 tokens, of which the text encoder reads 6"):
@@ -169,7 +169,7 @@ def test_prompts_that_are_cut_off_are_named_with_their_tokens(project, world):
 
 @pytest.mark.parametrize("texts", [[*UNUSUAL, "a photo of a sks dog's CAF\u00c9, 123 \u00bd  x"]])
 def test_clips_tokens_are_counted_as_transformers_counts_them(tmp_path, texts):
-    """From vocab.json and merges.txt, which is all that Stable Diffusion 1.5 has."""
+    """From vocab.json and merges.txt, the only files in Stable Diffusion 1.5."""
     from transformers import CLIPTokenizer
 
     from nullbooth.models.prompt_length import tokens
@@ -292,7 +292,7 @@ def planned(world: World, *arguments: str, **changes):
     return snakemake("--dry-run", "--quiet", "--configfile", str(path), *arguments)
 
 
-def test_the_workflow_says_it_ends_and_leaves_all_as_it_was(world):
+def test_the_workflow_reports_faults_and_changes_no_files(world):
     (world.photos / "b.jpg").write_text("not a picture")
     results = world.folder / "results/samples"
     results.mkdir(parents=True)
@@ -308,7 +308,7 @@ def test_the_workflow_says_it_ends_and_leaves_all_as_it_was(world):
 
 
 def test_planning_needs_no_torch(world):
-    """A cluster plans once per job. Warnings are shown, and the workflow goes on."""
+    """On a cluster, every job plans the workflow. Warnings are shown, and the workflow continues."""
     blocked = world.folder / "blocked"
     blocked.mkdir()
     for name in ("torch", "diffusers", "transformers"):
@@ -325,8 +325,8 @@ def test_planning_needs_no_torch(world):
 
 
 @pytest.mark.parametrize("results", [5, "a{b}", ""])
-def test_a_results_folder_that_is_none(world, results):
-    """Snakemake meets this setting before the schema does."""
+def test_invalid_results_folders_are_refused(world, results):
+    """Snakemake reads this setting before the schema is checked."""
     done = planned(world, results=results)
     assert done.returncode != 0
     assert f"config: results: {results!r}" in done.stderr

@@ -1,4 +1,4 @@
-"""What a script of the workflow may be: a docstring and little more than a call of the library."""
+"""Scripts of the workflow: a docstring and little more than a call of the library."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""Plain names as targets, folders in every spelling, and where the workflow can be run from."""
+"""Plain names as targets, spellings of paths, and folders that the workflow can run in."""
 
 import re
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_a_plain_name_is_the_files_that_rules_make(target, files):
 
 @pytest.fixture
 def made(tmp_path, monkeypatch) -> Path:
-    """A folder of results in which an adapter and a page were made."""
+    """A results folder with an adapter and a page."""
     monkeypatch.chdir(tmp_path)
     for name in ("runs/star/ours/0/adapter.safetensors", "runs/star/ours/0/images", "samples"):
         target = SHOWN[name][0]
@@ -97,7 +97,7 @@ def test_a_folder_changes_as_a_whole_and_other_names_one_by_one(made):
     assert links(made) == before, "nothing was lost"
 
 
-def test_results_of_an_earlier_version_give_way_and_are_not_lost(made, capsys):
+def test_results_of_an_earlier_version_are_renamed_and_not_lost(made, capsys):
     (made / "samples").mkdir()
     (made / "samples/notes.txt").write_text("mine")
     (made / "runs/star/ours").mkdir(parents=True)
@@ -147,7 +147,7 @@ def test_a_file_of_the_readme_is_a_target(tmp_path, name):
 
 @pytest.mark.parametrize("way", ["-s", "--directory", "module"])
 def test_the_workflow_is_planned_from_another_folder(tmp_path, way):
-    """Shipped prompts, models and photographs are found, and an own config that says little extends the defaults."""
+    """Shipped prompts, models and photographs are found, and a short config of the user extends the defaults."""
     arguments, options = ["-s", str(ROOT / "Snakefile")], {"cwd": tmp_path}
     if way == "--directory":
         arguments, options = ["--directory", str(tmp_path)], {}
@@ -167,7 +167,7 @@ def test_the_workflow_is_planned_from_another_folder(tmp_path, way):
     assert "out/kept/runs/starling/nullbooth/8/" in done.stdout + done.stderr
 
 
-def test_a_linked_snakefile_says_what_to_run_instead(tmp_path):
+def test_a_linked_snakefile_gives_a_hint(tmp_path):
     (tmp_path / "Snakefile").symlink_to(ROOT / "Snakefile")
     done = snakemake("--dry-run", "--", "samples", cwd=tmp_path)
     assert done.returncode == 1

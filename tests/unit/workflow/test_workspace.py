@@ -21,7 +21,7 @@ RUN = {"concept": "starling", "method": "pooled", "seed": "0"}
 
 @pytest.fixture
 def given(tmp_path, monkeypatch) -> dict:
-    """Settings of config/minimal.yaml, with results in a folder of their own."""
+    """Settings of config/minimal.yaml, with results in a temporary folder."""
     monkeypatch.chdir(ROOT)
     return {**copy.deepcopy(MINIMAL), "results": str(tmp_path / "results")}
 
@@ -81,7 +81,7 @@ def test_what_tuned_pictures_are_paired_with_was_drawn_from_the_same_prompts(giv
 
 
 def test_shards_are_added_until_another_one_brings_too_little(given, tmp_path):
-    """Leaks of one, two, three shards: the third lowers it by less than a tenth, so that three are protected."""
+    """The third shard lowers the leak by less than a tenth, so that three shards are protected."""
     protect = {"prompts": "config/prompts/protected.txt", "prompts_until": 0.1, "shard_size": 20}
     statistics = changed(given, protect=protect).statistics
     assert len(statistics.shards) > 4
@@ -107,7 +107,7 @@ def test_lifelong_recipes_contain_the_keys_of_earlier_subjects(given):
     ]
 
 
-def test_warnings_go_to_who_takes_them_and_jobs_repeat_none(given, tmp_path, capsys):
+def test_warnings_go_to_the_callback_and_jobs_repeat_none(given, tmp_path, capsys):
     shutil.copytree(ROOT / "resources/tinyworld", tmp_path / "model")
     said = []
     Workspace({**given, "model": str(tmp_path / "model")}, said.append)
@@ -146,7 +146,7 @@ def test_rules_hold_no_functions_of_their_own():
     assert len((ROOT / "rules/common.smk").read_text().splitlines()) <= 90
 
 
-def test_a_glance_at_the_package_shows_the_pipeline():
+def test_the_package_has_few_modules_at_its_top():
     """At most a dozen packages and modules at its top (docs/architecture.md)."""
     top = [
         path.stem for path in (ROOT / "nullbooth").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
