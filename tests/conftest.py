@@ -1,4 +1,4 @@
-"""Fixtures that several files share: a tiny denoiser and a tiny pipeline, both with random weights."""
+"""Shared fixtures: a tiny denoiser and a tiny pipeline with random weights, and a finished run."""
 
 import os
 
@@ -15,7 +15,7 @@ from running import ROOT, Run, executed
 
 settings.register_profile("fast", max_examples=20, deadline=None, derandomize=True)
 settings.load_profile("fast")
-torch.set_num_threads(1)  # the models are so small that threads cost more than they bring
+torch.set_num_threads(1)  # the models are so small that more threads are slower
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Run:
-    """A run of config/minimal.yaml to its end. Tests leave it as it is, or work on a copy."""
+    """A finished run of config/minimal.yaml. Tests do not change it, or work on a copy."""
     run = Run(tmp_path_factory.mktemp("workflow"))
     executed(str(run.folder / "results/samples"), *run.arguments())
     run.logs = sorted((run.folder / "results/logs").rglob("*.log"))  # before any test adds to them

@@ -1,4 +1,4 @@
-"""Models small enough for tests, and protected inputs so few that their features do not fill the space."""
+"""Models small enough for tests, and so few protected inputs that their features do not span the whole space."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,14 @@ from nullbooth.statistics.moments import Moment, collecting
 from nullbooth.statistics.projector import Projector, decompose, projector
 from world import tokenizer as tokens
 
-WIDTH = 32  # in_features of every protected linear
+WIDTH = 32  # in_features of every site
 TOKENS = 8  # of a prompt, padding included
-ENERGY = 1e-7  # what exactly low-rank features leave in their null space is rounding: less than this
+ENERGY = 1e-7  # above the rounding errors that low-rank features have in their null space
 NOISE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")
 
 
 def unet(seed: int = 0, **changes) -> UNet2DConditionModel:
-    """4 cross-attention blocks, all at 2x2: 4 rows for one latent at one timestep."""
+    """Build a UNet with 4 cross-attention blocks, all at 2x2: 4 rows for one latent at one timestep."""
     torch.manual_seed(seed)
     settings = dict(
         sample_size=4,
@@ -39,7 +39,7 @@ def unet(seed: int = 0, **changes) -> UNet2DConditionModel:
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
-    """The embedded model's, whose numbers never change, with few words to a prompt."""
+    """Load the embedded model's tokenizer, whose token numbers never change, with a limit of few tokens."""
     found = tokens.load(Path(__file__).parents[1] / "resources/tinyworld/tokenizer")
     found.model_max_length = TOKENS
     return found
@@ -77,7 +77,7 @@ def vae(**changes) -> AutoencoderKL:
 
 
 def save_pipeline(folder: Path) -> None:
-    """A whole Stable Diffusion pipeline for 16x16 pictures."""
+    """Save a whole Stable Diffusion pipeline for 16x16 pictures."""
     StableDiffusionPipeline(
         vae=vae(),
         text_encoder=clip(),
@@ -100,7 +100,7 @@ class Protected:
 
 
 def protected_inputs(seed: int = 5, n: int = 2, tokens_: int = 4) -> Protected:
-    """8 rows of every image feature per timestep, 24 in all, and 8 rows of text: all less than 32."""
+    """Return inputs with 8 rows of every image feature per timestep, 24 in all, and 8 rows of text: fewer than 32."""
     generator = torch.Generator().manual_seed(seed)
     timesteps = [901.0, 501.0, 101.0]
     latents = torch.randn(len(timesteps), n, 4, 4, 4, generator=generator)
@@ -113,14 +113,14 @@ def predict(denoiser: nn.Module, latents: Tensor, timestep: float | Tensor, prom
 
 
 def predictions(denoiser: nn.Module, given: Protected) -> Tensor:
-    """The denoiser's outputs `[T, n, ...]` at every cached timestep."""
+    """Return the denoiser's outputs `[T, n, ...]` at every cached timestep."""
     calls = zip(given.latents, given.timesteps, strict=True)
     return torch.stack([predict(denoiser, x, t, given.prompts) for x, t in calls])
 
 
 @torch.no_grad()
 def moments(denoiser: nn.Module, given: Protected, pooled: bool = False) -> dict[str, list[Moment]]:
-    """Moments by site: one per timestep, or one for all; one in any case where the timestep makes no difference."""
+    """Return moments by site: one per timestep, or one for all; static features always have one."""
     sites = find_sites(denoiser)
     t = given.timesteps
     features = find_features(sites, lambda i: predict(denoiser, given.latents[0], t[i], given.prompts))
@@ -140,7 +140,7 @@ def moments(denoiser: nn.Module, given: Protected, pooled: bool = False) -> dict
 def projectors(
     denoiser: nn.Module, given: Protected, pooled: bool = False, rule: str = "energy", value: float = ENERGY
 ) -> dict[str, list[Projector]]:
-    """Projectors by site, as the workflow would make them. Sites of one feature share one list."""
+    """Return projectors by site, as the workflow makes them. Sites of one feature share one list."""
     by_feature: dict[int, list[Projector]] = {}
     result = {}
     for site, ms in moments(denoiser, given, pooled).items():
@@ -157,7 +157,7 @@ def adapter(denoiser: nn.Module, given: Protected, scope: str, rank: int | str =
 
 
 def randomise(adapter: Adapter, std: float = 0.3) -> Adapter:
-    """Every factor at random, as if trained."""
+    """Fill every factor with random numbers, as if trained."""
     torch.manual_seed(4)
     with torch.no_grad():
         for p in adapter.parameters():
@@ -166,7 +166,7 @@ def randomise(adapter: Adapter, std: float = 0.3) -> Adapter:
 
 
 def fit(denoiser: nn.Module, adapter: Adapter, steps: int = 12, lr: float = 0.05, optimizer=torch.optim.Adam) -> None:
-    """Real training steps on random data, at the cached timesteps, mixed within a batch but for scope `shared`."""
+    """Run training steps on random data at the cached timesteps, mixed within a batch except for scope `shared`."""
     generator = torch.Generator().manual_seed(7)
     parameters = [p for p in adapter.parameters() if p.requires_grad]
     optimizer = optimizer(parameters, lr)
@@ -187,5 +187,5 @@ def fit(denoiser: nn.Module, adapter: Adapter, steps: int = 12, lr: float = 0.05
 
 
 def change(a: Tensor, b: Tensor) -> float:
-    """Relative distance of two tensors."""
+    """Return the relative distance of two tensors."""
     return ((a - b).norm() / b.norm()).item()

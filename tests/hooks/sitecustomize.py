@@ -1,8 +1,8 @@
-"""Python runs this at its start where the folder is on PYTHONPATH: ends jobs at chosen moments, as accidents would.
+"""Ends jobs at chosen moments, like accidents. Python runs this at its start if the folder is on PYTHONPATH.
 
 FAULTS is JSON: `{"marks": folder, "moments": [[event, pattern, [what happens, ...]], ...]}`. At an audit event whose
-path fits the pattern, in a script of the workflow, the next thing of the list happens; after the last, nothing does.
-Each time leaves a file in the folder of marks, with the memory in MB that the job was given.
+path matches the pattern, in a script of the workflow, the next accident of the list happens; after the last, none does.
+Each accident leaves a file in the folder of marks, with the memory in MB that the job had.
 """
 
 import json
@@ -13,13 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-SECONDS = {"snakemake": 20, "ctrl-c": 3, "interrupt": 3}  # that a job stays where it is: so the next run meets it
+SECONDS = {"snakemake": 20, "ctrl-c": 3, "interrupt": 3}  # that a job pauses, so that it is still there in the next run
 
 
 def end(what: str) -> None:
     if what == "nothing":
         return
-    snakemake = os.getpgid(0)  # tests start it as the head of a process group
+    snakemake = os.getpgid(0)  # tests start Snakemake as the head of a process group
     if what == "job":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "machine":

@@ -1,4 +1,4 @@
-"""Pages in a real browser: headless Chromium, which Debian calls chromium and chromium-driver."""
+"""Pages in a real browser: headless Chromium (Debian packages chromium and chromium-driver)."""
 
 import shutil
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _SWITCHES = (
 
 @contextmanager
 def opened(page: Path, size: str, profile: Path) -> Iterator[webdriver.Chrome]:
-    """A browser window of a size with a page from disk in it."""
+    """Open a page from disk in a browser window of a given size."""
     programs = shutil.which("chromium"), shutil.which("chromedriver")
     if None in programs:
         pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
@@ -40,7 +40,7 @@ def opened(page: Path, size: str, profile: Path) -> Iterator[webdriver.Chrome]:
 
 
 def assert_sound(driver: webdriver.Chrome) -> None:
-    """No console errors, every picture loads, nothing sticks out to the right."""
+    """Check that there are no console errors, every picture loads, and nothing is wider than the window."""
     driver.execute_script('for (const i of document.images) i.loading = "eager"')
     driver.execute_async_script(
         "const shown = [...document.images].filter(i => i.getAttribute('src'));"
@@ -58,7 +58,7 @@ def assert_sound(driver: webdriver.Chrome) -> None:
 
 
 def assert_slider_works(driver: webdriver.Chrome) -> None:
-    """A click on a tuned picture opens base and tuned one over the other; the slider moves the border; close closes."""
+    """Check the overlay of base and tuned picture: a click opens it, the slider moves the border, and it closes."""
     from selenium.webdriver.common.by import By
 
     button = driver.find_element(By.CSS_SELECTOR, ".pair button")
@@ -79,7 +79,7 @@ def assert_slider_works(driver: webdriver.Chrome) -> None:
         )
         clips.append(tuned.value_of_css_property("clip-path"))
     hidden = [clip.replace("calc", "").strip("inset()").split() for clip in clips]  # top, right, bottom, left
-    assert [part[1] for part in hidden] == ["100%", "70%", "0%"], "of the tuned picture, whose side is the right end"
+    assert [part[1] for part in hidden] == ["100%", "70%", "0%"], "shares of the tuned picture, which is on the right"
     ends = [span.text for span in viewer.find_elements(By.CSS_SELECTOR, "input + p span")]
     assert ends == ["base", "tuned"]
     viewer.find_element(By.TAG_NAME, "button").click()

@@ -1,4 +1,4 @@
-"""What goes wrong outside the program, for tests: full disks, broken files, killed writers."""
+"""Accidents outside the program, for tests: full disks, broken files, killed writers."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ LEFTOVERS = "*.partial-*"
 
 @contextmanager
 def mounted(folder: Path, *options: str) -> Iterator[Path]:
-    """A small disk of its own at `folder`; skips the test where none can be mounted."""
+    """Mount a small disk at `folder`; skip the test if that is not possible."""
     folder.mkdir(exist_ok=True)
     done = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)], capture_output=True, text=True)
     if done.returncode:
@@ -41,7 +41,7 @@ def full_disk(folder: Path, free: int) -> Iterator[None]:
 
 @contextmanager
 def limited_files(_folder: Path, size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size` bytes: a failing write that needs no root."""
+    """Limit files of this process to `size` bytes, so that writes fail without root."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -51,19 +51,19 @@ def limited_files(_folder: Path, size: int) -> Iterator[None]:
 
 
 def flip_bit(path: Path, place: int = -1) -> None:
-    """One bit of the byte at `place` (by default in the middle) becomes another."""
+    """Flip one bit of the byte at `place` (by default in the middle)."""
     content = bytearray(path.read_bytes())
     content[place if place >= 0 else len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 def truncate(path: Path) -> None:
-    """Half of a file, as after a power cut."""
+    """Cut a file in half, as after a power cut."""
     os.truncate(path, path.stat().st_size // 2)
 
 
 def killed(work: Callable[[], None]) -> bool:
-    """Do `work` in a process of its own; whether it ended by SIGKILL, which `work` has to send itself."""
+    """Do `work` in a separate process; return True if it ended by SIGKILL, which `work` must send itself."""
     if not (child := os.fork()):
         work()
         os._exit(0)
@@ -72,5 +72,5 @@ def killed(work: Callable[[], None]) -> bool:
 
 
 def die(*_arguments, **_options) -> None:
-    """In place of a function: end this process as `kill -9` does."""
+    """Replacement for a function that ends this process like `kill -9`."""
     os.kill(os.getpid(), signal.SIGKILL)

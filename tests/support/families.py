@@ -1,4 +1,4 @@
-"""A pipeline of each family that the workflow knows: the real classes, tiny, with random weights."""
+"""Pipelines of all known families: real classes, tiny, with random weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ UNSAFE = dict(safety_checker=None, feature_extractor=None, requires_safety_check
 
 
 def stable_diffusion(prediction: str) -> StableDiffusionPipeline:
-    """1.x predicts the noise; 2.x the velocity, and has linear projections into its transformer blocks."""
+    """1.x predicts noise. 2.x predicts velocity, and has linear projections into its transformer blocks."""
     two = prediction == "v_prediction"
     return StableDiffusionPipeline(
         vae=tiny.vae(),
@@ -44,7 +44,7 @@ def stable_diffusion(prediction: str) -> StableDiffusionPipeline:
 
 
 def stable_diffusion_xl(second: int = tiny.WIDTH) -> StableDiffusionXLPipeline:
-    """Two text encoders side by side; the pooled text of the second, `second` wide, and sizes, beside the timestep."""
+    """Two text encoders; the pooled text of the second, of width `second`, and sizes condition the timestep."""
     return StableDiffusionXLPipeline(
         vae=tiny.vae(),
         text_encoder=tiny.clip(),
@@ -65,7 +65,7 @@ def stable_diffusion_xl(second: int = tiny.WIDTH) -> StableDiffusionXLPipeline:
 
 
 def latent_consistency() -> LatentConsistencyModelPipeline:
-    """Few steps, and the guidance as an embedding in place of a second branch."""
+    """Few steps, with guidance as an embedding instead of a second branch."""
     return LatentConsistencyModelPipeline(
         vae=tiny.vae(),
         text_encoder=tiny.clip(),
@@ -90,7 +90,7 @@ def gemma() -> Gemma2Model:
 
 
 def pixart_sigma() -> PixArtSigmaPipeline:
-    """T5 alone, whose padding is masked; the variance is predicted too."""
+    """T5 as the only text encoder, with masked padding; also predicts the variance."""
     torch.manual_seed(0)
     transformer = PixArtTransformer2DModel(
         sample_size=4,
@@ -189,7 +189,7 @@ def stable_diffusion_3(five: bool, second: int = tiny.WIDTH) -> StableDiffusion3
 
 
 def flux() -> FluxPipeline:
-    """Latents packed into tokens; blocks with linears for each of text and picture, and blocks that share them."""
+    """Latents packed into tokens; blocks with separate layers for text and picture, and blocks that share them."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         patch_size=1,
@@ -225,7 +225,7 @@ FAMILIES: dict[str, Callable] = {
     "Stable Diffusion 3.5": lambda: stable_diffusion_3(five=True),
     "FLUX.1": flux,
 }
-# So few tokens and pixels that their features do not fill the space.
+# So few tokens and pixels that their features do not span the whole space.
 SMALL: dict[str, dict] = {
     "PixArt-Sigma": {"arguments": {"max_sequence_length": 8}},
     "Sana": {"arguments": {"max_sequence_length": 8}},

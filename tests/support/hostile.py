@@ -1,4 +1,4 @@
-"""A small world on disk, as users have it, and rows that spoil it in one way each (tests/hostile_rows.py)."""
+"""A small world on disk like that of users, and rows that each spoil it in one way (tests/support/hostile_rows.py)."""
 
 import json
 import struct
@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-TOKEN = "hf_" + "Qx7" * 12  # of the shape that access tokens of the Hub have
+TOKEN = "hf_" + "Qx7" * 12  # looks like an access token of the Hub
 PICTURE = 64  # pixels
 
 
 def overlay(base: dict, changes: dict) -> dict:
-    """`changes` on top of `base`, key by key, as Snakemake merges config files."""
+    """Merge `changes` into `base` key by key, like Snakemake."""
     merged = dict(base)
     for key, value in changes.items():
         inner = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -33,7 +33,7 @@ def photograph(seed: int = 0, size: int = PICTURE, mode: str = "RGB") -> Image.I
 
 
 def png(width: int, height: int, rows: bytes, bits: int = 8, kind: int = 2) -> bytes:
-    """A PNG file of raw rows, each behind its filter byte; kind 0 is grey, 2 is RGB."""
+    """Return a PNG file of raw rows, each after its filter byte; kind 0 is grey, 2 is RGB."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -44,7 +44,7 @@ def png(width: int, height: int, rows: bytes, bits: int = 8, kind: int = 2) -> b
 
 @dataclass
 class World:
-    """A folder with a model, photographs and prompts, and the config that names them. All of it is sound."""
+    """A folder with a model, photographs and prompts, and the config that names them, all valid."""
 
     folder: Path
     model: Path
@@ -92,7 +92,7 @@ class World:
 
 @dataclass(frozen=True)
 class Row:
-    """One case: what is done to the world, which may return changes of its config, and what must be said of it."""
+    """One case: a function that spoils the world and may return changes of its config, and parts of the message."""
 
     name: str
     spoil: Callable[[World], dict | None]
@@ -112,12 +112,12 @@ def row(name: str, *says: str) -> Callable:
 
 
 def changed(name: str, changes: dict | Callable[[World], dict], *says: str) -> None:
-    """A row that changes the config alone."""
+    """Add a row that changes only the config."""
     row(name, *says)(changes if callable(changes) else lambda _world: changes)
 
 
 def written(name: str, file: str, content: bytes | str, *says: str) -> None:
-    """A row that writes one file of the world."""
+    """Add a row that writes one file of the world."""
 
     def spoil(world: World) -> None:
         path = world.folder / file
@@ -127,7 +127,7 @@ def written(name: str, file: str, content: bytes | str, *says: str) -> None:
     row(name, *says)(spoil)
 
 
-# Text that must be shown as it is.
+# Text that must be shown unchanged.
 SMILE = "\N{SMILING FACE WITH OPEN MOUTH}"
 SCRIPT = "<script>alert(1)</script>\"'&"
 UNUSUAL = [

@@ -1,4 +1,4 @@
-"""What can be wrong with input from outside, one row a case: its name, what is done, and what must be said of it."""
+"""Faults in users' inputs, one row per case: its name, the fault, and parts of the message."""
 
 import json
 import os
@@ -94,7 +94,7 @@ changed(
 
 
 def editing(name: str, edits: list[dict], *says: str, **contexts: str) -> None:
-    """A row with edits, and with files of contexts."""
+    """Add a row with edits and files of contexts."""
 
     def spoil(world):
         for key, text in contexts.items():
@@ -165,7 +165,7 @@ changed("edits: no such rule", {"edit": {"rule": {"enrgy": 0.1}}}, "edit.rule")
 
 
 def in_turn(name, changes: dict, *says, prompts="a blue {subject}\n", **method):
-    """A config of lifelong learning with one fault."""
+    """Add a row with a config of lifelong learning that has one fault."""
 
     def spoil(world):
         (world.prompts / "taught.txt").write_text(prompts)
@@ -448,7 +448,7 @@ WHOLE = (UNET_WEIGHT, VAE_WEIGHT, CLIP_WEIGHT)
 
 
 def one_file(world, *names):
-    """A model in one file that has weights of these names, with the configs of the world's model."""
+    """Return a config with a single-file model that has weights of these names, and the world's configs."""
     path = world.folder / "one.safetensors"
     save_file({name: np.zeros(2, np.float32) for name in names}, path)
     return {"model": str(path), "model_config": str(world.model)}

@@ -1,10 +1,10 @@
-"""Small colour profiles (ICC), and the colours that they stand for by the formulas alone."""
+"""Small colour profiles (ICC), and formulas for their colours."""
 
 import struct
 
 import numpy as np
 
-# Red, green and blue of colour spaces as XYZ at D50.
+# Red, green and blue of colour spaces as XYZ, relative to D50.
 PRIMARIES = {
     "sRGB": [(0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410)],
     "Adobe RGB": [(0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)],
@@ -21,7 +21,7 @@ def _curve(gamma: float) -> bytes:
 
 
 def profile(space: str, tags: dict[str, bytes], kind: str = "mntr", pcs: str = "XYZ ") -> bytes:
-    """A profile of pictures in a colour space, to D50."""
+    """Return a profile of a colour space of pictures, relative to D50."""
     text = "x".encode("utf-16-be")
     name = b"mluc\0\0\0\0" + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(text), 28) + text + b"\0\0"
     content = {"desc": name, "cprt": name, "wtpt": b"XYZ \0\0\0\0" + _fixed(0.9642, 1, 0.8249), **tags}
@@ -46,7 +46,7 @@ def grey(gamma: float) -> bytes:
 
 
 def cmyk(corners: dict[tuple[int, ...], tuple[int, int, int]]) -> bytes:
-    """A profile of inks by a table of corners (0 or 1 of each) as L (0 to 255), a + 128, b + 128; white elsewhere."""
+    """Return a profile of inks from corners (0 or 1 of each) as L (0 to 255), a + 128, b + 128; others are white."""
     grid = [corners.get(tuple(map(int, f"{i:04b}")), (255, 128, 128)) for i in range(16)]
     ramp = bytes(range(256))
     lut = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + _fixed(1, 0, 0, 0, 1, 0, 0, 0, 1)
@@ -54,12 +54,12 @@ def cmyk(corners: dict[tuple[int, ...], tuple[int, int, int]]) -> bytes:
 
 
 def in_srgb(color: tuple[int, int, int], name: str, gamma: float = 2.2) -> np.ndarray:
-    """A colour of another space, as numbers of sRGB from 0 to 255."""
+    """Convert a colour of another space to sRGB from 0 to 255."""
     xyz = np.array(PRIMARIES[name]).T @ (np.array(color) / 255) ** gamma
     return encoded(np.linalg.inv(np.array(PRIMARIES["sRGB"]).T) @ xyz)
 
 
 def encoded(linear: np.ndarray) -> np.ndarray:
-    """Light as numbers of sRGB from 0 to 255."""
+    """Convert linear light to sRGB from 0 to 255."""
     linear = np.clip(linear, 0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

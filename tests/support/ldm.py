@@ -1,4 +1,4 @@
-"""Pipelines as one file in the names of the original repositories (LDM), without the conversion of diffusers."""
+"""Single files with the names of the original repositories (LDM), written without the conversion of diffusers."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 
 
 def unet_place(layer: str, per_block: int, attended: set[int]) -> str:
-    """The LDM name of a layer of UNet2DConditionModel. attended: upper blocks with attention."""
+    """Return the LDM name of a layer of UNet2DConditionModel. attended: upper blocks with attention."""
     if layer in ENDS:
         return ENDS[layer]
     kind, *rest = layer.split(".")
@@ -58,7 +58,7 @@ def unet_weights(unet: Any) -> dict[str, Tensor]:
     found = {}
     for name, weight in unet.state_dict().items():
         layer, _, last = name.rpartition(".")
-        # What is inside of an attention block has the same names in both.
+        # Layers inside attention blocks have the same names in both.
         found[f"{unet_place(layer, unet.config.layers_per_block, attended)}.{last}"] = weight
     return found
 
@@ -83,14 +83,14 @@ def vae_weights(vae: Any) -> dict[str, Tensor]:
 
 
 def clip_weights(clip: Any) -> dict[str, Tensor]:
-    """As transformers named them before it left `text_model` out."""
+    """Rename weights as older versions of transformers did, with `text_model`."""
     return {
         name if name.startswith("text_") else f"text_model.{name}": weight for name, weight in clip.state_dict().items()
     }
 
 
 def open_clip_weights(clip: Any) -> dict[str, Tensor]:
-    """Those of a CLIP by open_clip: queries, keys and values as one linear."""
+    """Return the weights of a CLIP in open_clip's form: queries, keys and values as one linear layer."""
     given = {name.removeprefix("text_model."): weight for name, weight in clip.state_dict().items()}
     found = {
         "positional_embedding": given["embeddings.position_embedding.weight"],
@@ -142,7 +142,7 @@ SD3_FUSED = {"attn.to_{}": "x_block.attn", "attn.add_{}_proj": "context_block.at
 
 
 def sd3_weights(transformer: Any) -> dict[str, Tensor]:
-    """Queries, keys and values of a stream as one linear; scale and shift of the last norms in another order."""
+    """Join queries, keys and values of a stream into one linear layer, and swap scale and shift of the last norms."""
     given = transformer.state_dict()
     found = {"pos_embed": given.pop("pos_embed.pos_embed")}
     for i in range(transformer.config.num_layers):
@@ -164,7 +164,7 @@ def sd3_weights(transformer: Any) -> dict[str, Tensor]:
 
 
 def weights_of_sd3(pipeline: Any) -> dict[str, Tensor]:
-    """The third text encoder with its embeddings once, which are there twice."""
+    """Return the third text encoder without the second copy of its embeddings."""
     third = {k: v for k, v in pipeline.text_encoder_3.state_dict().items() if k != "encoder.embed_tokens.weight"}
     parts = {
         "model.diffusion_model.": sd3_weights(pipeline.transformer),
@@ -181,7 +181,7 @@ def joined(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def weights(pipeline: Any) -> dict[str, Tensor]:
-    """All of a Stable Diffusion 1, 2 or XL pipeline."""
+    """Return all weights of a Stable Diffusion 1, 2 or XL pipeline."""
     xl = hasattr(pipeline, "text_encoder_2")
     two = pipeline.unet.config.use_linear_projection and not xl
     parts = {"model.diffusion_model.": unet_weights(pipeline.unet), "first_stage_model.": vae_weights(pipeline.vae)}
@@ -203,5 +203,5 @@ def save(pipeline: Any, file: Path) -> Path:
 
 
 def without_weights(folder: Path, to: Path) -> Path:
-    """A copy of a pipeline's folder that has its configs and tokenizers alone."""
+    """Copy only configs and tokenizers of a pipeline's folder."""
     return shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors"))

@@ -1,4 +1,4 @@
-"""A method that is not in NullBooth, in one file: it trains the output layers of the sites. For tests of the table."""
+"""A method outside NullBooth, in one file, which trains the output layers of the sites. For tests of the table."""
 
 from torch import nn
 

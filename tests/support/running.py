@@ -1,4 +1,4 @@
-"""Runs of the workflow for tests: a config of its own on top of config/minimal.yaml, and what jobs ran."""
+"""Runs of the workflow for tests: configs that extend config/minimal.yaml, and the jobs that ran."""
 
 import atexit
 import importlib.util
@@ -19,7 +19,7 @@ from snakemake.api import OutputSettings, ResourceSettings, SnakemakeApi
 from snakemake.settings.enums import Quietness
 
 ROOT = Path(__file__).parents[2]
-# The least that a config must say.
+# Settings that every config needs.
 NEEDED = {
     "model": "m",
     "protect": {"prompts": "p.txt"},
@@ -31,12 +31,12 @@ NEEDED = {
 WIDE = ("trajectory", "adapter", "base_images", "class_images", "tuned_images")  # take all cores
 
 
-CORES = 7  # of `rules`: a number that no rule asks for by itself
+CORES = 7  # of `rules`: a number that no rule requests itself
 
 
 @cache
 def python() -> Path:
-    """What starts as Python does, with libraries loaded; one for all tests."""
+    """Return a program that starts like Python, but with libraries loaded; one for all tests."""
     folder = Path(tempfile.mkdtemp(prefix="nullbooth-tests-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return warm.start(folder)
@@ -45,23 +45,23 @@ def python() -> Path:
 def snakemake(
     *arguments: str, cwd: Path = ROOT, fresh: bool = False, **environment: str
 ) -> subprocess.CompletedProcess:
-    """A run to its end, however it ends. fresh: in a new Python, as users have it, with another order of sets."""
+    """Run Snakemake to its end. fresh: in a new Python process like users, where sets have another order."""
     program = sys.executable if fresh else python()
-    threads = [] if fresh else ["--set-threads", *(f"{rule}=1" for rule in WIDE)]  # forks have one: two jobs at a time
+    threads = [] if fresh else ["--set-threads", *(f"{rule}=1" for rule in WIDE)]  # so that two forks run at a time
     command = [program, "-m", "snakemake", *threads, "--nolock", "--cores", "2", *map(str, arguments)]
     environ = {**os.environ, "PYTHONPATH": str(cwd), **environment}
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=1200)
 
 
 def executed(*arguments: str, **options) -> dict[str, int]:
-    """Jobs by rule that Snakemake ran to their end, of a run that must succeed."""
+    """Run Snakemake, which must succeed; return the number of finished jobs by rule."""
     done = snakemake(*arguments, **options)
     assert done.returncode == 0, done.stderr[-6000:]
     return dict(Counter(re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", done.stderr, re.MULTILINE)))
 
 
 def planned(*arguments: str, **options) -> dict[str, int]:
-    """Jobs by rule that Snakemake would run."""
+    """Return the number of jobs by rule that Snakemake would run."""
     done = snakemake("--dry-run", *arguments, **options)
     assert done.returncode == 0, done.stderr + done.stdout
     text = done.stdout + done.stderr
@@ -73,7 +73,7 @@ def planned(*arguments: str, **options) -> dict[str, int]:
 
 @cache
 def rules() -> list:
-    """All rules of the workflow with its default settings and CORES cores, as Snakemake's own objects."""
+    """Return all rules of the workflow as Snakemake's objects, with default settings and CORES cores."""
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True)) as api:
         opened = api.workflow(
             resource_settings=ResourceSettings(cores=CORES), snakefile=ROOT / "Snakefile", workdir=ROOT
@@ -82,7 +82,7 @@ def rules() -> list:
 
 
 def script(name: str) -> ModuleType:
-    """A script of the workflow as a module."""
+    """Import a script of the workflow as a module."""
     spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "workflow/scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -90,7 +90,7 @@ def script(name: str) -> ModuleType:
 
 
 class Run:
-    """A config of its own on top of config/minimal.yaml, with results and prompts in a folder of its own."""
+    """A config that extends config/minimal.yaml, with results and prompts in a separate folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -108,7 +108,7 @@ class Run:
         return ["--configfile", "config/minimal.yaml", str(path)]
 
     def copy(self, folder: Path) -> "Run":
-        """A run of the same settings, with all results as they are, links and times included."""
+        """Return a run with the same settings and copies of all results, with their links and times."""
         folder.mkdir()
         copied = Run(folder)
         copied.settings = {**self.settings, **copied.settings}

@@ -12,7 +12,7 @@ from nullbooth.learning.inversion import Word
 from nullbooth.models.loading import denoiser_of
 from nullbooth.models.sites import find_sites
 
-KEPT = 1e-5  # relative change of outputs that counts as none: float32 rounding
+KEPT = 1e-5  # largest relative change of outputs by float32 rounding
 
 
 CHANGED = 1e-2
@@ -38,7 +38,7 @@ def saved(adapter: Adapter, folder):
 
 
 def adapter_of(pipeline, path: Path, timesteps: int = 1, rank: int | str = 3) -> Path:
-    """A random change of every site."""
+    """Save an adapter with a random change of every site; return its path."""
     denoiser, generator = denoiser_of(pipeline), torch.Generator().manual_seed(0)
     tensors = {}
     for name, linear in find_sites(denoiser).items():
@@ -65,7 +65,7 @@ def draw(pipeline, family: str, prompt: str = "a red star") -> torch.Tensor:
 
 
 def saved_with_word(pipeline, path, word, **changes):
-    """An adapter with a word, in a file."""
+    """Save an adapter with a learned word; return its path."""
     tensors, info = read_adapter(adapter_of(pipeline, path))
     vectors = {key: value + 0.5 for key, value in Word(pipeline, word).tensors().items()}
     write_adapter(path, tensors | vectors, replace(info, identifier=word, **changes))

@@ -1,4 +1,4 @@
-"""A family that is not in NullBooth, in one file: PixArt with a constant argument. For tests of the table."""
+"""A family outside NullBooth, in one file: PixArt with a constant argument. For tests of the table."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from nullbooth.planning.shapes_exact import Inputs, pixart_inputs
 class StripTransformer2DModel(PixArtTransformer2DModel):
     """Takes `strip_ids`, the same for all prompts, as FLUX takes its positions."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # the pipeline of this family would give it
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # a pipeline of this family would pass it
         return super().__call__(*args, **{**kwargs, "strip_ids": torch.arange(7.0)})
 
     def forward(
@@ -31,7 +31,7 @@ class StripTransformer2DModel(PixArtTransformer2DModel):
         return super().forward(hidden_states, encoder_hidden_states, timestep, **given, return_dict=return_dict)
 
 
-# Its folder says that the class is one of diffusers, as it will be when diffusers has it.
+# Its index names the class as one of diffusers, as it would be once diffusers has it.
 StripTransformer2DModel.__module__ = "diffusers.models.transformers.strip"
 
 
@@ -46,6 +46,6 @@ FAMILY = Family("StripTransformer2DModel", "Strip", "strip:strip_inputs", tokens
 
 
 def pipeline_of(pixart: PixArtSigmaPipeline) -> PixArtSigmaPipeline:
-    """The pipeline with its transformer replaced by one of this family of the same size."""
+    """Return the pipeline with its transformer replaced by one of this family with the same size."""
     config = {key: value for key, value in pixart.transformer.config.items() if not key.startswith("_")}
     return PixArtSigmaPipeline(**{**pixart.components, "transformer": StripTransformer2DModel(**config)})

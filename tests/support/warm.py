@@ -1,8 +1,8 @@
-"""Python processes that start at once: forks of one process that has the large libraries loaded.
+"""Python processes that start immediately: forks of one process that has the large libraries loaded.
 
-Most of a small run of the workflow is Python starting anew for every job and importing PyTorch and diffusers. Here
-Snakemake and its jobs still are processes of their own, with arguments, environment, folder and output of their own,
-that can be killed; but libraries from elsewhere are there when they begin. NullBooth is never loaded beforehand.
+Most of the time of a small run is spent on starting Python and importing PyTorch and diffusers for every job. Here
+Snakemake and its jobs are still separate processes, with separate arguments, environment, folder and output,
+which can be killed, but third-party libraries are already loaded. NullBooth is never loaded in advance.
 
     program = start(folder)     # ends with this process
     subprocess.run([program, "-m", "snakemake", ...])
@@ -31,7 +31,7 @@ NUMBER = struct.Struct("<Q")
 
 
 def start(folder: Path) -> Path:
-    """Load the libraries in a new process; a program that takes the place of Python and is a fork of it."""
+    """Load the libraries in a new process; return a program to use as Python, which forks that process."""
     program, address = folder / "python", folder / "socket"
     here = Path(__file__).parent
     program.write_text(
@@ -39,7 +39,7 @@ def start(folder: Path) -> Path:
         f"warm.ask({str(address)!r})\n"
     )
     program.chmod(0o755)
-    # One thread, as jobs of one core have; which numbers come out depends on it.
+    # One thread, as in jobs of one core; numbers in results depend on it.
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": ""}
     with open(folder / "server.log", "w") as log:
         server = subprocess.Popen(
@@ -57,8 +57,8 @@ def start(folder: Path) -> Path:
 
 
 def ask(address: str) -> None:
-    """Have this command done by a fork of the server, with all that belongs to this process, and end as it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the fork, too
+    """Run this command in a fork of the server, with this process's streams and environment, and end like the fork."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the fork
     given = {"arguments": sys.argv[1:], "folder": str(Path.cwd()), "environ": dict(os.environ), "group": os.getpgid(0)}
     status = Fork(address, given, [0, 1, 2]).wait()
     if status < 0:
@@ -68,7 +68,7 @@ def ask(address: str) -> None:
 
 
 class Fork:
-    """A process of the server's, used as one of `subprocess`."""
+    """A process of the server with the interface of `subprocess.Popen`."""
 
     def __init__(self, address: str, given: dict, descriptors: list[int]):
         content = json.dumps(given).encode("utf-8", "surrogateescape")
@@ -83,7 +83,7 @@ class Fork:
         return NUMBER.unpack(self.connection.recv(NUMBER.size, socket.MSG_WAITALL))[0]
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit status; minus the number of the signal that ended it."""
+        """Return the exit status, or minus the number of the signal that ended the process."""
         if self.returncode is None:
             self.connection.settimeout(timeout)
             self.returncode = os.waitstatus_to_exitcode(self._told())
@@ -97,7 +97,7 @@ class Fork:
 
 
 def leader(program: Path, arguments: list[str], folder: Path, environ: dict, output: int) -> Fork:
-    """Python with ARGUMENTS at the head of a process group of its own, to which all belong that it starts."""
+    """Start Python with `arguments` as the head of a new process group, with all processes that it starts."""
     given = {"arguments": arguments, "folder": str(folder), "environ": environ, "group": 0}
     with open(os.devnull) as nothing:
         return Fork(str(program.with_name("socket")), given, [nothing.fileno(), output, output])
@@ -107,12 +107,12 @@ def leader(program: Path, arguments: list[str], folder: Path, environ: dict, out
 
 
 def serve(program: str, address: str) -> dict:
-    """Fork for every connection. Returns in the forks alone: what they are to do."""
+    """Fork for every connection. Returns only in the forks, with their work."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address + ".new")
     listener.listen(64)
     Path(address + ".new").rename(address)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the forks are not waited for
     parent = os.getppid()
     listener.settimeout(5)
     while True:
@@ -132,7 +132,7 @@ def serve(program: str, address: str) -> dict:
             given = json.loads(file.read(NUMBER.unpack(size)[0]).decode("utf-8", "surrogateescape"))
         if not (child := os.fork()):
             connection.close()
-            with contextlib.suppress(PermissionError):  # who asks from elsewhere has a group of another session
+            with contextlib.suppress(PermissionError):  # the group may belong to another session
                 os.setpgid(0, given.pop("group"))
             for number, descriptor in enumerate(descriptors):
                 os.dup2(descriptor, number)
@@ -140,7 +140,7 @@ def serve(program: str, address: str) -> dict:
             return {**given, "program": program}
         for descriptor in descriptors:
             os.close(descriptor)
-        with contextlib.suppress(BrokenPipeError):  # who asked may have been killed
+        with contextlib.suppress(BrokenPipeError):  # the client may have been killed
             connection.sendall(NUMBER.pack(child))
         _, status = os.waitpid(child, 0)
         with contextlib.suppress(BrokenPipeError):
@@ -149,7 +149,7 @@ def serve(program: str, address: str) -> dict:
 
 
 def become(folder: str, environ: dict, arguments: list[str], program: str) -> None:
-    """Do what `python ARGUMENTS` does, for a script or `-m MODULE`; jobs of Snakemake begin as fast."""
+    """Do what `python ARGUMENTS` does, for a script or `-m MODULE`; jobs of Snakemake start as fast."""
     import runpy
 
     os.chdir(folder)
@@ -177,5 +177,5 @@ if __name__ == "__main__":
 
     exec(LIBRARIES)
     gc.collect()
-    gc.freeze()  # what is there stays shared between the forks
+    gc.freeze()  # keeps existing objects shared between forks
     become(**serve(*sys.argv[1:]))

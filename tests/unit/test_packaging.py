@@ -1,4 +1,4 @@
-"""Versions agree everywhere, the project stands on its own, and its wheel is light and whole."""
+"""Versions agree everywhere, the project is self-contained, and its wheel is small and complete."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def test_conda_has_every_dependency_of_the_workflow():
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    # A copy: setuptools leaves a build folder beside what it builds.
+    # In a copy, because setuptools leaves a build folder there.
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     for name in (name for name in files if not name.startswith(("resources/", "tests/"))):
@@ -78,7 +78,7 @@ def test_the_wheel_has_all_that_the_workflow_reads(wheel):
 
 
 def needed(names: list[str]) -> dict[str, Distribution]:
-    """Installed distributions that these need, and all that those need."""
+    """Return the installed distributions that these need, directly or indirectly."""
     found: dict[str, Distribution] = {}
     while names:
         if (name := names.pop().lower()) not in found:
@@ -89,7 +89,7 @@ def needed(names: list[str]) -> dict[str, Distribution]:
 
 
 def test_an_adapter_loads_where_only_the_dependencies_of_the_wheel_are_installed(wheel, tmp_path):
-    """A fresh environment with links to those packages, without snakemake, zarr, accelerate, peft and the others."""
+    """Uses a new environment with links to these packages, without snakemake, zarr, accelerate, peft and others."""
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
     zipfile.ZipFile(wheel).extractall(site)

@@ -1,4 +1,4 @@
-"""Nothing from outside is run, leaves its folder or shows through: pickles, code, paths, markup, tokens."""
+"""Inputs of users cannot run code, leave their folder or reveal secrets: pickles, code, paths, markup, tokens."""
 
 import ast
 import json
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 class Trap:
-    """Unpickling it writes a file."""
+    """An object whose unpickling writes a file."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -78,7 +78,7 @@ def test_pickled_weights_are_never_opened(model, mark, part, stem, suffix):
     for name in (stem, "model"):
         (model / part / f"{name}{suffix}").write_bytes(pickle.dumps(Trap(mark)))
     check_pipeline(model)
-    pipeline_of(model), denoiser_of(model)  # safetensors beside them are taken
+    pipeline_of(model), denoiser_of(model)  # reads the safetensors beside them
     for path in (model / part).glob("*.safetensors"):
         path.unlink()
     readers = (check_pipeline, pipeline_of, denoiser_of) if part == "unet" else (check_pipeline, pipeline_of)
@@ -126,7 +126,7 @@ def test_code_of_an_encoder_is_not_run(tmp_path, mark):
     ):
         said = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps({**said, "auto_map": kinds}))
-        load_encoder(str(folder))  # its own type is known, so that nothing else is needed
+        load_encoder(str(folder))  # its type is known, so that its code is not needed
         assert not mark.exists()
     (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": kinds}))
     refusals(folder, lambda p: check_encoder(p, "evaluate.clip"), lambda p: load_encoder(str(p)))
@@ -140,13 +140,13 @@ SOURCES = [p for folder in ("nullbooth", "workflow/scripts", "world", "bench") f
 
 
 def keyword(call: ast.Call, name: str) -> object:
-    """Value of a constant keyword of a call; None where it has none."""
+    """Return the value of a constant keyword of a call, or None."""
     found = [k.value for k in call.keywords if k.arg == name]
     return found[0].value if found and isinstance(found[0], ast.Constant) else None
 
 
 def faults(source: str) -> list[str]:
-    """Calls and imports that could run what is in a file."""
+    """Return calls and imports that could run the content of a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -172,7 +172,7 @@ def faults(source: str) -> list[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_source_can_run_what_a_file_says(path):
     found = faults(path.read_text())
-    if path.is_relative_to(ROOT / "world"):  # the recipe of the embedded model reads what it has written itself
+    if path.is_relative_to(ROOT / "world"):  # training of the embedded model only reads its own files
         found = [name for name in found if not name.endswith("from_pretrained")]
     assert found == []
 
@@ -210,7 +210,7 @@ def test_maps_of_words_with_path_characters_stay_in_their_folder(tmp_path, pipel
 
     shown = attention_maps(folder, pipeline, wanted, words, draw)
     assert {entry["word"] for entry in shown} >= {"a/b", "a-b", ".."}
-    assert "moon" not in {entry["word"] for entry in shown}, "it stands in no prompt"
+    assert "moon" not in {entry["word"] for entry in shown}, "it is in no prompt"
     assert len({entry["file"] for entry in shown}) == len(shown)
     assert all(re.fullmatch(r"attention-\d+-\d+\.png", entry["file"]) for entry in shown)
     assert sorted(tmp_path.rglob("*")) == sorted([*before, *(folder / entry["file"] for entry in shown)])

@@ -1,4 +1,4 @@
-"""The profile for clusters names rules of the workflow, all of those that it has to name, and no others."""
+"""The profile for clusters names all rules of the workflow that it has to name, and no others."""
 
 import yaml
 from running import CORES, ROOT, rules
@@ -9,19 +9,19 @@ RULES = {rule.name: rule.resources for rule in rules()}
 
 
 def asking(resource: str) -> set[str]:
-    """Rules that ask for a resource."""
+    """Return the rules that request a resource."""
     return {name for name, resources in RULES.items() if resource in resources}
 
 
 def test_every_rule_that_takes_all_cpus_has_a_number_of_its_own():
-    """By default these take as many as the login node has."""
+    """By default, they take as many CPUs as the login node has."""
     wide = {name for name, resources in RULES.items() if resources["_cores"] == CORES}
     assert len(wide) > 8
     assert wide <= PROFILE["set-threads"].keys() <= RULES.keys()
 
 
 def test_rules_that_share_a_job_take_turns():
-    """Else a job of ten members asks for the sum of their memory where the login node has many cores."""
+    """Otherwise a job of ten members would request the sum of their memory if the login node has many cores."""
     assert PROFILE["groups"].keys() == asking("turn")
     assert PROFILE["group-components"].keys() <= set(PROFILE["groups"].values())
     assert PROFILE["resources"] == {"gpu": 1, "turn": 1}
@@ -40,7 +40,7 @@ def test_the_example_of_partitions_is_read_by_the_plugin(tmp_path):
 
     assert PROFILE["slurm-partition-config"] == "profiles/slurm/partitions.yaml"
     text = (ROOT / PROFILE["slurm-partition-config"]).read_text()
-    assert read_partition_file(ROOT / PROFILE["slurm-partition-config"]) == [], "by default the cluster's own"
+    assert read_partition_file(ROOT / PROFILE["slurm-partition-config"]) == [], "by default those of the cluster"
     (tmp_path / "mine.yaml").write_text(text.replace("partitions: {}", "partitions:").replace("\n#  ", "\n "))
     cpus, gpus = read_partition_file(tmp_path / "mine.yaml")
     assert (cpus.limits.max_gpu, gpus.limits.max_gpu, cpus.limits.max_runtime) == (0, 8, 24 * 60)

@@ -1,4 +1,4 @@
-"""What training of the embedded model must not lose: the numbers of its tokens, the function of its weights."""
+"""Training of the embedded model keeps the numbers of its tokens and the function of its weights."""
 
 import random
 
@@ -11,7 +11,7 @@ from world.generator import UNET, grown, training_scenes
 from world.scenes import COLORS, NAMES, PATTERNED, Scene, caption, render
 
 
-def test_a_resumed_training_finds_its_words_where_they_were(tmp_path):
+def test_a_resumed_training_keeps_the_numbers_of_its_tokens(tmp_path):
     """Ties make BPE training differ from run to run: the tokenizer is kept with the checkpoint."""
     first = tokenizer.load(tmp_path / "tokenizer").get_vocab()
     assert tokenizer.load(tmp_path / "tokenizer").get_vocab() == first
@@ -41,8 +41,8 @@ def test_a_generator_that_grows_attention_begins_as_the_same_function(tmp_path):
         grown(tmp_path)
 
 
-def test_what_is_patterned_or_named_is_always_called_so():
-    """What teaches the generator to draw patterns must not blur what "a star" means."""
+def test_captions_always_name_patterns_and_names():
+    """Patterned scenes must not blur the meaning of "a star"."""
     rng = random.Random(0)
     scenes = training_scenes(800)
     for kinds, share in (((PATTERNED,), 1 / 8), (NAMES, 1 / 4), (COLORS, 5 / 8)):

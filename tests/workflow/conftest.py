@@ -1,4 +1,4 @@
-"""Everything in this folder runs the workflow, and takes longer: it is marked slow."""
+"""Tests in this folder run the workflow and take longer: they are marked slow."""
 
 from pathlib import Path
 

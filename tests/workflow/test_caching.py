@@ -1,4 +1,4 @@
-"""Nothing is computed twice and nothing stale is used: what runs after which change, by real runs and by plans."""
+"""Nothing is computed twice and no stale result is used: jobs after each change, in real runs and in plans."""
 
 import os
 import re
@@ -21,7 +21,7 @@ LATER = {"tuned_images", "evaluate", "mechanism", *VIEWS}
 
 @pytest.fixture
 def run(finished) -> Iterator[Run]:
-    """The finished run itself, to change and to run for real; its pages and links come back afterwards."""
+    """The finished run itself, to change and run again; its pages and links are restored afterwards."""
     before = finished.prompts.read_text()
     yield finished
     finished.prompts.write_text(before)
@@ -29,7 +29,7 @@ def run(finished) -> Iterator[Run]:
 
 
 def covariances(run: Run) -> dict[str, Path]:
-    """By name, those of all kept ones that the run uses as it is now."""
+    """Return the kept covariances of the present settings, by name."""
     assert executed("covariances", *run.arguments()) == {}
     return {path.name: path.resolve() for path in run.folder.glob("results/covariances/[0-9]*.zarr")}
 
@@ -47,7 +47,7 @@ def target(run: Run, name: str) -> str:
 
 
 def test_nothing_runs_twice(finished):
-    """Also in another Python, where sets have another order: what a job is given must not depend on it."""
+    """Nor in another Python process, where sets have another order: params of jobs must not depend on it."""
     assert planned(*finished.arguments(), fresh=True) == {}
 
 
@@ -61,7 +61,7 @@ def test_touching_files_runs_nothing(finished):
 
 
 def test_the_same_content_in_new_files_runs_nothing(finished, tmp_path):
-    """As `git checkout` writes it, and wherever it lies."""
+    """With new times, as after `git checkout`, and in another folder."""
     subject, model = tmp_path / "photographs", tmp_path / "tinyworld"
     shutil.copytree(ROOT / "resources/subjects/starling/train", subject, copy_function=shutil.copy)
     shutil.copytree(ROOT / "resources/tinyworld", model, copy_function=shutil.copy)
@@ -81,7 +81,7 @@ def test_comments_blank_lines_and_order_of_prompts_run_nothing(finished):
 
 
 def test_edited_code_runs_nothing(tmp_path):
-    """In a copy of the project, so that code can be edited; Snakemake does notice the edit when asked to."""
+    """In a copy of the project, so that code can be edited; Snakemake notices the edit if asked to."""
     project = tmp_path / "project"
     for name in ("rules", "workflow", "nullbooth", "config", "profiles", "resources", "envs"):
         shutil.copytree(ROOT / name, project / name)
@@ -94,7 +94,7 @@ def test_edited_code_runs_nothing(tmp_path):
     assert "trajectory" in planned("--rerun-triggers", "code", *arguments, cwd=project)
 
 
-def test_what_saves_memory_alone_runs_nothing(finished):
+def test_settings_that_only_save_memory_run_nothing(finished):
     assert planned(*finished.arguments(offload=True)) == {}
 
 
@@ -102,7 +102,7 @@ def test_what_saves_memory_alone_runs_nothing(finished):
 
 
 def test_an_added_prompt_costs_only_itself(run):
-    """Moments of the prompts that were there stay; the sums are those of all; going back computes nothing."""
+    """Moments of earlier prompts stay, sums cover all prompts, and going back computes nothing."""
     before = run.prompts.read_text()
     old = {name: first_array(path) for name, path in covariances(run).items()}
     known = set(run.folder.glob("results/kept/shards/*"))
@@ -138,7 +138,7 @@ def test_an_added_prompt_costs_only_itself(run):
 
 
 def test_a_changed_weight_runs_everything_and_going_back_nothing(run, tmp_path):
-    """One bit, with size and modification time as they were: the change time tells."""
+    """Changes one bit, but not size and modification time: the change time reveals it."""
     model = tmp_path / "model"
     shutil.copytree(ROOT / "resources/tinyworld", model)
     arguments = run.arguments(model=str(model))
@@ -180,12 +180,12 @@ def test_a_changed_weight_runs_everything_and_going_back_nothing(run, tmp_path):
         ({"protect": {"sites": ["*.attn2.to_k", "*.attn2.to_v"]}}, STATISTICS | {"heldout_moments", "adapter"} | LATER),
     ],
 )
-def test_what_runs_again(finished, change, runs):
+def test_changes_run_the_jobs_that_depend_on_them(finished, change, runs):
     assert set(planned(*finished.arguments(**changed(finished, change)))) == runs
 
 
 def changed(run: Run, change: dict) -> dict:
-    """Settings of a run with those below a key beside its own."""
+    """Return the settings of a run, with changes merged below their keys."""
     return {k: {**run.settings.get(k, {}), **v} if isinstance(v, dict) else v for k, v in change.items()}
 
 
@@ -204,8 +204,8 @@ SUMMED = {
         ({"sampler": {"steps": 3, "guidance": 2.0}}, "projectors", SUMMED),
     ],
 )
-def test_what_is_planned_is_what_runs(run, change, target, jobs):
-    """And that nothing does, twice."""
+def test_runs_do_what_was_planned(run, change, target, jobs):
+    """A second run does nothing."""
     arguments = run.arguments(**changed(run, change))
     assert executed(target, *arguments) == jobs
     assert executed(target, *arguments) == {}
@@ -222,7 +222,7 @@ def test_another_subject_leaves_the_first_alone(finished):
 
 @pytest.mark.parametrize("name", ["00.png", "metadata.jsonl"])
 def test_another_photograph_or_caption_trains_again(finished, tmp_path, name):
-    """In a place where the same photographs have run nothing (above)."""
+    """In a copy of the photographs, which by itself runs nothing (see above)."""
     photographs = tmp_path / "photographs"
     shutil.copytree(ROOT / "resources/subjects/starling/train", photographs)
     starling = {"name": "starling", "images": str(photographs), "identifier": "vbk", "class": "star"}
@@ -244,7 +244,7 @@ def test_other_sampling_prompts_do_not_train(finished, tmp_path):
 
 
 def test_other_sampling_prompts_make_another_page_and_the_first_is_kept(finished, tmp_path):
-    """Also where nothing is known of how results were made: copied ones, or another clone."""
+    """Also without Snakemake's records of the results, as after copying them, or in another clone."""
     run = finished.copy(tmp_path / "run")
     samples = run.folder / "results/samples"
     (tmp_path / "subject.txt").write_text("a photo of a {subject} on a cyan background\n")
@@ -274,7 +274,7 @@ def test_other_sampling_prompts_make_another_page_and_the_first_is_kept(finished
 
 @pytest.fixture
 def without_a_covariance(run, tmp_path) -> Iterator[Run]:
-    """The run without the covariance of timestep 01, which comes back afterwards with its times."""
+    """The run without the covariance of timestep 01, which is restored afterwards with its times."""
     place = covariances(run)["01.zarr"]
     away = tmp_path / "01.zarr"
     shutil.move(place, away)
@@ -283,8 +283,8 @@ def without_a_covariance(run, tmp_path) -> Iterator[Run]:
     shutil.move(away, place)
 
 
-def test_a_deleted_covariance_comes_again_with_all_that_follows(without_a_covariance):
-    """Also when the run is stopped in between: what is older than its input is stale, whoever made it."""
+def test_a_deleted_covariance_is_made_again_with_its_dependents(without_a_covariance):
+    """Also if the run is stopped in between: results older than their input are stale."""
     run = without_a_covariance
     jobs = planned(*run.arguments())
     assert set(jobs) == SUMS | {"adapter"} | LATER
@@ -296,7 +296,7 @@ def test_a_deleted_covariance_comes_again_with_all_that_follows(without_a_covari
     assert jobs["projector"] == 2
 
 
-def test_trajectories_may_be_deleted_to_save_room(run, tmp_path):
+def test_trajectories_may_be_deleted_to_save_disk_space(run, tmp_path):
     places = list(run.folder.glob("results/kept/shards/*/trajectory.zarr"))
     for i, place in enumerate(places):
         shutil.move(place, tmp_path / f"{i}.zarr")
@@ -311,7 +311,7 @@ def test_trajectories_may_be_deleted_to_save_room(run, tmp_path):
 
 
 def test_files_of_file_managers_and_nfs_among_the_results_change_nothing(finished, tmp_path):
-    """In every folder: nothing runs again, and every stage that reads a folder still does when it is forced to."""
+    """With such files in every folder, nothing runs again, and stages that read folders still work if forced."""
     run = finished.copy(tmp_path / "visited")
     folders = [run.folder / "results", *(p for p in (run.folder / "results").rglob("*") if p.is_dir())]
     for folder in folders:
@@ -345,7 +345,7 @@ def test_files_of_file_managers_and_nfs_among_the_results_change_nothing(finishe
 
 
 def test_a_shared_cache_serves_other_results_folders(tmp_path):
-    """What a first run puts there, a second takes; each timestep its own; another sampler computes its own."""
+    """A second run reuses the first one's results, each timestep its own; another sampler computes new ones."""
     (tmp_path / "cache").mkdir()
     cached = ("--cache", "trajectory", "moments", "covariance", "pool", "projector")
     runs = []
@@ -366,7 +366,7 @@ def test_a_shared_cache_serves_other_results_folders(tmp_path):
 
 
 def keys_of(**settings) -> set[str]:
-    """Names under which adapters would be kept."""
+    """Return the names under which adapters would be kept."""
     given = [f"{key}={value}" for key, value in settings.items()]
     arguments = ["--configfile", "config/minimal.yaml", "--config", "results=none-such", *given]
     done = snakemake("--dry-run", *arguments, "--", "adapters")
@@ -375,7 +375,7 @@ def keys_of(**settings) -> set[str]:
 
 
 def test_pictures_that_a_method_learns_from_are_part_of_its_recipe():
-    """Else a training that was killed would go on from a checkpoint of others."""
+    """Otherwise a killed training would resume from a checkpoint made with other pictures."""
     prior, plain = "[{name: p, method: dreambooth-prior}]", "[{name: p, method: lora, rank: 4}]"
     few, guided = "{class_images: 3}", "{steps: 3, guidance: 5.0}"
     assert len(keys_of(methods=prior)) == 1

@@ -1,4 +1,4 @@
-"""Real runs: each family."""
+"""Real runs of the workflow with each family of models."""
 
 import families
 import pytest

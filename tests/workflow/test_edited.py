@@ -1,4 +1,4 @@
-"""Real runs of the workflow with edits, on the embedded model: what they make, what is shown, and what runs again."""
+"""Real runs of the workflow with edits of the embedded model: results, pages, and jobs after changes."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ MADE = {"edit", "unedited_images", "edited_images", "measure_edits"}
 
 @pytest.fixture(scope="module")
 def edited(finished, tmp_path_factory) -> Run:
-    """A copy of the finished run with edits, solved and measured, and the page with them."""
+    """A copy of the finished run with edits, their measurements, and a page that shows them."""
     run = finished.copy(tmp_path_factory.mktemp("edited") / "run")
     contexts = {"templates": "{concept}\na photo of {concept}\n{concept} on a red background\n"}
     contexts["paraphrases"] = "a photo of {concept} on a pink background\n{concept} at the bottom\n"
@@ -38,7 +38,7 @@ def edited(finished, tmp_path_factory) -> Run:
 
 @pytest.fixture
 def prompts(edited) -> Iterator[Path]:
-    """The protected prompts of the run, to change; they come back afterwards."""
+    """The file of protected prompts of the run, to change; it is restored afterwards."""
     before = edited.prompts.read_text()
     yield edited.prompts
     edited.prompts.write_text(before)
@@ -117,7 +117,7 @@ def test_exports_are_a_pipeline_and_lora_files(edited, root):
     assert jobs["export_edits"] == 1
     folder = results(edited) / "edits"
     for shared in ("lora", "pipeline"):
-        assert not list((folder / shared).rglob(".snakemake*")), "nothing of Snakemake in what people upload"
+        assert not list((folder / shared).rglob(".snakemake*")), "no files of Snakemake in folders that people upload"
     assert {path.name for path in (folder / "lora").glob("*.safetensors")} == {
         "diffusers.safetensors",
         "kohya.safetensors",
@@ -149,7 +149,7 @@ def test_nothing_runs_twice(edited):
     assert planned_edits(edited) == set()
 
 
-def test_without_edits_nothing_of_it_is_planned(edited):
+def test_without_edits_none_of_their_jobs_is_planned(edited):
     assert not MADE & set(planned(*edited.arguments(edits=[])))
     assert "export_edits" not in planned("exports", *edited.arguments(edits=[]))
 
@@ -165,7 +165,7 @@ def test_without_edits_nothing_of_it_is_planned(edited):
     ],
     ids=str,
 )
-def test_what_is_learned_is_nothing_to_edits(edited, changes):
+def test_edits_do_not_depend_on_training(edited, changes):
     assert planned_edits(edited, **changes) == set()
 
 
@@ -187,7 +187,7 @@ def test_another_protected_prompt_edits_again(edited, prompts):
     prompts.write_text(before + "a cyan heart\n")
     assert planned_edits(edited) >= MADE
     prompts.write_text(before + "a cyan moon\n")
-    assert "edit" not in planned_edits(edited), "it speaks of what is edited, and is not kept as it was"
+    assert "edit" not in planned_edits(edited), "it mentions an edited concept, and is not retained"
     prompts.write_text(before)
     assert planned_edits(edited) == set()
 

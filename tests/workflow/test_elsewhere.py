@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def test_the_same_run_as_a_module_and_by_the_paths_of_snakefile_and_folder(tmp_path):
-    """Relative paths of the user's settings belong to the user's folder; the other ones name shipped files."""
+    """Relative paths in the user's settings belong to the user's folder; those of defaults name shipped files."""
     shutil.copytree(ROOT / "resources/subjects/starling/train", tmp_path / "photographs")
     (tmp_path / "mine").mkdir()
     shutil.copy(ROOT / "config/prompts/minimal.txt", tmp_path / "mine/protected.txt")
@@ -37,7 +37,7 @@ def test_the_same_run_as_a_module_and_by_the_paths_of_snakefile_and_folder(tmp_p
     )
     made = executed("--", "samples", cwd=tmp_path)
     assert made["adapter"] == 1
-    assert (tmp_path / "out/samples/index.html").is_file(), "the link was made in the end"
+    assert (tmp_path / "out/samples/index.html").is_file(), "the link was made at the end"
     assert planned("--", "samples", cwd=tmp_path) == {}
     again = ["--configfile", str(tmp_path / "settings.yaml"), "--", "samples"]
     assert planned("-s", str(ROOT / "Snakefile"), *again, cwd=tmp_path) == {}

@@ -1,4 +1,4 @@
-"""The embedded model: what the model card says, checked again on a part."""
+"""The embedded model: the measurements of its model card, repeated on a part."""
 
 import json
 import random
@@ -58,8 +58,8 @@ def test_the_judge_refuses_wrong_pictures(judge):
     assert sum(hits["shape"]) / len(hits["shape"]) < 0.3
 
 
-def test_the_judge_knows_a_patterned_thing_again(judge):
-    """Among a hundred others, in another place and size. Otherwise every patterned star is the subject."""
+def test_the_judge_recognises_a_patterned_thing(judge):
+    """Among a hundred others, at another place and size. Otherwise every patterned star would count as the subject."""
     torch.manual_seed(0)
     features = embed_images(judge, same_things(100, random.Random(9)))
     one, two = features.chunk(2)

@@ -1,4 +1,4 @@
-"""Accidents in real runs: killed jobs and Snakemakes, full and read-only disks, damage; then the same command again."""
+"""Accidents in real runs, and the same command again: killed processes, full and read-only disks, damage."""
 
 import json
 import math
@@ -42,7 +42,7 @@ STAGES = {
 
 
 class Project:
-    """The project in a folder of its own, by links, so that its locks are its own; and a run of it."""
+    """A run of the project in a separate folder with links to its files, so that it has separate locks."""
 
     def __init__(self, folder: Path, run: Run):
         self.run, self.root, self.marks = run, folder / "project", folder / "marks"
@@ -57,21 +57,21 @@ class Project:
         return self.run.folder / "results"
 
     def start(self, *arguments: str, moments: list | None = None, changes: dict | None = None) -> warm.Fork:
-        """Snakemake at the head of a process group, its output in a file that no orphan keeps us from reading.
+        """Start Snakemake as the head of a process group, with its output in a file that orphans do not block.
 
-        `moments`: (event, pattern, what happens at each hit).
+        moments: (event, pattern, accidents at each hit).
         """
         faults = json.dumps({"marks": str(self.marks), "moments": moments or []})
         environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests/hooks'}:{self.root}", "FAULTS": faults}
         settings = self.run.arguments(**(changes or {}))
-        cores = [] if "--unlock" in arguments else ["--cores", "2"]  # as the README says it
+        cores = [] if "--unlock" in arguments else ["--cores", "2"]  # as in the README
         command = ["-m", "snakemake", *cores, *map(str, arguments), *settings]
         with open(self.output, "w") as output:
             self.started.append(warm.leader(python(), command, self.root, environment, output.fileno()))
         return self.started[-1]
 
     def snakemake(self, *arguments: str, **options) -> tuple[int, str]:
-        """Exit status and output of a run to its end, however it ends."""
+        """Run Snakemake to its end; return exit status and output."""
         status = self.start(*arguments, **options).wait(timeout=600)
         return status, self.output.read_text()
 
@@ -80,7 +80,7 @@ class Project:
         assert status == 0, output
 
     def wait_for_orphans(self) -> None:
-        """Until every job of every run has ended."""
+        """Wait until all jobs of all runs have ended."""
         for process in self.started:
             while alive(process.pid):
                 time.sleep(0.2)
@@ -93,7 +93,7 @@ class Project:
 
 
 def alive(group: int) -> bool:
-    """Whether a process group has processes."""
+    """Return True if a process group has processes."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -114,7 +114,7 @@ def opened(folder: Path, run: Run) -> Iterator[Project]:
 
 @pytest.fixture
 def project(tmp_path) -> Iterator[Project]:
-    """Nothing computed yet."""
+    """A project without results."""
     (tmp_path / "run").mkdir()
     with opened(tmp_path, Run(tmp_path / "run")) as project:
         yield project
@@ -128,7 +128,7 @@ def done(finished, tmp_path) -> Iterator[Project]:
 
 
 def content(path: Path) -> object:
-    """What a result says, without the times that it took."""
+    """Return the contents of a result, without its measured times."""
     if path.suffix == ".zarr":
         group = zarrstore.read(path)
         attributes = {k: v for k, v in group.attrs.items() if k not in ("spent", "seal", "checksums")}
@@ -142,7 +142,7 @@ def content(path: Path) -> object:
 
 
 def comparable(kept: Path) -> dict[str, Path]:
-    """Stores, adapters, metrics and folders of pictures by their place under `kept`."""
+    """Return stores, adapters, metrics and folders of pictures, by their path under `kept`."""
     found = [
         *kept.rglob("*.zarr"), *kept.rglob("adapter.safetensors"), *(kept / "runs").rglob("metrics/*.json"),
         *(path.parent for path in kept.rglob("images.json")),
@@ -151,7 +151,7 @@ def comparable(kept: Path) -> dict[str, Path]:
 
 
 def like(mine: object, theirs: object) -> bool:
-    """Equal, but for the last digits of numbers: NumPy's products may add up in another order."""
+    """Compare up to the last digits of numbers: NumPy's products may be summed in another order."""
     match mine, theirs:
         case dict(), dict():
             return mine.keys() == theirs.keys() and all(like(mine[key], theirs[key]) for key in mine)
@@ -163,7 +163,7 @@ def like(mine: object, theirs: object) -> bool:
 
 
 def assert_same(found: Path, expected: Path) -> None:
-    """Everything kept by one run is, bit by bit, what another kept; measurements but for rounding."""
+    """Check that two runs kept the same results, bit by bit; measurements up to rounding."""
     mine, theirs = comparable(found), comparable(expected)
     assert len(mine) > 15
     assert not set(mine) - set(theirs)
@@ -179,7 +179,7 @@ def assert_same(found: Path, expected: Path) -> None:
 
 
 def test_killed_in_every_stage_and_run_again(project, finished):
-    """In each stage the first attempt of a job is killed, as for its memory, and at the second the power goes."""
+    """In each stage, the first attempt of a job is killed, as for lack of memory; at the second, the power fails."""
     moments = [(*moment, ["job", "machine"]) for moment in STAGES.values()]
     attempts, log = [], ""
     for _ in range(len(STAGES) + 1):
@@ -206,7 +206,7 @@ def test_killed_in_every_stage_and_run_again(project, finished):
     assert "resumed at step 2 of 4" in learned.read_text()
 
 
-def test_a_job_that_died_of_its_memory_is_given_twice_as_much(project):
+def test_a_job_killed_for_memory_gets_twice_as_much(project):
     moments = [(*STAGES["trajectory"], ["job", "nothing"])]
     status, output = project.snakemake("--retries", "1", project.results / "trajectories/00.zarr", moments=moments)
     assert status == 0, output
@@ -215,11 +215,11 @@ def test_a_job_that_died_of_its_memory_is_given_twice_as_much(project):
 
 
 def test_a_job_outlives_its_snakemake_and_meets_the_next_run(project, finished):
-    """The folder stays locked; once it is unlocked, old job and new one may write the same store."""
+    """The folder stays locked. After unlocking, the old and a new job may write the same store."""
     target = project.results / "trajectories/00.zarr"
     status, output = project.snakemake(target, moments=[(*STAGES["trajectory"], ["snakemake"])])
     assert status == -signal.SIGKILL
-    assert alive(project.started[0].pid), "the job lives on, in the middle of its store"
+    assert alive(project.started[0].pid), "the job is still alive, while it writes its store"
     assert len(project.leftovers()) == 1
     status, output = project.snakemake(target)
     assert status != 0
@@ -241,7 +241,7 @@ def test_a_second_snakemake_is_refused_and_the_first_unharmed(project, finished)
     while not list(project.results.glob("logs/trajectories/*.log")):
         assert first.poll() is None
         time.sleep(0.1)
-    os.killpg(first.pid, signal.SIGSTOP)  # so that it is in the middle, however slow the second is
+    os.killpg(first.pid, signal.SIGSTOP)  # so that it is still at work, however slow the second is
     status, output = project.snakemake(target)
     os.killpg(first.pid, signal.SIGCONT)
     assert status != 0
@@ -253,7 +253,7 @@ def test_a_second_snakemake_is_refused_and_the_first_unharmed(project, finished)
 
 @pytest.mark.parametrize("how", ["ctrl-c", "interrupt"])
 def test_an_interrupted_run_leaves_nothing_half_written(project, finished, how):
-    """Ctrl-C reaches Snakemake and all its jobs; `kill -INT` and job managers reach Snakemake alone."""
+    """Ctrl-C reaches Snakemake and all its jobs; `kill -INT` and job managers reach only Snakemake."""
     target = project.results / "trajectories/00.zarr"
     status, output = project.snakemake(target, moments=[(*STAGES["trajectory"], [how])])
     project.wait_for_orphans()
@@ -261,7 +261,7 @@ def test_an_interrupted_run_leaves_nothing_half_written(project, finished, how):
     assert status not in (0, -signal.SIGKILL), output
     assert project.hits() == {f"0-0-{how}"}
     for path in comparable(project.results / "kept").values():
-        content(path)  # raises if it is not whole
+        content(path)  # raises if it is incomplete
     status, output = project.snakemake(target)
     assert status == 0, output
     kept = target.resolve().relative_to(project.results)
@@ -272,7 +272,7 @@ def test_an_interrupted_run_leaves_nothing_half_written(project, finished, how):
 # --- no room, no right to write -----------------------------------------------------------------------
 
 
-def test_a_disk_that_is_full_is_said_and_nothing_is_lost(done, tmp_path):
+def test_a_full_disk_is_reported_and_nothing_is_lost(done, tmp_path):
     page = (done.results / "samples").resolve().relative_to(done.results)
     size = 4 * sum(path.stat().st_size for path in done.results.rglob("*") if path.is_file())
     with damage.mounted(tmp_path / "disk", f"-osize={size}"):

@@ -1,4 +1,4 @@
-"""Real runs of the workflow with subjects one after another, on the embedded model."""
+"""Real runs of the workflow in which the embedded model learns subjects one after another."""
 
 import csv
 import json
@@ -61,7 +61,7 @@ def told(run: Run) -> dict:
 
 
 def run_of(run: Run, concept: str, method: str) -> Path:
-    """Of an adapter, its folder."""
+    """Return the folder of an adapter."""
     [adapter] = (results(run) / "kept/runs" / concept / method / "0").glob("*/adapter.safetensors")
     return adapter.parent
 
@@ -73,13 +73,13 @@ def test_each_stage_is_a_job_of_its_own(learned):
     assert {rule: learned.jobs[rule] for rule in OWN} == {
         "subject_moments": 2,  # of the first subject, under two protecting methods
         "joined_projector": 1 + 3,  # pooled, and each of three timesteps
-        "stage_images": 2 + 2,  # the first subject again; and both of the merged ones
+        "stage_images": 2 + 2,  # the first subject again, and both merged ones
         "stage_metrics": 2 + 2,
         "together": 3,
         "lifelong": 1,
     }
     assert learned.jobs["adapter"] == 6
-    assert not {"trajectory", "moments", "projector"} & set(learned.jobs), "the statistics are those of before"
+    assert not {"trajectory", "moments", "projector"} & set(learned.jobs), "statistics are reused"
 
 
 def test_a_recipe_names_the_subjects_that_it_is_learned_on_top_of(learned):
@@ -94,8 +94,8 @@ def test_a_recipe_names_the_subjects_that_it_is_learned_on_top_of(learned):
 
 
 def test_the_second_subject_is_learned_in_the_null_space_of_prompts_and_first_subject(learned):
-    """By eigenvectors of the stored moments, computed here."""
-    covariance = results(learned) / "covariances/pooled.zarr"  # its plain name: others of earlier tests lie beside it
+    """Compared with eigenvectors of the stored moments, computed here."""
+    covariance = results(learned) / "covariances/pooled.zarr"  # by its plain name, because earlier tests made others
     executed(covariance, *learned.arguments())
     pooled = zarrstore.read(covariance)
     subject = zarrstore.read(run_of(learned, "starling", "ours") / "moments.zarr")
@@ -118,11 +118,11 @@ def test_the_second_subject_is_learned_in_the_null_space_of_prompts_and_first_su
             assert leak < 1e-3, site
             taken.append(occupied["joined"].shape[1] - occupied["protected"].shape[1])
     assert len(taken) > 20
-    assert min(taken) >= 0, "no subject loosens what protects the prompts"
-    assert max(taken) > 0, "it takes directions that they leave"
+    assert min(taken) >= 0, "no subject weakens the protection of the prompts"
+    assert max(taken) > 0, "subjects use free directions"
 
 
-def test_everything_is_measured_when_it_is_learned_and_ever_after(learned):
+def test_every_subject_is_measured_when_learned_and_after_each_later_one(learned):
     with open(results(learned) / "lifelong/lifelong.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     fidelity = {
@@ -137,7 +137,7 @@ def test_everything_is_measured_when_it_is_learned_and_ever_after(learned):
     drifts = Counter(
         (row["method"], row["known"]) for row in rows if row["metric"] == "dino_drift" and row["group"] == "unrelated"
     )
-    assert drifts["ours", "1"] == drifts["ours", "2"] == 1, "what else is drawn, is drawn once with so many known"
+    assert drifts["ours", "1"] == drifts["ours", "2"] == 1, "other prompts are drawn once per number of subjects"
     methods = {row["method"]: row for row in told(learned)["methods"]}
     assert list(methods) == ["ours", "stepwise", "side"]
     for name, row in methods.items():
@@ -152,7 +152,7 @@ def test_everything_is_measured_when_it_is_learned_and_ever_after(learned):
 
 
 def test_pictures_of_later_stages_are_those_of_all_adapters_together(learned, root):
-    """The second of the merged adapters is at work in the first one's pictures; drawn here anew."""
+    """Pictures of the first subject, drawn again here, are made with both merged adapters."""
     [entry] = [e for e in told(learned)["shown"] if (e["method"], e["known"], e["concept"]) == ("side", 2, "starling")]
     listed = json.loads((Path(entry["images"]) / "images.json").read_text())["images"]
     shown = next(e for e in listed if e["group"] == "subject")
@@ -180,7 +180,7 @@ def test_two_subjects_stand_in_one_picture(learned):
         assert all((Path(entry["images"]) / e["file"]).is_file() for e in listed)
 
 
-def test_the_log_says_how_much_room_there_is(learned):
+def test_the_log_reports_free_directions(learned):
     [log] = (results(learned) / "logs/lifelong").glob("table.log")
     assert re.search(r"^ours: free directions, mean of all layers: \d+\.\d%, \d+\.\d%; ", log.read_text(), re.MULTILINE)
 
@@ -188,14 +188,14 @@ def test_the_log_says_how_much_room_there_is(learned):
 # --- the page ----------------------------------------------------------------------------------------------
 
 
-def test_the_page_shows_what_became_of_each(learned):
+def test_the_page_shows_the_retention_of_each_subject(learned):
     samples = results(learned) / "samples"
     section = (samples / "index.html").read_text().split('<section id="lifelong">')[1].split("</section>")[0]
     addresses = re.findall(r'(?:src|href)="([^"]+)"', section)
     assert [a for a in addresses if not (samples / a).is_file()] == []
     for name in ("retention.svg", "room.svg", "lifelong.csv"):
         assert f"lifelong/{name}" in addresses
-    for name, rows in (("lifelong", 1 + 3), ("together", 3)):  # a row per method, and one of photographs
+    for name, rows in (("lifelong", 1 + 3), ("together", 3)):  # a row per method, and one for photographs
         with Image.open(samples / f"{name}.png") as sheet:
             assert sheet.size == (104 + 3 * 134, 64 + rows * 134)
         assert f"{name}.png" in addresses
@@ -225,21 +225,21 @@ def test_nothing_runs_twice(learned):
     assert learned.again == {}
 
 
-def test_methods_without_it_are_planned_without_it(learned):
+def test_methods_without_lifelong_are_planned_without_its_jobs(learned):
     plain = [{k: v for k, v in method.items() if k != "lifelong"} for method in METHODS]
     assert not OWN & set(planned(*learned.arguments(methods=plain)))
     assert not OWN & set(planned(*learned.arguments(concepts=concepts("starling"))))
 
 
-def test_merged_adapters_are_those_of_before_and_in_turn_only_the_first_is(learned):
-    """What is learned first, is learned alone: the adapters of plain methods are found again."""
+def test_merged_adapters_are_reused_and_of_a_sequence_only_the_first(learned):
+    """The first subject is learned alone, so that the adapters of plain methods are reused."""
     plain = [{k: v for k, v in method.items() if k != "lifelong"} for method in METHODS]
     assert planned(*learned.arguments(methods=plain))["adapter"] == 2
 
 
-def test_another_order_learns_again_what_stands_on_others(learned):
+def test_another_order_learns_later_subjects_again(learned):
     found = planned_lifelong(learned, concepts=concepts(*ORDER[::-1]))
-    assert found["adapter"] == 4, "merged adapters know of no order"
+    assert found["adapter"] == 4, "merged adapters do not depend on the order"
     assert found["subject_moments"] == 2
 
 
@@ -266,7 +266,7 @@ def test_another_pair_draws_the_pair_alone(learned):
     assert set(planned_lifelong(learned, lifelong={"pair": pair})) == {"together", "lifelong"}
 
 
-def test_two_methods_of_the_same_settings_are_both_told(learned):
+def test_two_methods_with_the_same_settings_are_both_reported(learned):
     twice = [METHODS[0], {**METHODS[0], "name": "again"}]
     assert planned_lifelong(learned, methods=twice)["together"] == 1
 
@@ -283,9 +283,9 @@ def test_with_a_pack_merged_adapters_need_no_statistics(learned, tmp_path):
 # --- no room left ------------------------------------------------------------------------------------------
 
 
-def test_when_the_room_is_used_up_the_subjects_that_took_it_are_named(learned, tmp_path):
+def test_without_free_directions_the_earlier_subjects_are_named(learned, tmp_path):
     run = learned.copy(tmp_path / "full")
-    run.settings["lifelong"] = {"weight": 1e9}  # the first subject's features count for more than there is
+    run.settings["lifelong"] = {"weight": 1e9}  # the first subject outweighs everything else
     method = {**METHODS[0], "rule": {"absolute": 1e-3}}
     done = snakemake(results(run) / "lifelong", *run.arguments(methods=[method]))
     assert done.returncode

@@ -1,4 +1,4 @@
-"""Real runs: packs in use."""
+"""Real runs that train with packs."""
 
 import shutil
 from pathlib import Path
@@ -16,8 +16,8 @@ def with_pack(run: Run, pack: Path, **changes) -> list[str]:
 
 
 def test_adapters_of_a_pack_are_those_of_the_stores(finished, tmp_path):
-    """The pack in float32 to rounding; as it is written, to what float16 leaves. Its prompts and its rule are used,
-    so that other ones in the config run nothing; another pack trains again."""
+    """A float32 pack is equal up to rounding, the written pack up to float16. Its prompts and its rule are used,
+    so that others in the config run nothing; another pack trains again."""
     results = finished.folder / "results"
     executed("pack", *finished.arguments())
     made, exact = tmp_path / "half", tmp_path / "exact"
@@ -32,7 +32,7 @@ def test_adapters_of_a_pack_are_those_of_the_stores(finished, tmp_path):
         )
     expected = {m: read_adapter(results / f"runs/starling/{m}/0/adapter.safetensors") for m in ("pooled", "timestep")}
     run = finished.copy(tmp_path / "run")
-    shutil.rmtree(run.folder / "results/runs")  # nothing is known of how a copy was made
+    shutil.rmtree(run.folder / "results/runs")  # a copy has no records of how it was made
     for pack, tolerance in ((exact, 1e-3), (made, 0.1)):
         assert executed("adapters", *with_pack(run, pack)) == {"adapter": 2, "adapters": 1}
         for method, (tensors, info) in expected.items():
@@ -48,5 +48,5 @@ def test_adapters_of_a_pack_are_those_of_the_stores(finished, tmp_path):
     run.prompts.write_text(run.prompts.read_text() + "a cyan ring\n")
     assert planned("adapters", *with_pack(run, made)) == {}
     moved = shutil.copytree(made, tmp_path / "moved")
-    assert planned("adapters", *with_pack(run, moved)) == {}, "the same content in another place"
-    assert executed("adapters", *with_pack(run, exact)) == {}, "what was trained is kept"
+    assert planned("adapters", *with_pack(run, moved)) == {}, "the same content at another path"
+    assert executed("adapters", *with_pack(run, exact)) == {}, "the trained adapters are kept"

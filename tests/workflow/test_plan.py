@@ -1,4 +1,4 @@
-"""Real runs: plan."""
+"""The rule `plan`."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Real runs: single file run."""
+"""Real run of a single-file model."""
 
 import ldm
 import torch
@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_whole_workflow(tmp_path):
-    """With the embedded model: the pictures of the base model are those that its folder draws."""
+    """With the embedded model as one file: the base model draws the same pictures as from its folder."""
     folder = ROOT / "resources/tinyworld"
     one = ldm.save(load_pipeline(ModelSource(str(folder)), CPU), tmp_path / "one/tinyworld.safetensors")
     run, method = Run(tmp_path), {"name": "pooled", "rank": 2, "rule": {"fraction": 0.25}}

@@ -1,4 +1,4 @@
-"""Real runs through the shipped profile on a real SLURM of one node, with pretended GPUs (tests/support/slurm)."""
+"""Real runs with the shipped profile on a real SLURM with one node and fake GPUs (tests/support/slurm)."""
 
 import re
 import subprocess
@@ -12,8 +12,8 @@ import yaml
 from running import ROOT, planned, snakemake
 
 PROFILE = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
-CANNOT = 77  # what start.sh says where the packages cannot be installed
-# What a node without slurmdbd and without a network file system needs; running.py says --cores 2, as many as are real.
+CANNOT = 77  # exit status of start.sh if the packages cannot be installed
+# For a node without slurmdbd and network file system. running.py sets --cores 2, the real number.
 THROUGH_SLURM = (
     *("--profile", "profiles/slurm", "--slurm-status-command", "squeue"),
     *("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10"),
@@ -37,7 +37,7 @@ def cluster(tmp_path_factory):
 
 
 def submitted(output: str) -> list[dict[str, str]]:
-    """What SLURM itself says of all jobs of one Snakemake run, by the run's id, which is their name."""
+    """Return what SLURM reports about all jobs of one Snakemake run, whose id is the name of the jobs."""
     name = re.search(r"SLURM run ID: (\S+)", output)[1]
     said = subprocess.run(["scontrol", "-o", "show", "jobs"], capture_output=True, text=True, check=True).stdout
     jobs = [dict(re.findall(r"([\w/]+)=(\S*)", line)) for line in said.splitlines()]
@@ -45,18 +45,18 @@ def submitted(output: str) -> list[dict[str, str]]:
 
 
 def name_of(job: dict[str, str]) -> str:
-    """Its rule, or its group and the rules of that."""
+    """Return the rule of a job, or its group and the group's rules."""
     return job["Comment"].removeprefix("rule_").split("_wildcards_")[0]
 
 
 def listing(jobs: list[dict[str, str]]) -> str:
-    """A line for each: number, state, run time, GPU or none, rule or group."""
+    """Format a line per job: number, state, run time, GPU or none, rule or group."""
     rows = [(j["JobId"], j["JobState"], j["RunTime"], j.get("TresPerJob") or "no GPU", name_of(j)) for j in jobs]
     return "\n".join("{:>4}  {:9}  {}  {:11}  {}".format(*row) for row in rows)
 
 
 def expected_jobs(jobs: dict[str, int]) -> Counter:
-    """SLURM jobs by rule or group that the profile makes of jobs by rule."""
+    """Return the number of SLURM jobs by rule or group that the profile makes from jobs by rule."""
     groups, components = PROFILE["groups"], PROFILE["group-components"]
     expected = Counter({rule: count for rule, count in jobs.items() if rule not in groups})
     for group in set(groups.values()):
@@ -67,7 +67,7 @@ def expected_jobs(jobs: dict[str, int]) -> Counter:
 
 
 def test_the_profile_keeps_what_the_default_one_says():
-    """Snakemake reads profiles/default beside it, but not with --workflow-profile profiles/slurm."""
+    """Snakemake also reads profiles/default, but not with --workflow-profile profiles/slurm."""
     default = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())
     assert {key: PROFILE.get(key) for key in default} == default
 
@@ -117,17 +117,17 @@ def test_the_minimal_config_runs_through_slurm(cluster, tmp_path):
     for job in jobs:
         given = seen[job["JobId"]]
         assert given <= {"0", "1"} if job["JobId"] in on_gpu else given == {"none"}, job
-        assert len(given) == 1, "one GPU for each, members of a group too"
+        assert len(given) == 1, "one GPU per job, also for members of a group"
         assert job["Partition"] == ("gpus" if job["JobId"] in on_gpu else "cpus"), job
         members = name_of(job).split("_")[0] if name_of(job).split("_")[0] in PROFILE["group-components"] else None
-        assert not members or int(job["NumCPUs"]) <= 4, "members take turns, on the CPUs of one"
-    assert set().union(*(seen[number] for number in on_gpu)) == {"0", "1"}, "two at a time took different ones"
+        assert not members or int(job["NumCPUs"]) <= 4, "members take turns on the CPUs of one job"
+    assert set().union(*(seen[number] for number in on_gpu)) == {"0", "1"}, "two jobs at a time took different GPUs"
 
-    assert planned(*arguments) == {}, "and what a cluster made is good without it"
+    assert planned(*arguments) == {}, "results of a cluster are valid without it"
 
 
 def test_a_job_killed_for_memory_is_retried_with_twice_as_much(cluster, tmp_path):
-    """A greedy rule among the real ones: it asks as they do, by grown(), and takes what only the second attempt has."""
+    """Adds a rule that requests memory like the real ones, and uses as much as only the second attempt has."""
     for name in ("config", "nullbooth", "profiles", "resources", "rules", "workflow"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "take.py").write_text("import time\ntaken = bytearray(b'x') * 900_000_000\ntime.sleep(5)\n")
@@ -146,6 +146,6 @@ rule greedy:
     assert done.returncode == 0, done.stderr[-6000:]
     killed, retried = submitted(done.stderr)
     assert (killed["MinMemoryNode"], retried["MinMemoryNode"]) == ("700M", "1400M")
-    assert killed["JobState"] in ("OUT_OF_MEMORY", "FAILED"), "killed by looking, without cgroups, it only FAILED"
+    assert killed["JobState"] in ("OUT_OF_MEMORY", "FAILED"), "FAILED without cgroups, where SLURM polls memory"
     assert "exceeded memory limit" in Path(killed["StdOut"]).read_text().lower()
     assert retried["JobState"] == "COMPLETED"

@@ -1,4 +1,4 @@
-"""Real runs: strange inputs."""
+"""Real runs with strange inputs."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from running import ROOT, Run, snakemake
 
 @pytest.fixture(scope="module")
 def strange(tmp_path_factory):
-    """A run to the end with prompts, captions and a name that are markup, paths and quotes, and a token set."""
+    """A finished run with markup, paths and quotes in prompts, captions and a name, and with an access token set."""
     run = Run(tmp_path_factory.mktemp("strange"))
     run.prompts.write_text("\n".join(UNUSUAL))
     photos = shutil.copytree(ROOT / "resources/subjects/starling/train", run.folder / "photos")

@@ -1,4 +1,4 @@
-"""Real runs: training options run."""
+"""Real run with many training options."""
 
 from PIL import Image
 from running import ROOT, Run, executed
@@ -7,7 +7,7 @@ from nullbooth.adapters.file import read_adapter
 
 
 def test_every_option_goes_through_the_workflow(tmp_path):
-    """Two processes, two shapes of photographs, a word of its own, priors; to gallery and exports."""
+    """Two processes, two shapes of photographs, a learned word and priors, up to gallery and exports."""
     run, photographs = Run(tmp_path), tmp_path / "photographs"
     photographs.mkdir()
     for path in sorted((ROOT / "resources/subjects/starling/train").glob("*.png")):

@@ -1,4 +1,4 @@
-"""Real runs of the workflow on the embedded model: every stage, and the pages that come of it."""
+"""Real runs of the workflow with the embedded model: every stage, and its pages."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def test_dry_run(config, tmp_path):
 
 
 def test_the_example_of_edits(tmp_path):
-    """Beside the config of the project, as its first line says."""
+    """The example extends the project's config, as its first line says."""
     arguments = ("--configfile", "config/edits.yaml", "--config", f"results={tmp_path}")
     jobs = planned(*arguments, "--", "edits")
     made = ("edit", "unedited_images", "edited_images", "measure_edits", "base_images", "edits")
@@ -48,7 +48,7 @@ def test_stage_names_are_targets(target, tmp_path):
 
 @pytest.mark.parametrize("target", ["covariances/7.zarr", "projectors/50.zarr", "trajectories/000.zarr"])
 def test_a_result_has_one_name(target):
-    """A timestep that the sampler does not visit, or another spelling of one, is no target."""
+    """A timestep that the sampler does not visit, or another spelling of one, is not a target."""
     done = snakemake("--dry-run", f"results/{target}")
     assert done.returncode != 0
     assert f"No rule to produce results/{target}" in done.stdout + done.stderr
@@ -155,7 +155,7 @@ def test_free_directions_are_those_that_training_reports(finished):
     assert len(static) == 1
     share = int(static[0]["free"]) / int(static[0]["width"])
     adapter = finished.folder / "results/runs/starling/timestep/0/adapter.safetensors"
-    key = adapter.resolve().parent.name  # others were learned in this run too
+    key = adapter.resolve().parent.name  # other tests trained adapters in this run too
     log = finished.folder / f"results/logs/adapters/starling/timestep/0/{key}.log"
     assert f"free directions of to_k: {share:.0%}" in log.read_text()
 
@@ -169,15 +169,15 @@ def test_every_job_has_a_log_and_a_benchmark(finished):
     stored = {p for p in logs if p.parts[0] in ("trajectories", "moments", "covariances", "projectors")}
     assert benchmarks | stored == logs
     fresh = planned(*finished.arguments(results=str(finished.folder / "none")))
-    ran = sum(count for rule, count in fresh.items() if rule != "samples")  # which runs nothing
+    ran = sum(count for rule, count in fresh.items() if rule != "samples")  # it has no job of its own
     assert len(finished.logs) == ran
-    for path in results.glob("kept/*/*/**/*.zarr"):  # what can come from a shared cache says itself what it cost
+    for path in results.glob("kept/*/*/**/*.zarr"):  # results that may come from a shared cache record their costs
         assert zarrstore.read(path).attrs["spent"]["seconds"] > 0
     assert any("s left" in path.read_text() for path in (results / "logs/trajectories").iterdir())
 
 
-def test_no_more_prompts_are_collected_than_are_enough(tmp_path):
-    """Of five shards two: the second one cannot lower the leak by 99 %."""
+def test_prompts_are_added_only_while_they_lower_the_leak(tmp_path):
+    """Two of five shards are enough, because the second cannot lower the leak by 99 %."""
     run = Run(tmp_path)
     run.prompts.write_text("\n".join(SHARDED))
 
@@ -185,7 +185,7 @@ def test_no_more_prompts_are_collected_than_are_enough(tmp_path):
         protect = {"prompts": str(run.prompts), "shard_size": 2, "prompts_until": 0.99, **protect}
         return run.arguments(protect=protect, sampler={"steps": 2})
 
-    assert planned("covariances", *arguments())["trajectory"] == 2, "the first shard, and prompts held out"
+    assert planned("covariances", *arguments())["trajectory"] == 2, "the first shard, and held-out prompts"
     assert executed("covariances", *arguments()) == {
         "trajectory": 3, "moments": 4, "heldout_moments": 1, "shard_pool": 2, "leak": 2, "covariance": 2,
         "covariances": 1,
@@ -203,7 +203,7 @@ def test_no_more_prompts_are_collected_than_are_enough(tmp_path):
     assert planned("trajectories", *arguments()) == {}
     other = planned("covariances", *arguments(prompts_until=0.98))
     assert not {"trajectory", "moments", "heldout_moments", "shard_pool"} & set(other), "shards do not depend on it"
-    assert planned("covariances", *arguments(prompts_until=None))["trajectory"] == 3, "those that were left out"
+    assert planned("covariances", *arguments(prompts_until=None))["trajectory"] == 3, "the shards that were left out"
     jobs = planned(*arguments())
     assert not {"trajectory", "moments", "leak"} & set(jobs)
     assert {"spectra", "projector", "adapter", "gallery"} <= set(jobs)
@@ -214,7 +214,7 @@ def test_another_encoder_in_the_same_place_measures_again(finished):
     shutil.copytree(ROOT / "resources/evaluators", encoders, dirs_exist_ok=True)
     arguments = finished.arguments(evaluate={name: str(encoders / name) for name in ("clip", "dino")})
     try:
-        assert planned(*arguments) == {}, "the same content in another place"
+        assert planned(*arguments) == {}, "the same content at another path"
         weights = encoders / "dino/heads.safetensors"
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
@@ -229,7 +229,7 @@ def test_another_encoder_in_the_same_place_measures_again(finished):
 
 
 def test_stores_of_another_model_sampler_or_prompts_are_refused_by_jobs(finished, tmp_path):
-    """Whole ones, in the place of those that the jobs are to read."""
+    """Jobs find valid stores of another run in place of their own."""
     run = finished.copy(tmp_path / "run")
     sums = (run.folder / "results/covariances/00.zarr").resolve().parents[1]
     for step, key in enumerate(("model", "sampler", "prompts")):
@@ -244,7 +244,7 @@ def test_stores_of_another_model_sampler_or_prompts_are_refused_by_jobs(finished
     assert done.returncode != 0
     for step, key in enumerate(("model", "sampler", "prompts")):
         assert f"covariances/{step:02d}.zarr: made for {key} 'another', but this run has" in done.stderr
-    assert not any(Path(path).exists() for path in wanted), "nor is an older result left that looks as if it were new"
+    assert not any(Path(path).exists() for path in wanted), "no older result is left that could be taken for new"
 
 
 def test_statics_are_stored_once(finished):
@@ -267,7 +267,7 @@ COMPARISON = {"seeds": [0], "steps": 3, "scales": [0.5, 1.0], "reference": "prio
 
 @pytest.fixture(scope="module")
 def compared(finished) -> Run:
-    """The finished run with a comparison beside it."""
+    """The finished run, with a comparison."""
     arguments = finished.arguments(comparison=COMPARISON, sample={"class_images": 6})
     done = snakemake(str(finished.folder / "results/comparison"), *arguments)
     assert done.returncode == 0, done.stderr[-6000:]
@@ -312,7 +312,7 @@ def python_blocks(page: Path) -> str:
 
 
 def test_the_python_of_readme_and_docs_runs(finished, tmp_path, monkeypatch):
-    """In the order in which one reads it, beside the results of a run."""
+    """Code blocks run in their order, in a folder with the results of a run."""
     pooled, timestep = (
         finished.folder / f"results/runs/starling/{name}/0/adapter.safetensors" for name in ("pooled", "timestep")
     )

@@ -26,7 +26,7 @@ from nullbooth.storage.digests import digest
 from nullbooth.storage.tensorfile import save_tensors
 from nullbooth.workflow.preflight import check_inputs
 
-LONGEST = 2000  # characters of a message: a person reads it
+LONGEST = 2000  # most characters of a message, because people read it
 
 
 def run(function, *arguments):
@@ -200,7 +200,7 @@ PICTURES = [
     ("PPM", "RGB"),
     ("AVIF", "RGB"),
 ]
-ENDINGS = {"TIFF": "tif", "JPEG2000": "jp2", "TGA": "tga", "PPM": "ppm", "AVIF": "avif"}  # of others any will do
+ENDINGS = {"TIFF": "tif", "JPEG2000": "jp2", "TGA": "tga", "PPM": "ppm", "AVIF": "avif"}  # of others: any
 
 
 @pytest.fixture(scope="module")

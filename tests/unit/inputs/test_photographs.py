@@ -55,7 +55,7 @@ def test_wide_and_tall_pictures_are_cropped_at_the_centre(tmp_path):
         for size in (32, 64, 100):
             x = load_image(save(image, tmp_path / "a.png"), size)
             assert x.shape == (3, size, size)
-            inner = x[:, 6:-6, 6:-6]  # the filter that resizes looks a little over the edge
+            inner = x[:, 6:-6, 6:-6]  # the resizing filter reads beyond the edge
             torch.testing.assert_close(inner, in_unit(GREEN).view(3, 1, 1).expand_as(inner), atol=0.02, rtol=0)
 
 
@@ -163,7 +163,7 @@ def test_the_digest_of_a_folder_is_that_of_its_photographs_and_captions(tmp_path
     folder = with_photographs(tmp_path / "a")
     (folder / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a {subject} on grass"}\n')
     before = content_digest(folder)
-    assert before == digest({p.name: file_digest(p) for p in folder.iterdir()}), "as before there were others"
+    assert before == digest({p.name: file_digest(p) for p in folder.iterdir()}), "as in earlier versions"
     for name in (*LEFT_BEHIND, "notes.md", "clip.mov", "latents.npz"):
         (folder / name).write_text("x")
     for name in (*FOLDERS_LEFT_BEHIND, "more"):
@@ -455,7 +455,7 @@ def test_names_match_in_any_unicode_form(tmp_path, source, on_disk, in_text):
     assert captions(list_images(tmp_path), "default") == ["a dog"]
     assert list_unused(tmp_path) == []
     save(stripes(BLUE), tmp_path / f"{name}.png")
-    if len(list(tmp_path.glob("*.png"))) == 2:  # some file systems take both for one
+    if len(list(tmp_path.glob("*.png"))) == 2:  # some file systems treat both names as one
         with pytest.raises(InputError, match=r"its name looks like that of another file"):
             list_images(tmp_path)
     assert photograph.exists()

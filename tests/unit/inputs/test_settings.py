@@ -290,7 +290,7 @@ def at(config: dict, path: str) -> object:
 def test_the_config_file_is_valid_and_says_everything(config, schema):
     assert complete(config, schema) is not None
     for path in set(defaults(schema, schema)) - {"protect.rule"}:
-        at(config, path)  # KeyError: config.yaml leaves a key out
+        at(config, path)  # KeyError: config.yaml lacks a key
     assert set(config["concepts"][0]) == set(schema["$defs"]["concept"]["properties"])
     assert set(config["methods"][0]) == set(schema["$defs"]["method"]["properties"])
 
@@ -303,7 +303,7 @@ def test_the_config_file_states_the_defaults(config, schema):
     """Its first lines say so: "Every key may be left out: config/schema.yaml holds the same defaults"."""
     expected = defaults(schema, schema)
     assert expected.pop("protect.rule") == {"energy": 1e-3}  # a comment there, so that another file can replace it
-    assert expected.pop("comparison.methods") == []  # as concepts and methods, an example stands in the file
+    assert expected.pop("comparison.methods") == []  # the file has an example, as for concepts and methods
     assert expected.pop("comparison.reference") is None
     assert len(expected) > 25
     assert {path: at(config, path) for path in expected} == expected
@@ -316,7 +316,7 @@ def test_every_method_can_be_asked_for(schema):
 def test_the_config_file_states_the_defaults_of_a_concept_and_a_method(config, schema):
     for kind in ("concept", "method"):
         stated, properties = config[f"{kind}s"][0], schema["$defs"][kind]["properties"]
-        own = {"holdout", "identifier"}  # what the embedded subjects need instead of the defaults
+        own = {"holdout", "identifier"}  # settings that the embedded subjects need
         expected = {key: sub["default"] for key, sub in properties.items() if "default" in sub and key not in own}
         assert {key: stated[key] for key in expected} == expected
 

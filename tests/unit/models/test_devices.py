@@ -76,7 +76,7 @@ def job():
         ("GPU-", {}),  # begins both
         ("0,7,1", {GPUS[0]: "0"}),
         ("0,-1,1", {GPUS[0]: "0"}),
-        ("NoDevFiles", {}),  # SLURM's word for none
+        ("NoDevFiles", {}),  # as SLURM writes none
         ("", {}),
     ],
 )
@@ -121,7 +121,7 @@ def test_a_job_takes_several_gpus_or_none(pretend, job):
     os.kill(one.pid, signal.SIGKILL)
     single = job()
     said = single.stdout.readline()
-    while said.startswith("waiting"):  # for as long as the other one looks whether it can have two
+    while said.startswith("waiting"):  # while the other job tries to take two
         said = single.stdout.readline()
     assert said == f"GPU: {uuids[0]}\n"
     os.kill(first.pid, signal.SIGKILL)
@@ -251,7 +251,7 @@ def test_snakemake_gets_the_number_of_allowed_gpus(monkeypatch):
     there = []
     monkeypatch.setattr(Path, "glob", lambda *_: iter(there))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert devices.count() == 0, "SLURM's pretended GPUs are none"
+    assert devices.count() == 0, "fake GPUs of SLURM do not count"
     there = ["nvidia0", "nvidia1", "nvidia2"]
     assert devices.count() == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -66,7 +66,7 @@ class Collected:
         return self.outputs(found.latents, found.timesteps, found.conditions, found.constants)
 
 
-SAMPLERS = [  # of second order, with times of their own, or one that begins with a call more
+SAMPLERS = [  # of second order, with their own timesteps, or with an additional first call
     ("Stable Diffusion 1", "HeunDiscreteScheduler", {"use_karras_sigmas": True}),
     ("Stable Diffusion 1", "KDPM2DiscreteScheduler", {}),
     ("Stable Diffusion 1", "KDPM2AncestralDiscreteScheduler", {}),
@@ -136,7 +136,7 @@ def test_protected_prompts_stay_as_they_were(collected, tmp_path):
     adapter.save(tmp_path / "a.safetensors", AdapterInfo("timestep", 4, tuple(timesteps), "", "m", "p", "r"))
     before, others = collected.protected_outputs(), collected.other_outputs()
     loaded = load_adapter(collected.pipeline, tmp_path / "a.safetensors")
-    assert tiny.change(collected.protected_outputs(), before) < 1e-3  # the root of the energy left out is 3e-4
+    assert tiny.change(collected.protected_outputs(), before) < 1e-3  # the root of the leaked energy is 3e-4
     assert tiny.change(collected.other_outputs(), others) > 0.02
     loaded.unload()
     assert collected.protected_outputs().equal(before)

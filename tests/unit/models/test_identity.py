@@ -55,7 +55,7 @@ def flip_byte(path, place: int = 1000) -> None:
     content[place % len(content)] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of file systems has ticks
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # clocks of file systems are coarse
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
@@ -164,7 +164,7 @@ def test_files_behind_links_count(model, tmp_path, whole):
     seen = model_identity(str(model))
     (model / whole).unlink()
     (model / whole).symlink_to(other)
-    assert model_identity(str(model)) == seen, "by content, wherever it lies"
+    assert model_identity(str(model)) == seen, "by content, whatever the folder"
 
 
 def test_shards_count_and_strays_among_them_do_not(model):
@@ -178,7 +178,7 @@ def test_shards_count_and_strays_among_them_do_not(model):
     for name, counts in {
         shards[1]: True,
         "diffusion_pytorch_model-00003-of-00003.safetensors": False,
-        "diffusion_pytorch_model.safetensors": False,  # diffusers takes the shards
+        "diffusion_pytorch_model.safetensors": False,  # diffusers reads the shards
     }.items():
         flip_byte(folder / name)
         seen.append(model_identity(str(model)))
@@ -197,7 +197,7 @@ def test_a_variant_counts_in_place_of_the_plain_weights(model):
     flip_byte(other)
     assert model_identity(str(model), variant="fp16") != first
     other.unlink()
-    assert model_identity(str(model), variant="fp16") == model_identity(str(model)), "a part without one"
+    assert model_identity(str(model), variant="fp16") == model_identity(str(model)), "parts without the variant"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_hashes_are_remembered(model, own_memory):
     remembered = json.loads(own_memory.read_text())
     assert len(remembered) == 4
     assert model_identity(str(model)) == first
-    # Remembered indeed: another value in memory makes another identity.
+    # Hashes are cached: another cached value gives another identity.
     own_memory.write_text(json.dumps(dict.fromkeys(remembered, "0")))
     assert model_identity(str(model)) != first
     own_memory.unlink()

@@ -187,7 +187,7 @@ def test_a_vae_does_not_compute_in_float16(pipeline):
     with torch.no_grad():
         exact, coded = pipeline.vae.decode(latents).sample, pipeline.vae.encode(picture).latent_dist.mode()
         with autocast(CPU, "fp16"):
-            assert not torch.isfinite(pipeline.vae.decoder(latents)).all(), "else this shows nothing"
+            assert not torch.isfinite(pipeline.vae.decoder(latents)).all(), "the premise of this test"
             assert pipeline.vae.decode(latents).sample.equal(exact)
             assert pipeline.vae.encode(picture).latent_dist.mode().equal(coded)
         with autocast(CPU, "bf16"):

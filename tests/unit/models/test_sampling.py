@@ -62,7 +62,7 @@ def test_pictures_are_those_of_the_pipeline(pipeline):
 
 
 def test_precision(monkeypatch, pipeline):
-    monkeypatch.setattr("nullbooth.models.precision.half_is_fast", lambda device: True)  # whatever processor this is
+    monkeypatch.setattr("nullbooth.models.precision.half_is_fast", lambda device: True)  # on any processor
     full, half = draw(pipeline), draw(pipeline, precision="bf16")
     assert half.dtype == torch.float32
     assert 0 < tiny.change(half, full) < 0.2

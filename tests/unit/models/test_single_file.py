@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 MAKE = {
     "Stable Diffusion 1": lambda: families.stable_diffusion("epsilon"),
     "Stable Diffusion 2": lambda: families.stable_diffusion("v_prediction"),
-    "Stable Diffusion XL": lambda: families.stable_diffusion_xl(second=48),  # by widths, diffusers tells them apart
+    "Stable Diffusion XL": lambda: families.stable_diffusion_xl(second=48),  # diffusers tells models apart by widths
 }
 THREE = {"Stable Diffusion 3": False, "Stable Diffusion 3.5": True}
 
@@ -106,7 +106,7 @@ def test_a_file_draws_what_its_folder_draws(any_family):
         found, known = getattr(one, name).state_dict(), getattr(folder, name).state_dict()
         assert found.keys() == known.keys()
         assert all(found[key].equal(value) for key, value in known.items()), name
-    torch.testing.assert_close(draw(one), draw(folder), rtol=0, atol=1e-5)  # not all lie in memory as they did
+    torch.testing.assert_close(draw(one), draw(folder), rtol=0, atol=1e-5)  # memory layouts of tensors differ
 
 
 def test_the_vae_stays_in_full_precision(any_family):
@@ -284,7 +284,7 @@ FAULTS = {
 def test_weights_that_are_not_the_models_are_refused(single, part, fault):
     change, said = FAULTS[fault]
     single.edit(lambda weights: change(weights, PLACES[part]))
-    check_pipeline(single.configs, "model_config", file=single.file)  # the header does not tell
+    check_pipeline(single.configs, "model_config", file=single.file)  # not visible in the header
     with pytest.raises(InputError, match=rf"model: .*model\.safetensors: .*{said}"):
         single.load()
     if part == "unet":

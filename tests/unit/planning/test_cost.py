@@ -248,7 +248,7 @@ def test_parameters_of_public_architectures(name, parameters):
 def test_stored_shapes_are_those_of_the_configs():
     found = architectures.shapes("Stable Diffusion 1.5")
     assert json.loads(json.dumps(asdict(found))) == json.loads(json.dumps(asdict(FAMILIES["Stable Diffusion 1.5"])))
-    assert found.flops == pytest.approx(803e9, rel=0.01), "of 64x64 latents and 77 tokens, as others count them"
+    assert found.flops == pytest.approx(803e9, rel=0.01), "for 64x64 latents and 77 tokens, as published"
 
 
 def test_shapes_without_weights_are_those_of_the_model(pipeline_folder, pipeline):
@@ -303,7 +303,7 @@ def test_simulated_memory_of_half_precision_weights_is_that_of_real_tensors(site
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake.to_empty(device="cpu")
         simulated = peak_bytes(fake, inputs, 32, "bf16", sites)
-    assert simulated == pytest.approx(memory.peak, rel=0.02), "but for states of random numbers"
+    assert simulated == pytest.approx(memory.peak, rel=0.02), "except states of random generators"
     assert memory.peak > 50_000
 
 
@@ -326,7 +326,7 @@ def test_weights_and_what_autocast_keeps_of_them(pipeline_folder, weights):
     ):
         assert (model.weight_bytes, model.denoiser_bytes) == (held, own)
         assert model.largest_text == sum(p.numel() for p in pipeline.text_encoder.parameters())
-        assert copies == pytest.approx(model.copied * model.parameters, rel=0.02), "but for biases of norms"
+        assert copies == pytest.approx(model.copied * model.parameters, rel=0.02), "except biases of norms"
 
 
 def test_freed_memory_does_not_count():

@@ -16,7 +16,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "Makefile", "Snakefile", "bench/README.md", "bench/sweep.yaml")),
     *(path for pattern in ("docs/**/*.md", "config/*.*", "rules/*.smk", "profiles/*/*") for path in ROOT.glob(pattern)),
 ]
-HUB = {  # what stands for the models of the Hub that pages name
+HUB = {  # local replacements of the Hub models that pages name
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "resources/tinyworld",
     "openai/clip-vit-large-patch14": "resources/evaluators/clip",
     "facebook/dinov2-base": "resources/evaluators/dino",
@@ -86,7 +86,7 @@ def distinct() -> list:
     found = {}
     for page, given in commands():
         if len(given) == 1 and (name := given[0].removeprefix("results/")) in ("edits", "lifelong"):
-            # Said beside the setting, which is empty by default.
+            # The page mentions the setting, which is empty by default.
             page, given = f"docs/{name}.md", ["--configfile", "mine.yaml", "--", *given]
         configs = {name: text for name, text in settings_of(page).items() if name in given}
         found.setdefault((tuple(given), tuple(configs.items())), page)
@@ -105,7 +105,7 @@ def test_every_command_is_understood_with_the_config_of_its_page(given, configs,
         pytest.skip("needs results: tests/workflow/test_workflow.py")
     dry = [] if "--unlock" in given else ["--dry-run"]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_CACHE": str(checkout / "hub")}
-    # The place of the cache is read when Python starts.
+    # The folder of the cache is read when Python starts.
     program = sys.executable if any(name in " ".join([*given, *configs.values()]) for name in HUB) else python()
     done = subprocess.run(
         [program, "-m", "snakemake", *dry, *given],

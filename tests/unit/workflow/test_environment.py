@@ -13,7 +13,7 @@ from nullbooth.workflow.environment import prepare_environment, restart_needed
 def test_python_restarts_once_if_it_cannot_name_every_file():
     assert restart_needed({}, "utf-8") is None
     assert restart_needed({"A": "b", "PYTHONUTF8": "0"}, "ascii") == {"A": "b", "PYTHONUTF8": "1"}
-    assert restart_needed({"PYTHONUTF8": "1"}, "ascii") is None, "not for ever"
+    assert restart_needed({"PYTHONUTF8": "1"}, "ascii") is None, "no endless restarts"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from running import ROOT
 from nullbooth.models.loading import ModelSource
 from nullbooth.workflow import HOW
 
-PACKAGES = ("statistics", "adapters", "learning", "editing", "evaluation")  # that work on a config in a job
+PACKAGES = ("statistics", "adapters", "learning", "editing", "evaluation")  # whose functions get a config in jobs
 JOBS = [
     *(ROOT / "workflow/scripts").glob("*.py"),
     *(path for name in PACKAGES for path in (ROOT / "nullbooth" / name).glob("*.py")),
@@ -34,7 +34,7 @@ def read_keys(path: Path) -> set[str]:
 def test_jobs_read_from_the_config_only_how_a_result_is_made():
     read = {key: path.name for path in JOBS for key in read_keys(path)}
     assert {key: name for key, name in read.items() if key not in HOW} == {}
-    assert len(read) > 10, "they were found"
+    assert len(read) > 10, "keys were found"
 
 
 def test_what_a_model_is_loaded_with_is_how_it_computes():

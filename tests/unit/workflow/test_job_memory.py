@@ -4,7 +4,7 @@ import re
 
 from running import ROOT, snakemake
 
-# Rules that do what another does, with other prompts.
+# Rules that do the work of another rule with other prompts.
 LIKE = {
     "edit": "trajectory",
     "measure_edits": "evaluate",
