@@ -31,7 +31,7 @@ MOST_SAMPLES = {"cuda": 64, "cpu": 16}  # per pass: more are no faster, and a CP
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model is, and how it is loaded.
+    """Location of a model, and options of loading it.
 
     model: folder, Hub id or single file. revision: of a Hub model, or of `model_config`. variant: of the files, such as
     `fp16`. model_config: folder or Hub id with configs and tokenizers of a single-file model; None for those that

@@ -16,7 +16,7 @@ SHARED = "unrelated"  # the part of the base model's pictures that serves every 
 
 
 class Pictures:
-    """What is drawn, how, and where it lies.
+    """Prompts, settings and folders of all pictures.
 
     A part is what the base model draws at a time: the prompts of one concept, or those that serve all of them. The
     comparison draws with fewer steps; its parts end with the number of steps.

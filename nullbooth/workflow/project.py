@@ -21,7 +21,7 @@ SHORT = "@"  # marks names of pictures that are drawn with the comparison's fewe
 
 
 class Project:
-    """What a run of the workflow is about: model, prompts, concepts, methods, packs, edits and evaluators.
+    """All inputs of a workflow run: model, prompts, concepts, methods, packs, edits and evaluators.
 
     config: the settings with all defaults, and with what was looked up (commit of the model, digests of photographs).
     learned: methods by name, one for each point of a sweep; points: those of the comparison; methods: both.
@@ -152,7 +152,7 @@ class Project:
 
     @property
     def computed(self) -> Config:
-        """How the model computes. Defaults are left out, so that results from before these settings are found."""
+        """Settings of the model's computation. Defaults are left out, so that results from before them are found."""
         usual = {"weights": "fp32", "attention": None}
         return {key: self.config[key] for key, default in usual.items() if self.config[key] != default}
 
