@@ -10,7 +10,6 @@ CORES ?= all
 
 samples: $(VENV)/.ready
 	$(BIN)/snakemake --cores $(CORES) --configfile config/edits.yaml -- results/samples
-	@echo "Open results/samples/index.html in a browser."
 
 test: $(VENV)/.ready lint
 	$(BIN)/pytest

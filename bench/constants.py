@@ -88,7 +88,8 @@ def store_rows(repeats: int) -> list[dict]:
     return rows
 
 
-LOADED = "import torch; from nullbooth.models import loading; loading.load_{}('{}', torch.device('cpu'))"
+CPU = "import torch; from nullbooth.models import loading; cpu = torch.device('cpu')"
+LOADED = CPU + "; loading.load_{}(loading.ModelSource('{}'), cpu)"
 STARTS = {
     "NumPy and Zarr": "from nullbooth.statistics import projector; from nullbooth.storage import zarrstore",
     "torch": "import torch; from nullbooth.statistics import moments; from nullbooth.storage import zarrstore",

@@ -40,6 +40,8 @@ if workflow.is_main_process and not workflow.output_settings.dryrun:
 
 onsuccess:
     workspace.show()
+    if gallery := workspace.gallery():
+        print(f"Open {gallery} in a browser.", file=sys.stderr)
 
 
 onerror:  # results from before the error

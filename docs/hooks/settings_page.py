@@ -12,7 +12,7 @@ CONFIG = Path(__file__).parents[2] / "config"
 MARK = "<!-- settings -->"
 REPEATED = (".train", ".sweep", "rule", "comparison.methods")  # shown once, at their own key
 _PAGE = re.compile(r"docs/(\w+)\.md")
-_SPECIAL = re.compile(r"([*_{}\[\]<])")
+_SPECIAL = re.compile(r"([*_{}\[\]])")
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,10 @@ def _yaml(value: Any) -> str:
 
 
 def sentence(text: str) -> str:
-    """A comment as Markdown, with a capital unless it begins with a value, and a full stop."""
+    """A description as Markdown, with links to the pages that it names, and a full stop."""
     parts = text.split("`")
-    parts[::2] = [_SPECIAL.sub(r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [_SPECIAL.sub(r"\\\1", part.replace("<", "&lt;").replace(">", "&gt;")) for part in parts[::2]]
     text = _PAGE.sub(r"[\1](../\1.md)", "`".join(parts))
-    if text and not re.match(r"[\w.]+:|\w+\d", text):
-        text = text[0].upper() + text[1:]
     return text if not text or text.endswith((".", "?")) else f"{text}."
 
 

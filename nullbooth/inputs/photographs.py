@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps, UnidentifiedImageError, WebPImagePlugin  # noqa: F401 (Pillow knows WebP once this is imported)
 
@@ -19,9 +18,6 @@ from nullbooth.errors import InputError
 from nullbooth.inputs.colour import as_seen, colour_note, seen_anew
 from nullbooth.inputs.text import read_text, shown, strange_character
 from nullbooth.storage.digests import digest, file_digest
-
-if TYPE_CHECKING:  # late below: the workflow lists and checks photographs without torch
-    pass
 
 # Recognised by content, whatever the ending. Some other formats make Pillow run programs (EPS).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")

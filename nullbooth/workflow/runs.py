@@ -15,6 +15,9 @@ from nullbooth.workflow.shown import Names
 from nullbooth.workflow.statistics import Statistics
 
 Wildcards = Mapping[str, str]
+# Settings of `train` that are newer than results to be found: at these values they are left out of recipes. Add a new
+# setting of `train` here, with its default.
+LATER_TRAIN: dict[str, Any] = {}
 _FILES = ("adapter.safetensors", "loss.csv", "config.yaml", "tensorboard", "wandb")
 
 
@@ -87,6 +90,7 @@ class Runs:
         concept, method, seed = run.split("/")
         config, identity_of_sums, chosen = self.project.config, self.statistics.identity, self.project.methods[method]
         train = {**config["train"], **chosen["train"], "seed": int(seed), "precision": config["precision"]}
+        train = {key: value for key, value in train.items() if key not in LATER_TRAIN or value != LATER_TRAIN[key]}
         rule = (chosen["rule"] or config["protect"]["rule"]) if is_ours(chosen) else None
         own: Config = {key: identity_of_sums[key] for key in ("model", "sites", "weights") if key in identity_of_sums}
         # Most rivals read nothing of the protected prompts.

@@ -1,6 +1,7 @@
 """Everything that the rules know: built once from the settings, and of use without Snakemake."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from nullbooth.errors import SettingsError
@@ -93,6 +94,11 @@ class Workspace:
         if not writable(self.config["results"]):
             return
         show(self.config["results"], self.names.shown, self.names.folders)
+
+    def gallery(self) -> Path | None:
+        """Return the page of the gallery, or None if it does not exist yet."""
+        page = Path(self.config["results"], "samples", "index.html")
+        return page if Path(self.names.shown["samples"][0], "index.html").exists() else None
 
 
 def required(found: object, lacking: str) -> list[str]:

@@ -136,7 +136,7 @@ rule greedy:
     output:
         "<results>/greedy.txt",
     resources:
-        mem_mb=grown(700),
+        mem_mb=memory(700),
         runtime=5,
     shell:
         "{sys.executable} take.py && touch {{output}}"

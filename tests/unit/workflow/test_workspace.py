@@ -12,6 +12,7 @@ from running import ROOT, snakemake
 from snakemake.utils import update_config
 
 from nullbooth.errors import SettingsError
+from nullbooth.workflow import runs
 from nullbooth.workflow.workspace import Workspace, required
 
 MINIMAL = yaml.safe_load((ROOT / "config/config.yaml").read_text())
@@ -46,6 +47,15 @@ def test_a_key_depends_on_what_an_adapter_is_made_from_and_on_nothing_else(given
     ]
     assert {changed(given, **change).runs.keys["starling/pooled/0"] for change in same} == {key}
     assert len({key, *(changed(given, **change).runs.keys["starling/pooled/0"] for change in other)}) == 5
+
+
+def test_a_later_setting_of_training_leaves_the_keys_of_before_at_its_default(given, monkeypatch):
+    key = Workspace(given).runs.keys["starling/pooled/0"]
+    monkeypatch.setattr(runs, "LATER_TRAIN", {"flip": False})
+    later = Workspace(given).runs
+    assert "flip" not in later.recipes["starling/pooled/0"]["method"]["train"]
+    assert later.keys["starling/pooled/0"] != key, "here the setting was there before"
+    assert changed(given, train={"flip": True}).runs.recipes["starling/pooled/0"]["method"]["train"]["flip"]
 
 
 def test_statistics_do_not_depend_on_how_a_subject_is_learned(given):
