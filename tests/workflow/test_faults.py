@@ -301,6 +301,6 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(done, tmp_path):
         status, output = done.snakemake()
         print(output)
         assert status != 0
-        assert f"config: results: {done.results} cannot be written to: name another folder" in output
+        assert f"config: results: {done.results} cannot be written to; name another folder" in output
         assert "Traceback" not in output
         assert done.snakemake("--dry-run")[0] == 0

@@ -13,7 +13,7 @@ def test_a_job_without_free_directions_names_the_rule(finished, tmp_path):
     done = snakemake(str(run.folder / "results/runs/starling/tight/0"), *run.arguments(methods=methods))
     assert done.returncode != 0
     assert "no free direction under the rule absolute: 1e-200" in done.stderr
-    assert "Raise the value, protect fewer prompts" in done.stderr
+    assert "protect fewer prompts, or leave the site out" in done.stderr
 
 
 def test_a_job_that_is_given_an_adapter_of_another_model_says_so(finished, tmp_path):
