@@ -23,8 +23,9 @@ def warn(message):
 
 
 # For a module, its `config` replaces `configfile`; let it extend the defaults, as --configfile does.
-given = copy.deepcopy(config)
+given = config
 if workflow.modifier.skip_configfile:
+    given = copy.deepcopy(config)
     update_config(given, load_configfile(shipped("config/config.yaml")))
     update_config(given, config)
 

@@ -162,3 +162,12 @@ def test_the_package_has_few_modules_at_its_top():
         path.stem for path in (ROOT / "nullbooth").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
     ]
     assert len(set(top) - {"__init__"}) <= 12
+
+
+def test_the_gallery_is_named_once_it_exists(given):
+    workspace = Workspace(given)
+    assert workspace.gallery() is None
+    page = Path(workspace.names.shown["samples"][0])
+    page.mkdir(parents=True)
+    (page / "index.html").touch()
+    assert workspace.gallery() == Path(given["results"], "samples/index.html")
